@@ -1,0 +1,34 @@
+//! The middle of the picture, for evaluation.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CropStep, Interpolation};
+
+/// Cuts out the central square and resizes it to the view.
+///
+/// With `fraction = 0.875` this is the field's "resize the short side to 256, cut out the central 224".
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CenterCrop {
+    /// The square's side as a share of the picture's short side, in (0, 1].
+    pub fraction: f64,
+    /// How the crop is resized.
+    pub interpolation: Interpolation,
+}
+
+impl CenterCrop {
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
+        if self.fraction > 0.0 && self.fraction <= 1.0 {
+            return Ok(());
+        }
+        Err((format!("fraction {}", self.fraction), "above 0 and at most 1 is wanted".into()))
+    }
+
+    /// The square in a picture of `width` × `height` pixels.
+    pub(super) fn crop(&self, width: u32, height: u32) -> CropStep {
+        let short = width.min(height);
+        let side = ((f64::from(short) * self.fraction).round() as u32).clamp(1, short);
+        let (left, top) = ((width - side) / 2, (height - side) / 2);
+        CropStep { left, top, width: side, height: side, interpolation: self.interpolation }
+    }
+}

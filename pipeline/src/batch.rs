@@ -1,0 +1,216 @@
+//! Batches, the slabs of memory that hold their pixels, and the parts that workers fill side by side.
+//!
+//! The only `unsafe` code of this crate is here: several workers write to disjoint places of one slab.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::plan::Position;
+
+/// Memory that the caller brings for a batch's pixels: plain, or pinned for a GPU.
+pub trait Slab: Send + 'static {
+    /// The slab's bytes; always the same ones.
+    fn bytes(&self) -> &[u8];
+    /// The slab's bytes, to be written.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl Slab for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+/// The label of a sample that has none.
+pub const NO_LABEL: i64 = -1;
+
+/// A finished batch. Dropping it gives its slab back to the loader.
+pub struct Batch<S: Slab> {
+    /// Where in the stream it is.
+    pub position: Position,
+    /// Images in this batch, `N` (less than `B` only for the last batch of a sequential stream).
+    pub num_images: usize,
+    /// Class of each image, `[N]`; [`NO_LABEL`] without one.
+    pub labels: Vec<i64>,
+    /// Id of each image's sample, `[N]`: its place in the manifest.
+    pub sample_ids: Vec<u64>,
+    /// Places whose sample was damaged and is replaced by another.
+    pub replaced: Vec<usize>,
+    /// How the views lie in the slab.
+    pub layout: Layout,
+    slab: Option<S>,
+    home: async_channel::Sender<S>,
+}
+
+/// How the views of a batch lie in its slab: `[views, N, size, size, 3]` u8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Views per image.
+    pub views: usize,
+    /// Images, `N`.
+    pub images: usize,
+    /// Bytes per view.
+    pub view_bytes: usize,
+}
+
+impl Layout {
+    /// Bytes of all views.
+    pub fn bytes(&self) -> usize {
+        self.views * self.images * self.view_bytes
+    }
+
+    fn view(&self, image: usize, view: usize) -> Range<usize> {
+        assert!(image < self.images && view < self.views, "view {view} of image {image} in {self:?}");
+        let from = (view * self.images + image) * self.view_bytes;
+        from..from + self.view_bytes
+    }
+}
+
+impl<S: Slab> Batch<S> {
+    pub(crate) fn new(filled: Filled, slab: S, home: async_channel::Sender<S>) -> Self {
+        let Filled { position, layout, labels, sample_ids, replaced } = filled;
+        let num_images = layout.images;
+        Self { position, num_images, labels, sample_ids, replaced, layout, slab: Some(slab), home }
+    }
+
+    /// The slab; the first [`Layout::bytes`] of it are this batch's pixels.
+    pub fn slab(&self) -> &S {
+        self.slab.as_ref().expect("a batch has its slab until it is dropped")
+    }
+
+    /// All pixels: `[views, N, size, size, 3]` u8.
+    pub fn pixels(&self) -> &[u8] {
+        &self.slab().bytes()[..self.layout.bytes()]
+    }
+
+    /// The pixels of one view: `[size, size, 3]` u8.
+    pub fn view(&self, image: usize, view: usize) -> &[u8] {
+        &self.pixels()[self.layout.view(image, view)]
+    }
+
+    /// BLAKE3 of the batch: pixels, labels, sample ids.
+    pub fn digest(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.pixels());
+        for label in &self.labels {
+            hasher.update(&label.to_le_bytes());
+        }
+        for id in &self.sample_ids {
+            hasher.update(&id.to_le_bytes());
+        }
+        hasher.finalize()
+    }
+}
+
+impl<S: Slab> Drop for Batch<S> {
+    fn drop(&mut self) {
+        if let Some(slab) = self.slab.take() {
+            // The loader may be gone; its slabs then are too.
+            let _ = self.home.try_send(slab);
+        }
+    }
+}
+
+/// What is known of a batch beside its pixels.
+pub(crate) struct Filled {
+    pub position: Position,
+    pub layout: Layout,
+    pub labels: Vec<i64>,
+    pub sample_ids: Vec<u64>,
+    pub replaced: Vec<usize>,
+}
+
+/// A run of places of a slab that one worker fills.
+pub(crate) struct Part<S: Slab> {
+    shared: Arc<SharedSlab<S>>,
+    /// The images that this part fills.
+    pub images: Range<usize>,
+}
+
+struct SharedSlab<S: Slab> {
+    slab: UnsafeCell<S>,
+    base: UnsafeCell<*mut u8>,
+    layout: Layout,
+}
+
+// SAFETY: the slab is reached only through `Part`s, whose images are disjoint (`split`), and by value once the last
+// of them is gone (`Arc::into_inner`). `S` itself may be sent.
+unsafe impl<S: Slab> Sync for SharedSlab<S> {}
+// SAFETY: `base` points into the slab, which is sent along with it.
+unsafe impl<S: Slab> Send for SharedSlab<S> {}
+
+/// Splits a slab into parts of at most `part_images` images each.
+///
+/// # Panics
+/// If the slab is smaller than the layout.
+pub(crate) fn split<S: Slab>(slab: S, layout: Layout, part_images: usize) -> Vec<Part<S>> {
+    let shared =
+        Arc::new(SharedSlab { slab: UnsafeCell::new(slab), base: UnsafeCell::new(std::ptr::null_mut()), layout });
+    {
+        // SAFETY: nobody else has the Arc yet, so both cells are ours alone. The pointer is taken after the slab has
+        // reached its final address, and stays good since `Slab` promises always the same bytes.
+        let bytes = unsafe { &mut *shared.slab.get() }.bytes_mut();
+        assert!(bytes.len() >= layout.bytes(), "a slab of {} bytes for {layout:?}", bytes.len());
+        // SAFETY: as above.
+        unsafe { *shared.base.get() = bytes.as_mut_ptr() };
+    }
+    (0..layout.images)
+        .step_by(part_images.max(1))
+        .map(|from| Part { shared: shared.clone(), images: from..(from + part_images.max(1)).min(layout.images) })
+        .collect()
+}
+
+impl<S: Slab> Part<S> {
+    /// The place of one view of one of this part's images.
+    ///
+    /// # Panics
+    /// If the image is not one of this part's.
+    pub fn view_mut(&mut self, image: usize, view: usize) -> &mut [u8] {
+        assert!(self.images.contains(&image), "image {image} of the part {:?}", self.images);
+        let range = self.shared.layout.view(image, view);
+        // SAFETY: `range` lies within the layout (checked by `view`) and that within the slab (checked by `split`).
+        // Images of different parts do not overlap, this part's are reached through `&mut self` only, and `base` was
+        // written before any part existed.
+        unsafe { std::slice::from_raw_parts_mut((*self.shared.base.get()).add(range.start), range.len()) }
+    }
+
+    /// Gives the part back: the last of all parts to do so gets the slab.
+    pub fn finish(self) -> Option<S> {
+        Arc::into_inner(self.shared).map(|shared| shared.slab.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_fill_their_places_and_the_last_gets_the_slab() {
+        let layout = Layout { views: 2, images: 5, view_bytes: 3 };
+        let parts = split(vec![0u8; 40], layout, 2);
+        assert_eq!(parts.iter().map(|p| p.images.clone()).collect::<Vec<_>>(), [0..2, 2..4, 4..5]);
+        let slabs: Vec<Option<Vec<u8>>> = std::thread::scope(|scope| {
+            let fill = |mut part: Part<Vec<u8>>| {
+                for image in part.images.clone() {
+                    for view in 0..2 {
+                        part.view_mut(image, view).fill((10 * view + image) as u8);
+                    }
+                }
+                part.finish()
+            };
+            let threads: Vec<_> = parts.into_iter().map(|part| scope.spawn(move || fill(part))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let mut slabs = slabs.into_iter().flatten();
+        let slab = slabs.next().expect("one of them was the last");
+        assert!(slabs.next().is_none());
+        let wanted: Vec<u8> = (0..2).flat_map(|v| (0..5).flat_map(move |i| [10 * v + i; 3])).collect();
+        assert_eq!(slab[..30], wanted);
+    }
+}

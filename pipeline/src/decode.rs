@@ -1,0 +1,226 @@
+//! Decodes JPEG, PNG and WebP to RGB. The format is told from the content, never from the name.
+//!
+//! Anything that is not a whole, sound picture is [`Damage`] with a reason, never an empty or half picture. EXIF
+//! orientation is not applied, alpha is dropped, 16 bits are cut to 8, as the field's loaders do.
+
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use image::{DynamicImage, ImageDecoder, ImageError};
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+
+use crate::quarantine::{Damage, DamageReason};
+
+/// A decoded picture.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RgbImage {
+    /// Pixels in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// `height × width × 3` u8, row-major RGB.
+    pub pixels: Vec<u8>,
+}
+
+/// The formats that are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// JPEG, baseline or progressive.
+    Jpeg,
+    /// PNG.
+    Png,
+    /// WebP.
+    WebP,
+}
+
+/// The format of a picture, by its first bytes.
+///
+/// # Errors
+/// The damage that it is to be none of the formats; the detail names a known other format.
+pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
+    match bytes {
+        [] => Err(Damage::new(DamageReason::Empty, "no bytes at all")),
+        [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Ok(Format::Png),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Format::WebP),
+        _ => {
+            let name = match bytes {
+                [b'G', b'I', b'F', b'8', ..] => "a GIF",
+                [b'B', b'M', ..] => "a BMP",
+                [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "a TIFF",
+                [_, _, _, _, b'f', b't', b'y', b'p', ..] => "an AVIF or HEIF",
+                [0x1F, 0x8B, ..] => "gzip data",
+                [b'<', ..] => "markup text",
+                [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => "a Git LFS pointer",
+                [0xFF, 0xD8] => "the first marker of a JPEG and nothing else",
+                _ => "data of no known format",
+            };
+            let start: String = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            Err(Damage::new(
+                DamageReason::UnknownFormat,
+                format!("{name} (first bytes {start}); JPEG, PNG or WebP is wanted"),
+            ))
+        }
+    }
+}
+
+/// Decodes a picture of at most `max_pixels` pixels.
+///
+/// # Errors
+/// The damage: what kind, and what was found.
+pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
+    let format = sniff(bytes)?;
+    let decoded = catch_unwind(AssertUnwindSafe(|| match format {
+        Format::Jpeg => decode_jpeg(bytes, max_pixels),
+        Format::Png => decode_png(bytes, max_pixels),
+        Format::WebP => decode_webp(bytes, max_pixels),
+    }));
+    decoded.unwrap_or_else(|_| Err(Damage::new(DamageReason::Corrupt, "the decoder gave up on it")))
+}
+
+fn check_size(width: u64, height: u64, max_pixels: u64) -> Result<(), Damage> {
+    if width == 0 || height == 0 {
+        return Err(Damage::new(DamageReason::Dimensions, format!("{width}×{height} pixels")));
+    }
+    if width.saturating_mul(height) > max_pixels {
+        let detail = format!("{width}×{height} pixels, more than data.max_pixels = {max_pixels}");
+        return Err(Damage::new(DamageReason::Dimensions, detail));
+    }
+    Ok(())
+}
+
+fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
+    let options = DecoderOptions::default()
+        .jpeg_set_out_colorspace(ColorSpace::RGB)
+        .set_strict_mode(true)
+        .set_max_width(usize::from(u16::MAX))
+        .set_max_height(usize::from(u16::MAX));
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|error| jpeg_damage(&error))?;
+    let (width, height) = decoder.dimensions().expect("known once the headers are read");
+    check_size(width as u64, height as u64, max_pixels)?;
+    let pixels = decoder.decode().map_err(|error| jpeg_damage(&error))?;
+    rgb(width as u32, height as u32, pixels)
+}
+
+fn jpeg_damage(error: &DecodeErrors) -> Damage {
+    let detail = format!("JPEG: {error}");
+    let reason = match error {
+        DecodeErrors::ExhaustedData | DecodeErrors::IoErrors(_) => DamageReason::Truncated,
+        DecodeErrors::Unsupported(_) => DamageReason::Unsupported,
+        DecodeErrors::ZeroError | DecodeErrors::LargeDimensions(_) => DamageReason::Dimensions,
+        _ if detail.to_lowercase().contains("premature end") => DamageReason::Truncated,
+        _ => DamageReason::Corrupt,
+    };
+    Damage::new(reason, detail)
+}
+
+fn decode_png(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
+    let damage = |error: ImageError| image_damage("PNG", &error);
+    let mut decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes)).map_err(damage)?;
+    limit(&mut decoder, max_pixels)?;
+    to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
+}
+
+fn decode_webp(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
+    let damage = |error: ImageError| image_damage("WebP", &error);
+    let mut decoder = image::codecs::webp::WebPDecoder::new(Cursor::new(bytes)).map_err(damage)?;
+    limit(&mut decoder, max_pixels)?;
+    to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
+}
+
+fn limit(decoder: &mut impl ImageDecoder, max_pixels: u64) -> Result<(), Damage> {
+    let (width, height) = decoder.dimensions();
+    check_size(width.into(), height.into(), max_pixels)?;
+    let mut limits = image::Limits::default();
+    // Eight bytes a pixel (16 bits, four channels) and as much again for the decoder's own buffers.
+    limits.max_alloc = Some(max_pixels.saturating_mul(16).saturating_add(1 << 20));
+    let _ = decoder.set_limits(limits);
+    Ok(())
+}
+
+fn image_damage(format: &str, error: &ImageError) -> Damage {
+    let detail = format!("{format}: {error}");
+    let lower = detail.to_lowercase();
+    let reason = match error {
+        ImageError::Unsupported(_) => DamageReason::Unsupported,
+        ImageError::Limits(_) => DamageReason::Dimensions,
+        _ if lower.contains("unexpected end") || lower.contains("eof") || lower.contains("failed to fill") => {
+            DamageReason::Truncated
+        }
+        _ => DamageReason::Corrupt,
+    };
+    Damage::new(reason, detail)
+}
+
+/// Any pixel type to RGB u8: alpha dropped, grey repeated, 16 bits cut to their upper 8 as Pillow does.
+fn to_rgb(image: DynamicImage) -> Result<RgbImage, Damage> {
+    let (width, height) = (image.width(), image.height());
+    let high = |value: u16| (value >> 8) as u8;
+    let pixels = match image {
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
+        DynamicImage::ImageRgba8(image) => image.as_raw().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        DynamicImage::ImageLuma8(image) => image.as_raw().iter().flat_map(|&p| [p; 3]).collect(),
+        DynamicImage::ImageLumaA8(image) => image.as_raw().chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
+        DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(|&p| high(p)).collect(),
+        DynamicImage::ImageRgba16(image) => {
+            image.as_raw().chunks_exact(4).flat_map(|p| [high(p[0]), high(p[1]), high(p[2])]).collect()
+        }
+        DynamicImage::ImageLuma16(image) => image.as_raw().iter().flat_map(|&p| [high(p); 3]).collect(),
+        DynamicImage::ImageLumaA16(image) => image.as_raw().chunks_exact(2).flat_map(|p| [high(p[0]); 3]).collect(),
+        other => return Err(Damage::new(DamageReason::Unsupported, format!("pixels of type {:?}", other.color()))),
+    };
+    rgb(width, height, pixels)
+}
+
+fn rgb(width: u32, height: u32, pixels: Vec<u8>) -> Result<RgbImage, Damage> {
+    let wanted = width as usize * height as usize * 3;
+    if pixels.len() != wanted {
+        let detail = format!("{width}×{height} pixels decoded to {} bytes, {wanted} expected", pixels.len());
+        return Err(Damage::new(DamageReason::Corrupt, detail));
+    }
+    Ok(RgbImage { width, height, pixels })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drawn;
+
+    const MAX: u64 = 1 << 24;
+
+    #[test]
+    fn the_content_tells_the_format() {
+        let image = drawn::picture(1, 0, 0, 24);
+        let png = drawn::png(&image);
+        assert_eq!(decode(&png, MAX).unwrap(), image);
+        let check = |bytes: &[u8], reason: DamageReason, wanted: &str| {
+            let damage = decode(bytes, MAX).unwrap_err();
+            assert!(damage.reason == reason && damage.detail.contains(wanted), "{damage:?}");
+        };
+        check(b"", DamageReason::Empty, "no bytes");
+        check(b"GIF89a....", DamageReason::UnknownFormat, "a GIF");
+        check(b"<html>", DamageReason::UnknownFormat, "markup");
+        check(&png[..png.len() / 2], DamageReason::Truncated, "PNG");
+        assert_eq!(decode(&png, 24 * 24 - 1).unwrap_err().reason, DamageReason::Dimensions);
+    }
+
+    #[test]
+    fn no_prefix_and_no_flipped_byte_of_a_picture_panics() {
+        let png = drawn::png(&drawn::picture(1, 3, 0, 20));
+        // The last twelve bytes say only that the picture has ended.
+        for end in 0..png.len() {
+            let whole = decode(&png[..end], MAX).is_ok();
+            assert!(!whole || end + 12 >= png.len(), "the first {end} of {} bytes", png.len());
+        }
+        for at in 0..png.len() {
+            let mut bytes = png.clone();
+            bytes[at] ^= 0x55;
+            let _ = decode(&bytes, MAX);
+        }
+    }
+}

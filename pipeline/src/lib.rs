@@ -1,0 +1,30 @@
+//! The journey of a sample, from a shard on a disk to a place in a batch.
+//!
+//! 1. [`pack`] writes images into tar shards; [`manifest`] lists every sample in them and pins them by digest.
+//! 2. [`plan`] and [`order`] say which samples global batch `g` holds: arithmetic, no state.
+//! 3. [`store`] reads their bytes and holds them against the manifest ([`shard`] and [`sample`] know the layout).
+//! 4. [`decode`] makes pictures of them; what cannot be decoded goes to [`quarantine`] and is replaced by rule.
+//! 5. [`augment`] turns each picture into views, with parameters drawn by [`rng`] from (seed, epoch, sample, view).
+//! 6. The views are written straight into their places in a [`batch`], which [`loader`] delivers in order.
+//!
+//! Nothing here knows a tensor, a command line or a web page. [`metrics`] counts on the way; [`drawn`] makes
+//! pictures where there are none; [`files`] writes files whole.
+
+pub mod manifest;
+pub mod pack;
+pub mod plan;
+pub mod order;
+pub mod store;
+pub mod shard;
+pub mod sample;
+pub mod decode;
+pub mod quarantine;
+pub mod rng;
+pub mod augment;
+pub mod batch;
+pub mod loader;
+pub mod metrics;
+pub mod drawn;
+pub mod files;
+#[cfg(test)]
+mod test_pictures;

@@ -1,0 +1,351 @@
+//! Runs the journey: plan → store → workers → batches, in order, within a bound.
+//!
+//! One asynchronous feeder reads samples and hands them to worker threads in parts of a batch; the workers decode
+//! and augment straight into the batch's slab. The number of slabs is the bound on memory and the back-pressure:
+//! without a free slab nothing is read. Batches come out in the order of the plan, whoever finishes first.
+
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use async_channel::{Receiver, Sender, bounded};
+
+use crate::augment::Augmenter;
+use crate::batch::{Batch, Filled, Layout, NO_LABEL, Part, Slab, split};
+use crate::decode::{RgbImage, decode};
+use crate::metrics::{PipelineMetrics, Stage, Waiting};
+use crate::order::SampleRef;
+use crate::plan::{Plan, Traversal};
+use crate::quarantine::{BudgetSpent, Damage, Quarantine, QuarantineEntry};
+use crate::store::{Store, StoreError};
+
+/// Images that a worker takes at a time.
+const PART_IMAGES: usize = 16;
+
+/// How a loader runs; none of this changes what comes out.
+#[derive(Debug, Clone, Copy)]
+pub struct LoaderOptions {
+    /// Worker threads.
+    pub threads: usize,
+    /// The first global batch.
+    pub from_batch: u64,
+    /// The global batch to stop before; `None` goes on as long as it is asked (a sequential stream ends by itself).
+    pub to_batch: Option<u64>,
+}
+
+/// Why the stream stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Samples can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Too many samples are damaged.
+    #[error(transparent)]
+    Budget(#[from] BudgetSpent),
+    /// No sample of the data set can be decoded.
+    #[error("none of the {0} samples can be decoded")]
+    NothingSound(u64),
+    /// A worker thread died; its message is on stderr.
+    #[error("a worker thread died while it made batch {0}")]
+    Worker(u64),
+}
+
+/// What the loader reads and where it reports to; shared by its threads.
+pub struct Source {
+    /// Which batches.
+    pub plan: Plan,
+    /// Where the bytes come from.
+    pub store: Store,
+    /// Where damage is recorded.
+    pub quarantine: Quarantine,
+    /// What is counted.
+    pub metrics: PipelineMetrics,
+}
+
+/// A running stream of batches. Dropping it stops its threads.
+pub struct Loader<S: Slab> {
+    batches: Option<Receiver<Promise<S>>>,
+    slabs: Sender<S>,
+    workers: Vec<JoinHandle<()>>,
+    source: Arc<Source>,
+    started: Instant,
+    delivered: u64,
+}
+
+/// A batch that is being made: its number, and where it will come from.
+type Promise<S> = (u64, Receiver<Result<Batch<S>, LoadError>>);
+
+/// A part of a batch on its way to a worker.
+struct Work<S: Slab> {
+    part: Part<S>,
+    samples: Vec<SampleRef>,
+    bytes: Vec<Vec<u8>>,
+    batch: Arc<Making<S>>,
+}
+
+/// A batch that several workers are making.
+struct Making<S: Slab> {
+    epoch: u64,
+    filled: Mutex<Option<Filled>>,
+    done: Sender<Result<Batch<S>, LoadError>>,
+    home: Sender<S>,
+}
+
+impl<S: Slab> Loader<S> {
+    /// Starts the stream. `slabs` are the caller's, each of at least [`slab_bytes`] bytes.
+    ///
+    /// # Errors
+    /// If the zstd shards that are in use at a time do not fit into the store's memory.
+    ///
+    /// # Panics
+    /// Without a slab or a thread, or if a slab is too small.
+    pub fn start(
+        source: Arc<Source>,
+        slabs: Vec<S>,
+        options: LoaderOptions,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self, LoadError> {
+        assert!(!slabs.is_empty() && options.threads > 0, "{} slabs, {options:?}", slabs.len());
+        let open = match &source.plan.config.traversal {
+            Traversal::Shuffled(order) => (order.lanes * order.shuffle_block_shards) as usize + 1,
+            Traversal::Sequential => 1,
+        };
+        source.store.check_memory(open.min(source.plan.shard_sizes.len()))?;
+        let num_slabs = slabs.len();
+        let (slab_sender, slab_receiver) = bounded(num_slabs);
+        for slab in slabs {
+            slab_sender.try_send(slab).unwrap_or_else(|_| panic!("the channel holds {num_slabs} slabs"));
+        }
+        let (batch_sender, batches) = bounded(num_slabs);
+        let (work_sender, work) = bounded(2 * options.threads);
+        let workers = (0..options.threads)
+            .map(|i| {
+                let (source, work) = (source.clone(), work.clone());
+                let thread = std::thread::Builder::new().name(format!("worker-{i}"));
+                thread.spawn(move || run_worker(&source, &work)).expect("the system gives us a thread")
+            })
+            .collect();
+        let feeder = Feeder {
+            source: source.clone(),
+            options,
+            slabs: slab_receiver,
+            home: slab_sender.clone(),
+            batches: batch_sender,
+            work: work_sender,
+        };
+        runtime.spawn(feeder.run());
+        let (started, delivered) = (Instant::now(), 0);
+        Ok(Self { batches: Some(batches), slabs: slab_sender, workers, source, started, delivered })
+    }
+
+    /// The next batch, in order; `None` at the end of the stream. Blocks until it is there.
+    ///
+    /// # Errors
+    /// Whatever stopped the stream; after an error it is at its end.
+    pub fn next_batch(&mut self) -> Result<Option<Batch<S>>, LoadError> {
+        let Some(batches) = &self.batches else { return Ok(None) };
+        let began = Instant::now();
+        let Ok((number, batch)) = batches.recv_blocking() else { return Ok(None) };
+        let batch = batch.recv_blocking().unwrap_or(Err(LoadError::Worker(number)));
+        let metrics = &self.source.metrics;
+        metrics.add_wait(Waiting::ForBatch, began.elapsed());
+        match batch {
+            Ok(batch) => {
+                if self.delivered == 0 {
+                    metrics.time_to_first_batch.set(self.started.elapsed().as_secs_f64());
+                }
+                self.delivered += 1;
+                metrics.batches.increment(1);
+                Ok(Some(batch))
+            }
+            Err(error) => {
+                self.batches = None;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl<S: Slab> Drop for Loader<S> {
+    fn drop(&mut self) {
+        // Without slabs and without a receiver the feeder ends; without the feeder the workers do.
+        self.slabs.close();
+        self.batches = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Bytes that a slab needs for this plan: `views × B × size × size × 3`.
+pub fn slab_bytes(plan: &Plan) -> usize {
+    layout(plan, plan.config.batch.size as usize).bytes()
+}
+
+fn layout(plan: &Plan, images: usize) -> Layout {
+    let recipe = &plan.config.recipe;
+    Layout { views: recipe.views as usize, images, view_bytes: recipe.view_bytes() }
+}
+
+/// Reads what comes next and hands it to the workers.
+struct Feeder<S: Slab> {
+    source: Arc<Source>,
+    options: LoaderOptions,
+    slabs: Receiver<S>,
+    home: Sender<S>,
+    batches: Sender<Promise<S>>,
+    work: Sender<Work<S>>,
+}
+
+impl<S: Slab> Feeder<S> {
+    /// Ends when the stream does, when nobody listens any more, or on an error, which it hands on.
+    async fn run(self) {
+        let plan = &self.source.plan;
+        let end = match plan.config.traversal {
+            Traversal::Shuffled(_) => u64::MAX,
+            Traversal::Sequential => plan.batches_per_epoch(),
+        };
+        let mut batches = plan.batches();
+        for number in self.options.from_batch..self.options.to_batch.unwrap_or(end).min(end) {
+            let began = Instant::now();
+            let Ok(slab) = self.slabs.recv().await else { return };
+            self.source.metrics.add_wait(Waiting::ForSlab, began.elapsed());
+            let samples = batches.samples(number);
+            let (done, promise) = bounded(1);
+            if self.batches.send((number, promise)).await.is_err() {
+                return;
+            }
+            let layout = layout(plan, samples.len());
+            let position = plan.position(number);
+            let manifest = self.source.store.manifest();
+            let label =
+                |s: &SampleRef| manifest.shards[s.shard as usize].label(s.index as usize).map_or(NO_LABEL, i64::from);
+            let filled = Filled {
+                position,
+                layout,
+                labels: samples.iter().map(label).collect(),
+                sample_ids: samples.iter().map(|&sample| plan.sample_id(sample)).collect(),
+                replaced: Vec::new(),
+            };
+            let making = Arc::new(Making {
+                epoch: position.epoch,
+                filled: Mutex::new(Some(filled)),
+                done,
+                home: self.home.clone(),
+            });
+            for part in split(slab, layout, PART_IMAGES) {
+                let samples = samples[part.images.clone()].to_vec();
+                let bytes = match self.read(samples.clone()).await {
+                    Ok(bytes) => bytes,
+                    Err(error) => {
+                        let _ = making.done.try_send(Err(error));
+                        return;
+                    }
+                };
+                let began = Instant::now();
+                let work = Work { part, samples, bytes, batch: making.clone() };
+                if self.work.send(work).await.is_err() {
+                    return;
+                }
+                self.source.metrics.add_wait(Waiting::ForWorkers, began.elapsed());
+            }
+        }
+    }
+
+    async fn read(&self, samples: Vec<SampleRef>) -> Result<Vec<Vec<u8>>, LoadError> {
+        let source = self.source.clone();
+        let read = move || samples.iter().map(|&sample| source.store.read(sample)).collect::<Result<Vec<_>, _>>();
+        Ok(tokio::task::spawn_blocking(read).await.expect("reading does not panic")?)
+    }
+}
+
+fn run_worker<S: Slab>(source: &Source, work: &Receiver<Work<S>>) {
+    let mut augmenter = Augmenter::new(&source.plan.config.recipe);
+    loop {
+        let began = Instant::now();
+        let Ok(next) = work.recv_blocking() else { return };
+        source.metrics.add_wait(Waiting::ForWork, began.elapsed());
+        let batch = next.batch.clone();
+        match make_part(source, &mut augmenter, next) {
+            Ok(None) => {}
+            Ok(Some(slab)) => {
+                // This was the last part; nobody else holds what is known of the batch.
+                let filled = batch.filled.lock().expect("no panic while held").take().expect("taken once");
+                let _ = batch.done.try_send(Ok(Batch::new(filled, slab, batch.home.clone())));
+            }
+            Err(error) => {
+                let _ = batch.done.try_send(Err(error));
+            }
+        }
+    }
+}
+
+/// Fills the places of a part; the slab comes back with the last part of a batch.
+fn make_part<S: Slab>(source: &Source, augmenter: &mut Augmenter, work: Work<S>) -> Result<Option<S>, LoadError> {
+    let Work { mut part, samples, bytes, batch } = work;
+    let config = &source.plan.config;
+    let images = part.images.clone();
+    let num_images = images.len();
+    for ((image, wanted), bytes) in images.zip(samples).zip(bytes) {
+        let began = Instant::now();
+        let (picture, used) = decode_or_replace(source, wanted, bytes)?;
+        let decoded = Instant::now();
+        source.metrics.add_busy(Stage::Decode, decoded - began);
+        for view in 0..config.recipe.views {
+            // A replacement is augmented as the sample it stands for, so that it differs from itself in its own place.
+            let id = source.plan.sample_id(wanted);
+            let steps = config.recipe.draw(config.seed, batch.epoch, id, view, picture.width, picture.height);
+            augmenter.apply(&picture, &steps, part.view_mut(image, view as usize));
+        }
+        source.metrics.add_busy(Stage::Augment, decoded.elapsed());
+        if used != wanted {
+            let mut filled = batch.filled.lock().expect("no panic while held");
+            let filled = filled.as_mut().expect("not taken before the last part");
+            let label = source.store.manifest().shards[used.shard as usize].label(used.index as usize);
+            filled.labels[image] = label.map_or(NO_LABEL, i64::from);
+            filled.sample_ids[image] = source.plan.sample_id(used);
+            filled.replaced.push(image);
+            filled.replaced.sort_unstable();
+        }
+    }
+    source.metrics.add_samples(num_images as u64);
+    Ok(part.finish())
+}
+
+/// Decodes the sample, or if it is damaged the first sound one after it in the manifest.
+fn decode_or_replace(source: &Source, wanted: SampleRef, bytes: Vec<u8>) -> Result<(RgbImage, SampleRef), LoadError> {
+    let max_pixels = source.plan.config.data.max_pixels;
+    let (mut sample, mut bytes) = (wanted, Some(bytes));
+    loop {
+        if !source.quarantine.holds(source.plan.sample_id(sample)) {
+            let bytes = match bytes.take() {
+                Some(bytes) => bytes,
+                None => source.store.read(sample)?,
+            };
+            match decode(&bytes, max_pixels) {
+                Ok(picture) => return Ok((picture, sample)),
+                Err(damage) => source.quarantine.record(entry(source, sample, damage))?,
+            }
+        }
+        bytes = None;
+        sample = source.plan.next_in_manifest(sample);
+        if sample == wanted {
+            return Err(LoadError::NothingSound(source.plan.num_samples()));
+        }
+    }
+}
+
+fn entry(source: &Source, sample: SampleRef, damage: Damage) -> QuarantineEntry {
+    let shard = &source.store.manifest().shards[sample.shard as usize];
+    QuarantineEntry {
+        sample: source.plan.sample_id(sample),
+        shard: shard.location.clone(),
+        entry: shard.entries[sample.index as usize].clone(),
+        offset: shard.offsets[sample.index as usize],
+        reason: damage.reason.name().into(),
+        detail: damage.detail,
+    }
+}
+
+#[cfg(test)]
+mod tests;

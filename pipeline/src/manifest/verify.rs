@@ -1,0 +1,126 @@
+//! Holds a manifest against the shards it names, and lists every difference.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::build::scan_all;
+use super::{Manifest, ManifestError, Shard};
+use crate::sample::split_name;
+use crate::shard::ShardScan;
+
+/// One thing that is wrong: where, what was found, what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Problem {
+    /// The shard's location as the manifest has it.
+    pub shard: String,
+    /// The entry in the shard, where one can be named.
+    pub entry: Option<String>,
+    /// The byte offset in the tar stream.
+    pub offset: u64,
+    /// What was found and what would be right.
+    pub what: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.shard)?;
+        if let Some(entry) = &self.entry {
+            write!(f, ": {entry}")?;
+        }
+        write!(f, " (byte {}): {}", self.offset, self.what)
+    }
+}
+
+/// Re-reads every shard of `manifest`, `threads` at a time, and returns all differences (none for a sound set).
+///
+/// # Errors
+/// Only on a failure that keeps a shard from being read at all; a missing shard is a difference.
+pub fn verify(
+    manifest: &Manifest,
+    threads: usize,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<Problem>, ManifestError> {
+    let (present, missing): (Vec<usize>, Vec<usize>) =
+        (0..manifest.shards.len()).partition(|&i| manifest.shard_path(i).is_file());
+    let paths: Vec<PathBuf> = present.iter().map(|&i| manifest.shard_path(i)).collect();
+    let scans = scan_all(&paths, threads, progress)?;
+    let mut problems = Vec::new();
+    for &i in &missing {
+        let what = format!("no such file: {}", manifest.shard_path(i).display());
+        problems.push(Problem { shard: manifest.shards[i].location.clone(), entry: None, offset: 0, what });
+    }
+    for (&i, scan) in present.iter().zip(&scans) {
+        compare(&manifest.shards[i], scan, &mut problems);
+    }
+    Ok(problems)
+}
+
+fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
+    let before = problems.len();
+    let mut problem = |entry: Option<&str>, offset: u64, what: String| {
+        problems.push(Problem { shard: shard.location.clone(), entry: entry.map(str::to_owned), offset, what });
+    };
+    for found in &scan.problems {
+        problem(found.entry.as_deref(), found.offset, found.what.clone());
+    }
+    let found: BTreeMap<&str, usize> = scan.samples.iter().enumerate().map(|(i, s)| (s.entry.as_str(), i)).collect();
+    let broken_off = scan.problems.iter().any(|p| p.what.contains("breaks off") || p.what.contains("truncated"));
+    let mut lost = Vec::new();
+    for (i, entry) in shard.entries.iter().enumerate() {
+        let Some(&at) = found.get(entry.as_str()) else {
+            lost.push((entry, shard.offsets[i]));
+            continue;
+        };
+        let sample = &scan.samples[at];
+        if sample.size != shard.sizes[i] {
+            problem(Some(entry), sample.offset, format!("{} bytes, {} expected", sample.size, shard.sizes[i]));
+        } else if sample.check != shard.checks[i] {
+            let what = format!("its bytes changed: XXH3 {}, {} expected", sample.check, shard.checks[i]);
+            problem(Some(entry), sample.offset, what);
+        }
+        if sample.offset != shard.offsets[i] {
+            problem(
+                Some(entry),
+                sample.offset,
+                format!("begins at byte {}, {} expected", sample.offset, shard.offsets[i]),
+            );
+        }
+        match (sample.label, shard.label(i)) {
+            (found, expected) if found == expected => {}
+            (Some(found), Some(expected)) => {
+                problem(Some(entry), sample.offset, format!("class {found}, {expected} expected"))
+            }
+            // The scan has named it already if its neighbours have labels.
+            (None, Some(_)) if scan.problems.iter().any(|p| p.entry.as_ref() == Some(entry)) => {}
+            (None, Some(expected)) => {
+                let what = format!("its label {}.cls is missing, class {expected} expected", split_name(entry).0);
+                problem(Some(entry), sample.offset, what);
+            }
+            (Some(found), None) => problem(Some(entry), sample.offset, format!("class {found}, no label expected")),
+            (None, None) => unreachable!("equal labels were handled above"),
+        }
+    }
+    if let Some((entry, offset)) = lost.first() {
+        if broken_off && lost.len() > 1 {
+            let what = format!("lost with the {} samples after it, behind the break", lost.len() - 1);
+            problem(Some(entry), *offset, what);
+        } else {
+            for (entry, offset) in &lost {
+                problem(Some(entry), *offset, "is missing from the shard".into());
+            }
+        }
+    }
+    let expected: BTreeMap<&str, ()> = shard.entries.iter().map(|entry| (entry.as_str(), ())).collect();
+    for sample in scan.samples.iter().filter(|sample| !expected.contains_key(sample.entry.as_str())) {
+        problem(Some(&sample.entry), sample.offset, "is in the shard but not in the manifest".into());
+    }
+    if scan.bytes != shard.bytes {
+        problem(None, scan.bytes, format!("the file has {} bytes, {} expected", scan.bytes, shard.bytes));
+    } else if scan.blake3 != shard.blake3 {
+        problem(None, 0, format!("the file's BLAKE3 is {}, {} expected", scan.blake3, shard.blake3));
+    }
+    if problems.len() == before && scan.tar_blake3 != shard.tar_blake3 {
+        let what = format!("its tar stream's BLAKE3 is {}, {} expected", scan.tar_blake3, shard.tar_blake3);
+        problems.push(Problem { shard: shard.location.clone(), entry: None, offset: 0, what });
+    }
+}

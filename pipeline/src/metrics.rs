@@ -1,0 +1,180 @@
+//! The loader's metrics: one field each, with its unit and the decision it changes.
+//!
+//! Totals of seconds are gauges that only grow, since the metrics facade counts integers only; the exporter calls
+//! them counters by their `_total`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+
+use crate::quarantine::DamageReason;
+
+/// A stage of a sample's journey whose busy time is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Reading bytes from storage, decompression included.
+    Read,
+    /// Decoding pictures.
+    Decode,
+    /// Augmenting them into views.
+    Augment,
+}
+
+impl Stage {
+    /// Every stage, in the order of the journey.
+    pub const ALL: [Stage; 3] = [Stage::Read, Stage::Decode, Stage::Augment];
+
+    /// The stage's name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Read => "read",
+            Stage::Decode => "decode",
+            Stage::Augment => "augment",
+        }
+    }
+}
+
+/// The side of a channel that waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// The feeder waited for a free slab: the consumer is the slower side.
+    ForSlab,
+    /// The feeder waited for room in the workers' queue: decoding is the slower side.
+    ForWorkers,
+    /// Workers waited for work: reading is the slower side.
+    ForWork,
+    /// The consumer waited for a batch: the loader is the slower side.
+    ForBatch,
+}
+
+/// Handles of all metrics of this crate; cheap to clone. The totals can also be read back, for reports.
+#[derive(Clone)]
+pub struct PipelineMetrics {
+    /// Batches completed.
+    pub batches: Counter,
+    /// Seconds from the loader's start to its first batch.
+    pub time_to_first_batch: Gauge,
+    samples: Counter,
+    read_bytes: Counter,
+    stages: [Seconds; 3],
+    waits: [Seconds; 4],
+    quarantined: [Counter; DamageReason::ALL.len()],
+}
+
+impl PipelineMetrics {
+    /// Registers the metrics with the recorder installed in this process (without one they count for nobody).
+    pub fn register() -> Self {
+        describe_counter!(
+            "simclr_pipeline_samples_total",
+            Unit::Count,
+            "Samples decoded and augmented; its rate is the loader's speed."
+        );
+        describe_counter!("simclr_pipeline_batches_total", Unit::Count, "Batches completed.");
+        describe_counter!(
+            "simclr_pipeline_read_bytes_total",
+            Unit::Bytes,
+            "Bytes of samples read from storage, by scheme; its rate against the disk's speed tells whether storage limits."
+        );
+        describe_gauge!(
+            "simclr_pipeline_stage_seconds_total",
+            Unit::Seconds,
+            "Busy seconds of each stage over all threads; the largest is the one to make faster or give more threads."
+        );
+        describe_gauge!(
+            "simclr_pipeline_wait_seconds_total",
+            Unit::Seconds,
+            "Seconds waited at each side of each channel; the side that waits is the faster one."
+        );
+        describe_counter!(
+            "simclr_pipeline_quarantined_total",
+            Unit::Count,
+            "Damaged samples put into quarantine, by reason; look into quarantine.jsonl when it grows."
+        );
+        describe_gauge!(
+            "simclr_pipeline_time_to_first_batch_seconds",
+            Unit::Seconds,
+            "Seconds from the loader's start to its first batch."
+        );
+        let wait = |channel: &'static str, side: &'static str| {
+            Seconds::new(gauge!("simclr_pipeline_wait_seconds_total", "channel" => channel, "side" => side))
+        };
+        let stage = |stage: Stage| Seconds::new(gauge!("simclr_pipeline_stage_seconds_total", "stage" => stage.name()));
+        let reason = |reason: DamageReason| counter!("simclr_pipeline_quarantined_total", "reason" => reason.name());
+        Self {
+            batches: counter!("simclr_pipeline_batches_total"),
+            time_to_first_batch: gauge!("simclr_pipeline_time_to_first_batch_seconds"),
+            samples: counter!("simclr_pipeline_samples_total"),
+            read_bytes: counter!("simclr_pipeline_read_bytes_total", "scheme" => "file"),
+            stages: Stage::ALL.map(stage),
+            waits: [
+                wait("slabs", "feeder"),
+                wait("work", "feeder"),
+                wait("work", "worker"),
+                wait("batches", "consumer"),
+            ],
+            quarantined: DamageReason::ALL.map(reason),
+        }
+    }
+
+    /// Counts samples decoded and augmented.
+    pub fn add_samples(&self, samples: u64) {
+        self.samples.increment(samples);
+    }
+
+    /// Counts bytes read from storage.
+    pub fn add_read_bytes(&self, bytes: u64) {
+        self.read_bytes.increment(bytes);
+    }
+
+    /// Counts busy time of a stage.
+    pub fn add_busy(&self, stage: Stage, time: Duration) {
+        self.stages[stage as usize].add(time);
+    }
+
+    /// Counts time waited at a side of a channel.
+    pub fn add_wait(&self, waiting: Waiting, time: Duration) {
+        self.waits[waiting as usize].add(time);
+    }
+
+    /// Busy seconds of a stage so far, over all threads.
+    pub fn busy_seconds(&self, stage: Stage) -> f64 {
+        self.stages[stage as usize].total()
+    }
+
+    /// Seconds waited so far at a side of a channel.
+    pub fn wait_seconds(&self, waiting: Waiting) -> f64 {
+        self.waits[waiting as usize].total()
+    }
+
+    pub(crate) fn add_quarantined(&self, reason: &str) {
+        if let Some(i) = DamageReason::ALL.iter().position(|known| known.name() == reason) {
+            self.quarantined[i].increment(1);
+        }
+    }
+}
+
+/// A total of seconds: exported, and readable in this process.
+#[derive(Clone)]
+struct Seconds {
+    exported: Gauge,
+    nanoseconds: Arc<AtomicU64>,
+}
+
+impl Seconds {
+    fn new(exported: Gauge) -> Self {
+        // Shows the series from the start, at zero.
+        exported.increment(0.0);
+        Self { exported, nanoseconds: Arc::default() }
+    }
+
+    fn add(&self, time: Duration) {
+        self.exported.increment(time.as_secs_f64());
+        self.nanoseconds.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn total(&self) -> f64 {
+        self.nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9
+    }
+}
