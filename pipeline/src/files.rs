@@ -29,3 +29,8 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 fn readable_by_all() -> std::fs::Permissions {
     std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
+
+/// BLAKE3 of `bytes`, in hex.
+pub fn digest(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}

@@ -1,1 +1,24 @@
+//! The step: a batch of views `x` → representation `h` → projection `z` → loss → new weights.
+//!
+//! 1. [`device`] finds the device, lends the loader its (pinned) slabs and lifts u8 pixels to floats there.
+//! 2. [`resnet`] encodes views into representations `h`; [`projection_head`] projects them to `z`; together they are
+//!    a [`simclr`] model, whose weights and names are [`parameters`].
+//! 3. [`loss`] holds the two views of each image against all others; [`optimizer`] and [`schedule`] move the weights.
+//! 4. [`train`] goes from batch to batch, and writes a [`checkpoint`] that a killed run goes on from exactly.
+//! 5. [`eval`] says what the representation is worth.
+//!
+//! Nothing here knows a tar, a JPEG, tokio or a command line.
 
+pub mod device;
+pub mod parameters;
+pub mod resnet;
+pub mod projection_head;
+pub mod simclr;
+pub mod loss;
+pub mod optimizer;
+pub mod schedule;
+pub mod train;
+pub mod checkpoint;
+pub mod eval;
+pub mod metrics;
+pub mod error;

@@ -1,0 +1,188 @@
+//! Checkpoints: everything that a killed run needs to go on as if it had not been killed.
+//!
+//! `checkpoints/step-NNNNNNNN/{model,optimizer}.safetensors` and `state.json`, written aside, synced and renamed, so
+//! that a folder of that name is whole. `state.json` holds the digests of the two files beside it.
+
+use std::path::{Path, PathBuf};
+
+use pipeline::files::{sync_folder, write_whole};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::error::TrainError;
+use crate::optimizer::Optimizer;
+use crate::parameters::Parameters;
+
+/// The version of the checkpoint format that this build reads and writes.
+const VERSION: u32 = 1;
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// What a checkpoint says beside its tensors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Always 1 in this build.
+    pub version: u32,
+    /// Steps taken.
+    pub step: u64,
+    /// The global batch that comes next.
+    pub next_batch: u64,
+    /// The digest of the plan that the batches came from.
+    pub plan_digest: String,
+    /// The digest of the manifest that they came from.
+    pub manifest_digest: String,
+    /// BLAKE3 of each file of tensors, in hex.
+    pub files: std::collections::BTreeMap<String, String>,
+}
+
+/// A run's checkpoints, in one folder.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    /// The checkpoints in `folder`, which need not exist yet.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// All checkpoints by name, the oldest first. Whether they are whole is not looked at.
+    pub fn list(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_checkpoint = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("step-"));
+            name.is_some_and(|step| !step.is_empty() && step.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let mut paths: Vec<PathBuf> = entries.filter(is_checkpoint).collect();
+        paths.sort();
+        paths
+    }
+
+    /// Writes a checkpoint, then removes all but the newest `keep`.
+    ///
+    /// # Errors
+    /// If the disk is full or fails; the checkpoints that were there stay.
+    pub fn save(
+        &self,
+        state: &State,
+        parameters: &Parameters,
+        optimizer: &Optimizer,
+        keep: usize,
+    ) -> Result<PathBuf, TrainError> {
+        let name = format!("step-{:08}", state.step);
+        let target = self.folder.join(&name);
+        let error = |what: String| TrainError::Checkpoint { path: target.clone(), what };
+        let io = |error: std::io::Error| TrainError::Checkpoint {
+            path: target.clone(),
+            what: format!("cannot be written: {error}"),
+        };
+        std::fs::create_dir_all(&self.folder).map_err(io)?;
+        let aside = self.folder.join(format!(".writing-{name}"));
+        let _ = std::fs::remove_dir_all(&aside);
+        std::fs::create_dir(&aside).map_err(io)?;
+        let model: Vec<(&str, Tensor)> =
+            parameters.entries().iter().map(|p| (p.name.as_str(), plain(&p.tensor))).collect();
+        let momenta: Vec<(&str, Tensor)> =
+            optimizer.slots().iter().map(|s| (s.name.as_str(), plain(&s.momentum))).collect();
+        let mut state = state.clone();
+        for (file, tensors) in [(MODEL, model), (OPTIMIZER, momenta)] {
+            let path = aside.join(file);
+            Tensor::write_safetensors(&tensors, &path).map_err(|e| error(format!("cannot be written: {e}")))?;
+            let bytes = std::fs::read(&path).map_err(io)?;
+            std::fs::File::open(&path).and_then(|file| file.sync_all()).map_err(io)?;
+            state.files.insert(file.into(), digest(&bytes));
+        }
+        let text = serde_json::to_vec_pretty(&state).expect("a state is plain data");
+        write_whole(&aside.join("state.json"), &text).map_err(io)?;
+        let _ = std::fs::remove_dir_all(&target);
+        std::fs::rename(&aside, &target).map_err(io)?;
+        sync_folder(&self.folder).map_err(io)?;
+        let all = self.list();
+        for old in &all[..all.len().saturating_sub(keep.max(1))] {
+            let _ = std::fs::remove_dir_all(old);
+        }
+        Ok(target)
+    }
+
+    /// The newest checkpoint that is whole, with what is wrong with newer ones; `None` if there is none.
+    pub fn newest(&self) -> (Option<(PathBuf, State)>, Vec<TrainError>) {
+        let mut broken = Vec::new();
+        for path in self.list().into_iter().rev() {
+            match read_state(&path) {
+                Ok(state) => return (Some((path, state)), broken),
+                Err(error) => broken.push(error),
+            }
+        }
+        (None, broken)
+    }
+}
+
+/// Reads `state.json` of the checkpoint at `path` and checks its files against it.
+///
+/// # Errors
+/// If a file is missing or is not the one that was written.
+pub fn read_state(path: &Path) -> Result<State, TrainError> {
+    let error = |what: String| TrainError::Checkpoint { path: path.to_owned(), what };
+    let text = std::fs::read(path.join("state.json")).map_err(|e| error(format!("state.json cannot be read: {e}")))?;
+    let state: State = serde_json::from_slice(&text).map_err(|e| error(format!("state.json is none: {e}")))?;
+    if state.version != VERSION {
+        return Err(error(format!("its version is {}, this build reads version {VERSION}", state.version)));
+    }
+    for file in [MODEL, OPTIMIZER] {
+        let bytes = std::fs::read(path.join(file)).map_err(|e| error(format!("{file} cannot be read: {e}")))?;
+        let (found, expected) = (digest(&bytes), state.files.get(file));
+        if Some(&found) != expected {
+            let expected = expected.map_or("none", String::as_str);
+            return Err(error(format!("{file} has BLAKE3 {found}, {expected} expected")));
+        }
+    }
+    Ok(state)
+}
+
+/// The state of a checkpoint about to be written.
+pub fn state(step: u64, next_batch: u64, plan: &pipeline::plan::Plan) -> State {
+    let (plan_digest, manifest_digest) = (plan.digest.clone(), plan.manifest_digest.clone());
+    State { version: VERSION, step, next_batch, plan_digest, manifest_digest, files: Default::default() }
+}
+
+/// Copies a checkpoint's weights, and if `optimizer` is given its momenta, into a model of the same shape.
+///
+/// # Errors
+/// If the checkpoint is of another model: the message names the tensor.
+pub fn load(path: &Path, parameters: &Parameters, optimizer: Option<&Optimizer>) -> Result<(), TrainError> {
+    let model: Vec<(&str, &Tensor)> = parameters.entries().iter().map(|p| (p.name.as_str(), &p.tensor)).collect();
+    copy(&path.join(MODEL), &model)?;
+    if let Some(optimizer) = optimizer {
+        let momenta: Vec<(&str, &Tensor)> = optimizer.slots().iter().map(|s| (s.name.as_str(), &s.momentum)).collect();
+        copy(&path.join(OPTIMIZER), &momenta)?;
+    }
+    Ok(())
+}
+
+fn copy(path: &Path, targets: &[(&str, &Tensor)]) -> Result<(), TrainError> {
+    let error = |what: String| TrainError::Checkpoint { path: path.to_owned(), what };
+    let read = Tensor::read_safetensors(path).map_err(|e| error(format!("cannot be read: {e}")))?;
+    let found: std::collections::BTreeMap<String, Tensor> = read.into_iter().collect();
+    if let Some(name) = found.keys().find(|name| !targets.iter().any(|(target, _)| target == name)) {
+        return Err(error(format!("it has a tensor {name}, which this model has not")));
+    }
+    for (name, target) in targets {
+        let source = found.get(*name).ok_or_else(|| error(format!("it has no tensor {name}, which this model has")))?;
+        if source.size() != target.size() {
+            return Err(error(format!("{name} has shape {:?}, {:?} expected", source.size(), target.size())));
+        }
+        tch::no_grad(|| (*target).shallow_clone().copy_(source));
+    }
+    Ok(())
+}
+
+/// The tensor as it is written: on the CPU, without gradient, in the usual order.
+fn plain(tensor: &Tensor) -> Tensor {
+    tensor.detach().to_device(tch::Device::Cpu).contiguous()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    pipeline::files::digest(bytes)
+}

@@ -1,0 +1,140 @@
+//! The device: finding it, the memory that batches arrive in, and the way onto it.
+//!
+//! The binary links libtorch's CPU library only. CUDA's is loaded at run time when it is asked for, so that one
+//! binary serves machines with and without a GPU. The only `unsafe` code of this crate is here.
+#![allow(unsafe_code)]
+
+use pipeline::batch::{Batch, Slab};
+use serde::{Deserialize, Serialize};
+use tch::{Cuda, Device, Kind, Tensor};
+
+use crate::error::TrainError;
+
+/// The precision of convolutions and matrix products; everything else is f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    Fp32,
+    /// bfloat16: twice as fast and more where the processor has instructions for it; weights stay f32.
+    Bf16,
+}
+
+/// The device that `name` asks for: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA if it is there.
+///
+/// # Errors
+/// If CUDA is asked for and something is missing; the message says what.
+pub fn open(name: &str) -> Result<Device, TrainError> {
+    let missing = |why: String| TrainError::Device { asked: name.to_owned(), why };
+    let index = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "auto" => return Ok(load_cuda().map_or(Device::Cpu, |()| Device::Cuda(0))),
+        "cuda" => 0,
+        _ => {
+            let number = name.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok());
+            number.ok_or_else(|| missing("cpu, cuda, cuda:N or auto is wanted".into()))?
+        }
+    };
+    load_cuda().map_err(missing)?;
+    let count = Cuda::device_count();
+    if index as i64 >= count {
+        return Err(missing(format!("the driver offers {count} GPUs, numbered from 0")));
+    }
+    Ok(Device::Cuda(index))
+}
+
+/// Loads libtorch's CUDA library; the error says what is missing.
+fn load_cuda() -> Result<(), String> {
+    static LOADED: std::sync::OnceLock<Result<(), String>> = std::sync::OnceLock::new();
+    let load = || {
+        use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+        // SAFETY: libtorch_cuda registers its kernels when it is loaded, as libtorch means it to; it is of the same
+        // build as the CPU library beside it and is never unloaded.
+        let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+        let library = library.map_err(|error| {
+            format!(
+                "libtorch's CUDA library cannot be loaded ({error}); set LD_LIBRARY_PATH to the `lib` folder of a \
+                 PyTorch 2.11.0 with CUDA and to the `nvidia/*/lib` folders beside it"
+            )
+        })?;
+        std::mem::forget(library);
+        if Cuda::is_available() {
+            return Ok(());
+        }
+        Err("libtorch's CUDA library is there, but it finds no usable GPU; `nvidia-smi` tells whether the driver does"
+            .into())
+    };
+    LOADED.get_or_init(load).clone()
+}
+
+/// Limits the threads that libtorch computes with on the CPU.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(threads as i32);
+}
+
+/// Memory for a batch's pixels that the device can read: pinned for a GPU.
+pub struct DeviceSlab {
+    tensor: Tensor,
+    bytes: usize,
+}
+
+impl DeviceSlab {
+    /// Slabs of `bytes` bytes, for batches bound for `device`.
+    ///
+    /// # Errors
+    /// If the memory can't be had.
+    pub fn allocate(count: usize, bytes: usize, device: Device) -> Result<Vec<Self>, TrainError> {
+        let slab = || {
+            let tensor = Tensor::f_zeros([bytes as i64], (Kind::Uint8, Device::Cpu))?;
+            let tensor = if device.is_cuda() { tensor.f_pin_memory(device)? } else { tensor };
+            Ok(Self { tensor, bytes })
+        };
+        (0..count).map(|_| slab()).collect()
+    }
+}
+
+impl Slab for DeviceSlab {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the tensor is a contiguous u8 vector of this many bytes in host memory, owned by this slab alone;
+        // it is written only through `bytes_mut`, which borrows the slab exclusively.
+        unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast::<u8>(), self.bytes) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` makes this the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.tensor.data_ptr().cast::<u8>(), self.bytes) }
+    }
+}
+
+/// The batch's views on `device`: `[views × N, 3, size, size]` f32 in [0, 1], channels last in memory. The first
+/// views of all images come first, then the second ones. No mean is taken off, as in the official code.
+///
+/// # Errors
+/// If the device's memory is full.
+pub fn upload(batch: &Batch<DeviceSlab>, device: Device) -> Result<Tensor, TrainError> {
+    let layout = batch.layout;
+    let side = ((layout.view_bytes / 3) as f64).sqrt() as i64;
+    let images = (layout.views * layout.images) as i64;
+    let pixels = batch.slab().tensor.f_narrow(0, 0, layout.bytes() as i64)?.f_view([images, side, side, 3])?;
+    let pixels = pixels.f_to_device(device)?.f_permute([0, 3, 1, 2])?;
+    Ok(pixels.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_that_says_what_is_missing() {
+        assert_eq!(open("cpu").unwrap(), Device::Cpu);
+        let message = open("gpu").unwrap_err().to_string();
+        assert!(message.contains("cpu, cuda, cuda:N or auto"), "{message}");
+        match open("cuda:99") {
+            Err(error) => {
+                let message = error.to_string();
+                assert!(message.contains("LD_LIBRARY_PATH") || message.contains("GPU"), "{message}");
+            }
+            Ok(device) => panic!("a hundredth GPU: {device:?}"),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What a representation is worth: features of a labelled set, and the evaluations on them.
+
+mod knn;
+mod linear;
+
+use pipeline::loader::Loader;
+use tch::{Device, Tensor};
+
+pub use knn::{KnnConfig, KnnResult, knn};
+pub use linear::{LinearConfig, LinearResult, linear};
+
+use crate::device::{self, DeviceSlab};
+use crate::error::TrainError;
+use crate::simclr::SimClr;
+
+/// Representations of a labelled set.
+pub struct Features {
+    /// `[N, dim]` f32 on the CPU.
+    pub values: Tensor,
+    /// `[N]` i64, on the CPU.
+    pub labels: Tensor,
+    /// Damaged samples that were left out.
+    pub left_out: u64,
+}
+
+/// Encodes every image of a sequential stream of one view.
+///
+/// # Errors
+/// If the stream stops, or the set has no labels or nothing that can be decoded.
+pub fn features(
+    model: &SimClr,
+    loader: &mut Loader<DeviceSlab>,
+    device: Device,
+    on_batch: &mut dyn FnMut(usize),
+) -> Result<Features, TrainError> {
+    let (mut values, mut labels, mut left_out) = (Vec::new(), Vec::new(), 0);
+    while let Some(batch) = loader.next_batch()? {
+        let h = model.represent(&device::upload(&batch, device)?).to_device(Device::Cpu);
+        // A place whose sample is damaged holds its neighbour, which has a place of its own.
+        let sound: Vec<i64> = (0..batch.num_images).filter(|i| !batch.replaced.contains(i)).map(|i| i as i64).collect();
+        left_out += batch.replaced.len() as u64;
+        labels.extend(sound.iter().map(|&i| batch.labels[i as usize]));
+        values.push(h.index_select(0, &Tensor::from_slice(&sound)));
+        on_batch(batch.num_images);
+    }
+    if labels.is_empty() {
+        return Err(TrainError::Evaluation("none of the samples can be decoded".into()));
+    }
+    if labels.contains(&pipeline::batch::NO_LABEL) {
+        return Err(TrainError::Evaluation("the set has no labels; evaluations need a .cls for every sample".into()));
+    }
+    Ok(Features { values: Tensor::cat(&values, 0), labels: Tensor::from_slice(&labels), left_out })
+}

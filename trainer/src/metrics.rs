@@ -1,0 +1,106 @@
+//! The trainer's metrics: one field each, with its unit and the decision it changes.
+
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+
+/// Upper bounds of the step time's buckets, in seconds: from a small model on a GPU to a large one on a CPU.
+pub const STEP_SECONDS_BUCKETS: [f64; 14] =
+    [0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+
+/// Handles of all metrics of this crate; cheap to clone.
+#[derive(Clone)]
+pub struct TrainerMetrics {
+    /// Steps taken.
+    pub steps: Counter,
+    /// Images trained on (a pair of views is one image).
+    pub images: Counter,
+    /// Time of a step, from batch to new weights, without the wait for the batch.
+    pub step_seconds: Histogram,
+    /// Seconds waited for batches (a gauge that only grows, since the facade counts integers only).
+    pub data_wait_seconds: Gauge,
+    /// The loss of the last logged step.
+    pub loss: Gauge,
+    /// Share of images whose second view is found among all second views.
+    pub contrastive_accuracy: Gauge,
+    /// Entropy of that search, in nats.
+    pub contrastive_entropy: Gauge,
+    /// The learning rate of the last step.
+    pub learning_rate: Gauge,
+    /// Norm of all gradients together.
+    pub gradient_norm: Gauge,
+    /// Spread of the projections.
+    pub embedding_std: Gauge,
+    /// Accuracy of the last kNN evaluation.
+    pub knn_accuracy: Gauge,
+    /// Time to write a checkpoint.
+    pub checkpoint_seconds: Gauge,
+}
+
+impl TrainerMetrics {
+    /// Registers the metrics with the recorder installed in this process (without one they count for nobody).
+    pub fn register() -> Self {
+        describe_counter!("simclr_trainer_steps_total", Unit::Count, "Training steps taken.");
+        describe_counter!(
+            "simclr_trainer_images_total",
+            Unit::Count,
+            "Images trained on; its rate is the trainer's speed (a pair of views is one image)."
+        );
+        describe_histogram!(
+            "simclr_trainer_step_seconds",
+            Unit::Seconds,
+            "Time of a step from batch to new weights, without the wait for the batch; if it grows, the device is the limit."
+        );
+        describe_gauge!(
+            "simclr_trainer_data_wait_seconds_total",
+            Unit::Seconds,
+            "Seconds waited for batches; if it grows, the loader is the limit."
+        );
+        describe_gauge!(
+            "simclr_trainer_loss",
+            "Contrastive loss; a flat curve asks for another learning rate or temperature."
+        );
+        describe_gauge!(
+            "simclr_trainer_contrastive_accuracy_ratio",
+            "Share of images whose second view is found among all second views of the batch; near 1 the task is too easy."
+        );
+        describe_gauge!(
+            "simclr_trainer_contrastive_entropy",
+            "Entropy of the search for the second view, in nats; it tells whether the temperature fits."
+        );
+        describe_gauge!("simclr_trainer_learning_rate", "Learning rate of the last step.");
+        describe_gauge!(
+            "simclr_trainer_gradient_norm",
+            "Norm of all gradients together; a jump foretells a divergence."
+        );
+        describe_gauge!(
+            "simclr_trainer_embedding_std",
+            "Spread of the normalised projections: 1 if they fill the sphere, 0 if they have collapsed; stop the run when it falls towards 0."
+        );
+        describe_gauge!(
+            "simclr_trainer_knn_accuracy_ratio",
+            "Top-1 accuracy of the last kNN evaluation; stop the run when it no longer rises."
+        );
+        describe_gauge!(
+            "simclr_trainer_checkpoint_seconds",
+            Unit::Seconds,
+            "Time that the last checkpoint took to write; lower checkpoint.every if it is a small share of a step."
+        );
+        let metrics = Self {
+            steps: counter!("simclr_trainer_steps_total"),
+            images: counter!("simclr_trainer_images_total"),
+            step_seconds: histogram!("simclr_trainer_step_seconds"),
+            data_wait_seconds: gauge!("simclr_trainer_data_wait_seconds_total"),
+            loss: gauge!("simclr_trainer_loss"),
+            contrastive_accuracy: gauge!("simclr_trainer_contrastive_accuracy_ratio"),
+            contrastive_entropy: gauge!("simclr_trainer_contrastive_entropy"),
+            learning_rate: gauge!("simclr_trainer_learning_rate"),
+            gradient_norm: gauge!("simclr_trainer_gradient_norm"),
+            embedding_std: gauge!("simclr_trainer_embedding_std"),
+            knn_accuracy: gauge!("simclr_trainer_knn_accuracy_ratio"),
+            checkpoint_seconds: gauge!("simclr_trainer_checkpoint_seconds"),
+        };
+        metrics.data_wait_seconds.increment(0.0);
+        metrics
+    }
+}

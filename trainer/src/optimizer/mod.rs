@@ -1,0 +1,229 @@
+//! Optimisers: a new one is one file here and one row of [`OptimizerKind`].
+
+mod lars;
+mod sgd;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::error::TrainError;
+use crate::parameters::{Parameters, Role};
+
+/// Which optimiser, and its parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Which optimiser.
+    pub kind: OptimizerKind,
+    /// The base learning rate, before the rule.
+    pub learning_rate: f64,
+    /// How the learning rate follows the batch size.
+    pub learning_rate_rule: LearningRateRule,
+    /// Share of the last update that is kept; 0.9 in the paper.
+    pub momentum: f64,
+    /// Share of each weight added to its gradient; batch norm and biases are excluded.
+    pub weight_decay: f64,
+    /// LARS: η, the share of a layer's norm that one step moves it; 0.001 in the official code.
+    pub trust_coefficient: f64,
+    /// SGD: look ahead, as Nesterov.
+    pub nesterov: bool,
+}
+
+/// The optimisers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    /// Layer-wise adaptive rate scaling, as the official `lars_optimizer.py`: the paper's.
+    Lars,
+    /// Stochastic gradient descent with momentum, as torch's.
+    Sgd,
+}
+
+/// How the learning rate follows the batch size `B`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearningRateRule {
+    /// `learning_rate × B / 256`.
+    Linear,
+    /// `learning_rate × √B`; better for small batches (SimCLR, table B.1).
+    Sqrt,
+    /// `learning_rate` itself.
+    Constant,
+}
+
+impl OptimizerConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// Names the key, what was found and what would be right.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let wrong = |key, found: f64, wanted: &str| {
+            Err(TrainError::Value { key, found: found.to_string(), wanted: wanted.into() })
+        };
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        if !positive(self.learning_rate) {
+            return wrong("optimizer.learning_rate", self.learning_rate, "above 0 is wanted");
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return wrong("optimizer.momentum", self.momentum, "at least 0 and below 1 is wanted");
+        }
+        if !(0.0..1.0).contains(&self.weight_decay) {
+            return wrong("optimizer.weight_decay", self.weight_decay, "at least 0 and below 1 is wanted");
+        }
+        if !positive(self.trust_coefficient) {
+            return wrong("optimizer.trust_coefficient", self.trust_coefficient, "above 0 is wanted");
+        }
+        Ok(())
+    }
+
+    /// The learning rate at the end of the warm-up, for batches of `batch_size` images.
+    pub fn peak_learning_rate(&self, batch_size: u32) -> f64 {
+        let size = f64::from(batch_size);
+        match self.learning_rate_rule {
+            LearningRateRule::Linear => self.learning_rate * size / 256.0,
+            LearningRateRule::Sqrt => self.learning_rate * size.sqrt(),
+            LearningRateRule::Constant => self.learning_rate,
+        }
+    }
+}
+
+/// An optimiser with its momenta, one for each tensor that learns.
+pub struct Optimizer {
+    config: OptimizerConfig,
+    slots: Vec<Slot>,
+}
+
+/// A tensor that learns and its momentum.
+pub struct Slot {
+    /// The tensor's name.
+    pub name: String,
+    /// The momentum, of the tensor's shape; zero at the start.
+    pub momentum: Tensor,
+    tensor: Tensor,
+    excluded: bool,
+}
+
+impl Optimizer {
+    /// An optimiser of all tensors of `parameters` that learn.
+    pub fn new(config: &OptimizerConfig, parameters: &Parameters) -> Self {
+        let learning = parameters.entries().iter().filter(|p| p.role != Role::Buffer);
+        let slot = |p: &crate::parameters::Parameter| Slot {
+            name: p.name.clone(),
+            momentum: tch::no_grad(|| p.tensor.zeros_like()),
+            tensor: p.tensor.shallow_clone(),
+            excluded: p.role == Role::Excluded,
+        };
+        Self { config: config.clone(), slots: learning.map(slot).collect() }
+    }
+
+    /// Moves the weights along their gradients, then clears those.
+    pub fn step(&mut self, learning_rate: f64) {
+        tch::no_grad(|| {
+            for slot in &mut self.slots {
+                let gradient = slot.tensor.grad();
+                if !gradient.defined() {
+                    continue;
+                }
+                match self.config.kind {
+                    OptimizerKind::Lars => lars::update(&self.config, slot, &gradient, learning_rate),
+                    OptimizerKind::Sgd => sgd::update(&self.config, slot, &gradient, learning_rate),
+                }
+                slot.tensor.zero_grad();
+            }
+        });
+    }
+
+    /// Norm of all gradients together; a scalar on the device.
+    pub fn gradient_norm(&self) -> Tensor {
+        tch::no_grad(|| {
+            let gradients = self.slots.iter().map(|slot| slot.tensor.grad()).filter(Tensor::defined);
+            let squares: Vec<Tensor> = gradients.map(|g| g.norm().square()).collect();
+            Tensor::stack(&squares, 0).sum(tch::Kind::Float).sqrt()
+        })
+    }
+
+    /// The tensors that learn, with their momenta.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Names of the tensors excluded from weight decay (and from LARS's adaptation).
+    pub fn excluded(&self) -> Vec<&str> {
+        self.slots.iter().filter(|slot| slot.excluded).map(|slot| slot.name.as_str()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    /// Golden values: `golden/trainer.py` says how, and with which versions, they were made.
+    fn check(key: &str, config: OptimizerConfig) {
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../golden/trainer.json")).unwrap();
+        let wave = |n: usize, f: &dyn Fn(f64) -> f64| {
+            let values: Vec<f64> = (0..n).map(|k| f(k as f64)).collect();
+            Tensor::from_slice(&values).set_requires_grad(true)
+        };
+        let slot = |name: &str, tensor: Tensor, excluded: bool| {
+            let momentum = Tensor::zeros_like(&tensor.detach());
+            Slot { name: name.into(), momentum, tensor, excluded }
+        };
+        let slots = vec![
+            slot("conv", wave(12, &|k| (k + 1.0).sin()), false),
+            slot("zero", Tensor::zeros([6], (Kind::Double, Device::Cpu)).set_requires_grad(true), key != "lars"),
+            slot("bias", wave(5, &|k| k.cos()), true),
+        ];
+        let mut optimizer = Optimizer { config, slots };
+        let steps = golden[key].as_array().unwrap();
+        assert_eq!(steps.len(), 3);
+        for (t, step) in steps.iter().enumerate() {
+            for slot in &optimizer.slots {
+                let gradient = wave(slot.tensor.size()[0] as usize, &|k| 0.1 * (0.5 * k + t as f64).cos()).detach();
+                (&slot.tensor * gradient).sum(Kind::Double).backward();
+            }
+            optimizer.step(step["learning_rate"].as_f64().unwrap());
+            for slot in &optimizer.slots {
+                let found = Vec::<f64>::try_from(slot.tensor.detach()).unwrap();
+                for (found, wanted) in found.iter().zip(step[&slot.name].as_array().unwrap()) {
+                    let wanted = wanted.as_f64().unwrap();
+                    assert!((found - wanted).abs() < 1e-8, "{key} step {t} {}: {found}, {wanted} wanted", slot.name);
+                }
+            }
+        }
+    }
+
+    fn config(kind: OptimizerKind, nesterov: bool) -> OptimizerConfig {
+        OptimizerConfig {
+            kind,
+            learning_rate: 1.0,
+            learning_rate_rule: LearningRateRule::Constant,
+            momentum: 0.9,
+            weight_decay: 0.01,
+            trust_coefficient: 0.001,
+            nesterov,
+        }
+    }
+
+    #[test]
+    fn lars_equals_the_official_optimizer() {
+        check("lars", config(OptimizerKind::Lars, false));
+    }
+
+    #[test]
+    fn sgd_equals_torchs() {
+        check("sgd_nesterov", config(OptimizerKind::Sgd, true));
+        check("sgd_momentum", config(OptimizerKind::Sgd, false));
+    }
+
+    #[test]
+    fn rules_follow_the_batch_size() {
+        let mut config = config(OptimizerKind::Lars, false);
+        config.learning_rate = 0.3;
+        config.learning_rate_rule = LearningRateRule::Linear;
+        assert!((config.peak_learning_rate(4096) - 4.8).abs() < 1e-12);
+        config.learning_rate = 0.075;
+        config.learning_rate_rule = LearningRateRule::Sqrt;
+        assert!((config.peak_learning_rate(4096) - 4.8).abs() < 1e-12);
+    }
+}

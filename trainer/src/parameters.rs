@@ -1,0 +1,80 @@
+//! A model's tensors by name: weights, which learn, and buffers, which do not. Initial values come from the run's
+//! seed and our own generator, so that they are the same on every device and in every version of libtorch.
+
+use pipeline::rng::{Draws, Purpose};
+use tch::{Device, Tensor};
+
+/// A named tensor of a model.
+pub struct Parameter {
+    /// Its name, as torchvision would name it.
+    pub name: String,
+    /// Its value.
+    pub tensor: Tensor,
+    /// What it is.
+    pub role: Role,
+}
+
+/// What a tensor of a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Learns, with weight decay and (for LARS) adaptation.
+    Weight,
+    /// Learns without either: batch norm's scale and shift, biases.
+    Excluded,
+    /// Does not learn: batch norm's running statistics.
+    Buffer,
+}
+
+/// All tensors of a model, in the order in which it was built.
+pub struct Parameters {
+    device: Device,
+    seed: u64,
+    entries: Vec<Parameter>,
+}
+
+impl Parameters {
+    /// No tensors yet; they will be on `device` and drawn from `seed`.
+    pub fn new(device: Device, seed: u64) -> Self {
+        Self { device, seed, entries: Vec::new() }
+    }
+
+    /// All tensors.
+    pub fn entries(&self) -> &[Parameter] {
+        &self.entries
+    }
+
+    /// Number of values that learn.
+    pub fn num_trainable(&self) -> usize {
+        self.entries.iter().filter(|p| p.role != Role::Buffer).map(|p| p.tensor.numel()).sum()
+    }
+
+    /// A weight with normally distributed values; four dimensions lie channels last in memory.
+    pub fn normal(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
+        let count: i64 = shape.iter().product();
+        // Each tensor has a stream of its own, keyed by its name, so that adding one does not change the others.
+        let key = blake3_key(&name);
+        let mut draws = Draws::new(self.seed, Purpose::Weights, &[key]);
+        let values: Vec<f32> = (0..count).map(|_| (draws.normal() * deviation) as f32).collect();
+        let tensor = Tensor::from_slice(&values).view(shape);
+        let tensor =
+            if shape.len() == 4 { tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { tensor };
+        self.add(name, &tensor, Role::Weight)
+    }
+
+    /// `length` equal values.
+    pub fn constant(&mut self, name: String, length: i64, value: f64, role: Role) -> Tensor {
+        let tensor = Tensor::full([length], value, (tch::Kind::Float, Device::Cpu));
+        self.add(name, &tensor, role)
+    }
+
+    fn add(&mut self, name: String, tensor: &Tensor, role: Role) -> Tensor {
+        assert!(self.entries.iter().all(|p| p.name != name), "two tensors are called {name}");
+        let tensor = tensor.to_device(self.device).set_requires_grad(role != Role::Buffer);
+        self.entries.push(Parameter { name, tensor: tensor.shallow_clone(), role });
+        tensor
+    }
+}
+
+fn blake3_key(name: &str) -> u64 {
+    pipeline::sample::Check::of(name.as_bytes()).0
+}

@@ -1,0 +1,58 @@
+//! The model that is trained: an encoder and a projection head.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::device::Precision;
+use crate::error::TrainError;
+use crate::parameters::Parameters;
+use crate::projection_head::{HeadConfig, ProjectionHead};
+use crate::resnet::{Encoder, ResNet, Stem};
+
+/// The shape of a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Depth of the encoder.
+    pub encoder: Encoder,
+    /// Multiplies the encoder's channels: 1, 2 and 4 in the paper, less than 1 for small machines.
+    pub width: f64,
+    /// How the encoder begins.
+    pub stem: Stem,
+    /// The projection head.
+    pub head: HeadConfig,
+}
+
+/// An encoder with its projection head.
+pub struct SimClr {
+    /// From views to representations `h`.
+    pub encoder: ResNet,
+    /// From `h` to projections `z`.
+    pub head: ProjectionHead,
+    /// All tensors of both.
+    pub parameters: Parameters,
+    precision: Precision,
+}
+
+impl SimClr {
+    /// A model with initial weights drawn from `seed`.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense.
+    pub fn new(config: &ModelConfig, seed: u64, device: Device, precision: Precision) -> Result<Self, TrainError> {
+        let mut parameters = Parameters::new(device, seed);
+        let encoder = ResNet::new(&mut parameters, config.encoder, config.width, config.stem)?;
+        let head = ProjectionHead::new(&mut parameters, encoder.dim(), &config.head)?;
+        Ok(Self { encoder, head, parameters, precision })
+    }
+
+    /// Projections `z`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1], with batch statistics.
+    pub fn project(&self, x: &Tensor) -> Tensor {
+        self.head.forward(&self.encoder.forward(x, true, self.precision), true, self.precision)
+    }
+
+    /// Representations `h`: `[N, dim]` f32, of views `x`, with running statistics and without gradients.
+    pub fn represent(&self, x: &Tensor) -> Tensor {
+        tch::no_grad(|| self.encoder.forward(x, false, self.precision))
+    }
+}

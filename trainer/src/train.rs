@@ -1,0 +1,282 @@
+//! From batch to batch: the training loop, its checkpoints and its guard.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pipeline::batch::Batch;
+use pipeline::loader::Loader;
+use pipeline::plan::{Plan, Position};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::{self, Checkpoints};
+use crate::device::{self, DeviceSlab, Precision};
+use crate::error::TrainError;
+use crate::loss::LossConfig;
+use crate::metrics::TrainerMetrics;
+use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::schedule::{Schedule, ScheduleConfig};
+use crate::simclr::{ModelConfig, SimClr};
+
+/// How long to train and how often to log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Stop after this many steps; 0 goes on to the schedule's end.
+    pub steps: u64,
+    /// Write a line to metrics.jsonl every so many steps.
+    pub log_every: u64,
+}
+
+/// When to write checkpoints and how many to keep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Write one every so many steps; one is written at the end in any case.
+    pub every: u64,
+    /// Keep this many of the newest.
+    pub keep: usize,
+}
+
+/// Everything that decides what is learnt from the batches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainerConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// The loss.
+    pub loss: LossConfig,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over time.
+    pub schedule: ScheduleConfig,
+    /// How long and how chatty.
+    pub train: TrainConfig,
+    /// Checkpoints.
+    pub checkpoint: CheckpointConfig,
+}
+
+impl TrainerConfig {
+    /// Checks every value that has a range of its own.
+    ///
+    /// # Errors
+    /// Names the key, what was found and what would be right.
+    pub fn check(&self) -> Result<(), TrainError> {
+        self.loss.check()?;
+        self.optimizer.check()?;
+        for (key, value) in [
+            ("train.log_every", self.train.log_every),
+            ("checkpoint.every", self.checkpoint.every),
+            ("checkpoint.keep", self.checkpoint.keep as u64),
+        ] {
+            if value == 0 {
+                return Err(TrainError::Value { key, found: "0".into(), wanted: "at least 1 is wanted".into() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// Steps taken, this one included.
+    pub step: u64,
+    /// The batch it was taken on.
+    pub position: Position,
+    /// The loss before the step.
+    pub loss: f64,
+    /// Share of images whose second view was found.
+    pub contrastive_accuracy: f64,
+    /// Entropy of the search, in nats.
+    pub contrastive_entropy: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Norm of all gradients together.
+    pub gradient_norm: f64,
+    /// Spread of the normalised projections: 1 if they fill the sphere, 0 if they have collapsed.
+    pub embedding_std: f64,
+    /// Images in the batch.
+    pub images: usize,
+    /// Time of the step without the wait.
+    pub step_time: Duration,
+    /// Time waited for the batch.
+    pub data_wait: Duration,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All steps were taken.
+    Done,
+    /// Somebody asked it to stop; a checkpoint was written.
+    Interrupted,
+}
+
+/// A model in training.
+pub struct Training {
+    /// The model.
+    pub model: SimClr,
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    /// The learning rate over time.
+    pub schedule: Schedule,
+    /// Steps taken.
+    pub step: u64,
+    config: TrainerConfig,
+    device: Device,
+    metrics: TrainerMetrics,
+}
+
+impl Training {
+    /// A model with initial weights, to be trained on the batches of `plan`.
+    ///
+    /// # Errors
+    /// If a value of the configuration is out of its range.
+    pub fn new(
+        config: &TrainerConfig,
+        plan: &Plan,
+        device: Device,
+        precision: Precision,
+        metrics: TrainerMetrics,
+    ) -> Result<Self, TrainError> {
+        config.check()?;
+        if plan.config.recipe.views != 2 {
+            let found = plan.config.recipe.views.to_string();
+            return Err(TrainError::Value { key: "recipe.views", found, wanted: "2 is wanted for training".into() });
+        }
+        let model = SimClr::new(&config.model, plan.config.seed, device, precision)?;
+        let optimizer = Optimizer::new(&config.optimizer, &model.parameters);
+        let batch_size = plan.config.batch.size;
+        let peak = config.optimizer.peak_learning_rate(batch_size);
+        let schedule = Schedule::new(&config.schedule, plan.num_samples(), batch_size, peak)?;
+        Ok(Self { model, optimizer, schedule, step: 0, config: config.clone(), device, metrics })
+    }
+
+    /// The step at which the run is done.
+    pub fn last_step(&self) -> u64 {
+        match self.config.train.steps {
+            0 => self.schedule.total_steps,
+            steps => steps.min(self.schedule.total_steps),
+        }
+    }
+
+    /// Learns from one batch.
+    ///
+    /// # Errors
+    /// If the loss is no number (the weights are then unchanged), or libtorch fails.
+    pub fn learn(&mut self, batch: &Batch<DeviceSlab>, data_wait: Duration) -> Result<StepReport, TrainError> {
+        let began = Instant::now();
+        let x = device::upload(batch, self.device)?;
+        let z = self.model.project(&x);
+        let contrast = self.config.loss.contrast(&z);
+        contrast.loss.f_backward()?;
+        let gradient_norm = self.optimizer.gradient_norm();
+        let spread = embedding_std(&z);
+        let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread];
+        // One transfer for all of them.
+        let scalars = Tensor::stack(&scalars.map(|scalar| scalar.detach().to_kind(Kind::Float)), 0);
+        let scalars = Vec::<f32>::try_from(scalars.to_device(Device::Cpu))?;
+        let [loss, contrastive_accuracy, contrastive_entropy, gradient_norm, embedding_std] =
+            std::array::from_fn(|i| f64::from(scalars[i]));
+        if !(loss.is_finite() && gradient_norm.is_finite()) {
+            let loss = if loss.is_finite() { gradient_norm } else { loss };
+            return Err(TrainError::NotFinite { step: self.step + 1, loss, position: batch.position });
+        }
+        let learning_rate = self.schedule.learning_rate(self.step);
+        self.optimizer.step(learning_rate);
+        self.step += 1;
+        let step_time = began.elapsed();
+        let metrics = &self.metrics;
+        metrics.steps.increment(1);
+        metrics.images.increment(batch.num_images as u64);
+        metrics.step_seconds.record(step_time.as_secs_f64());
+        metrics.data_wait_seconds.increment(data_wait.as_secs_f64());
+        metrics.loss.set(loss);
+        metrics.contrastive_accuracy.set(contrastive_accuracy);
+        metrics.contrastive_entropy.set(contrastive_entropy);
+        metrics.learning_rate.set(learning_rate);
+        metrics.gradient_norm.set(gradient_norm);
+        metrics.embedding_std.set(embedding_std);
+        Ok(StepReport {
+            step: self.step,
+            position: batch.position,
+            loss,
+            contrastive_accuracy,
+            contrastive_entropy,
+            learning_rate,
+            gradient_norm,
+            embedding_std,
+            images: batch.num_images,
+            step_time,
+            data_wait,
+        })
+    }
+
+    /// Trains to the last step, or until `stop` is set. The loader must begin at batch [`Training::step`].
+    ///
+    /// # Errors
+    /// If the stream stops, the loss is no number, or a checkpoint can't be written.
+    pub fn run(
+        &mut self,
+        loader: &mut Loader<DeviceSlab>,
+        plan: &Plan,
+        checkpoints: &Checkpoints,
+        stop: &AtomicBool,
+        on_step: &mut dyn FnMut(&StepReport),
+    ) -> Result<End, TrainError> {
+        let mut saved = self.step;
+        while self.step < self.last_step() {
+            let began = Instant::now();
+            let batch = loader.next_batch()?.expect("a shuffled stream has no end");
+            assert_eq!(batch.position.batch, self.step, "step and batch go together");
+            let report = self.learn(&batch, began.elapsed())?;
+            drop(batch);
+            on_step(&report);
+            let stopped = stop.load(Ordering::Relaxed);
+            if self.step.is_multiple_of(self.config.checkpoint.every) || self.step == self.last_step() || stopped {
+                self.save(plan, checkpoints)?;
+                saved = self.step;
+            }
+            if stopped && self.step < self.last_step() {
+                return Ok(End::Interrupted);
+            }
+        }
+        if saved < self.step {
+            self.save(plan, checkpoints)?;
+        }
+        Ok(End::Done)
+    }
+
+    fn save(&self, plan: &Plan, checkpoints: &Checkpoints) -> Result<(), TrainError> {
+        let began = Instant::now();
+        let state = checkpoint::state(self.step, self.step, plan);
+        checkpoints.save(&state, &self.model.parameters, &self.optimizer, self.config.checkpoint.keep)?;
+        self.metrics.checkpoint_seconds.set(began.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+/// Spread of the normalised projections `z`: `[N, dim]`: the mean over dimensions of their standard deviation, times
+/// √dim.
+fn embedding_std(z: &Tensor) -> Tensor {
+    tch::no_grad(|| {
+        let (_, dim) = z.size2().expect("z is a matrix");
+        let z = z.to_kind(Kind::Float);
+        let z = &z / z.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
+        z.std_dim([0i64].as_slice(), false, false).mean(Kind::Float) * (dim as f64).sqrt()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spread_tells_a_sphere_from_a_point() {
+        tch::manual_seed(1);
+        let sphere = Tensor::randn([2000, 64], (Kind::Float, Device::Cpu));
+        let spread = |z: &Tensor| f64::try_from(embedding_std(z)).unwrap();
+        assert!((spread(&sphere) - 1.0).abs() < 0.05);
+        assert!(spread(&Tensor::ones([2000, 64], (Kind::Float, Device::Cpu))) < 1e-3);
+    }
+}
