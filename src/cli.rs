@@ -1,0 +1,297 @@
+//! The command line.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Streams SimCLR batches from tar shards, trains on them, evaluates what was learnt.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted after a clean stop.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print one JSON object on stdout; logs and progress stay on stderr.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more; twice for debugging.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say nothing but errors.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Colour messages.
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    color: When,
+}
+
+impl Cli {
+    /// Whether stderr is coloured.
+    pub fn color(&self) -> bool {
+        match self.color {
+            When::Always => true,
+            When::Never => false,
+            When::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Do the whole job with nothing at hand: draw pictures, pack, train, evaluate, report; about two minutes.
+    #[cfg(feature = "trainer")]
+    Quickstart(QuickstartArgs),
+    /// Pack class folders (SRC/<class>/<image>) into shards and a manifest.
+    Pack(PackArgs),
+    /// Build, verify or show the manifest of existing shards.
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
+    /// Draw a contact sheet: pictures, their views, and the drawn parameters.
+    Preview(PreviewArgs),
+    /// Print the BLAKE3 of each global batch (pixels, labels, ids) and of all.
+    Digest(DigestArgs),
+    /// Measure the loader on your shards and say what limits it.
+    Bench(BenchArgs),
+    /// Train; a run folder holds configuration, metrics, checkpoints and quarantine.
+    #[cfg(feature = "trainer")]
+    Train(TrainArgs),
+    /// Evaluate a run's encoder on labelled shards.
+    #[cfg(feature = "trainer")]
+    #[command(subcommand)]
+    Eval(EvalCommand),
+    /// Write a run's report: one HTML file with curves, settings and evaluations.
+    #[cfg(feature = "trainer")]
+    Report(ReportArgs),
+}
+
+/// What to stream.
+#[derive(Args, Clone)]
+pub struct ConfigArgs {
+    /// A TOML file or a preset: imagenet-resnet50 (taken if none is named), cifar10-resnet18, quickstart.
+    #[arg(long, value_name = "FILE|PRESET")]
+    pub config: Option<String>,
+    /// Change one value; may be repeated.
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// The manifest; short for --set data.manifest=FILE.
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// The settings, `--manifest` among them.
+    pub fn settings(&self) -> Vec<String> {
+        let manifest = self
+            .manifest
+            .iter()
+            .map(|path| format!("data.manifest={}", toml::Value::String(path.display().to_string())));
+        self.settings.iter().cloned().chain(manifest).collect()
+    }
+
+    /// The configuration.
+    ///
+    /// # Errors
+    /// If a file, key or value is wrong.
+    pub fn load(&self) -> anyhow::Result<crate::config::Config> {
+        Ok(crate::config::Config::load(self.config.as_deref(), &self.settings())?)
+    }
+}
+
+#[derive(Args)]
+pub struct PackArgs {
+    /// A folder of class folders with JPEG, PNG or WebP files.
+    pub source: PathBuf,
+    /// The folder to create.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Close a shard before its tar stream grows beyond this.
+    #[arg(long, default_value_t = 256 << 20)]
+    pub shard_bytes: u64,
+    /// Compress the shards with zstd.
+    #[arg(long, value_name = "LEVEL")]
+    pub zstd: Option<i32>,
+    /// Decides the order in which samples are written.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+#[derive(Subcommand)]
+pub enum ManifestCommand {
+    /// Read shards from end to end and write their manifest.
+    Build {
+        /// Paths, globs or brace ranges (name-{000..012}.tar), plain or .zst.
+        #[arg(required = true)]
+        shards: Vec<String>,
+        /// The file to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// A file with the name of class i on line i; classes.txt beside the first shard is taken if it is there.
+        #[arg(long)]
+        classes: Option<PathBuf>,
+    },
+    /// Re-read every shard and list every difference from the manifest.
+    Verify {
+        /// The manifest.
+        manifest: PathBuf,
+    },
+    /// Show what a manifest lists.
+    Show {
+        /// The manifest.
+        manifest: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct PreviewArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The global batch to look at.
+    #[arg(long, default_value_t = 0)]
+    pub batch: u64,
+    /// How many of its images to show.
+    #[arg(long, default_value_t = 12)]
+    pub images: usize,
+    /// The PNG to write.
+    #[arg(long, default_value = "preview.png")]
+    pub out: PathBuf,
+}
+
+#[derive(Args)]
+pub struct DigestArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The first global batch.
+    #[arg(long, default_value_t = 0)]
+    pub from_batch: u64,
+    /// How many batches.
+    #[arg(long, default_value_t = 4)]
+    pub batches: u64,
+}
+
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// What is measured.
+    #[arg(long, value_enum, default_value = "simclr")]
+    pub variant: Variant,
+    /// Images to load.
+    #[arg(long, default_value_t = 2000)]
+    pub images: u64,
+    /// Worker threads; 0 takes all cores.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Variant {
+    /// Decode only.
+    Decode,
+    /// Decode, then one random-resized-crop with flip.
+    Rrc1,
+    /// Decode, then two of them.
+    Rrc2,
+    /// Decode, then the whole recipe for each of its views.
+    Simclr,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The run folder.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// Go on from the newest checkpoint in the run folder, or start it.
+    #[arg(long)]
+    pub resume: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Subcommand)]
+pub enum EvalCommand {
+    /// Weighted k nearest neighbours by cosine similarity; nothing is trained.
+    Knn {
+        #[command(flatten)]
+        common: EvalArgs,
+        /// Neighbours; the run's configuration decides if not given.
+        #[arg(long)]
+        k: Option<u32>,
+        /// Temperature of the votes; the run's configuration decides if not given.
+        #[arg(long)]
+        temperature: Option<f64>,
+    },
+    /// A linear classifier on frozen features of centre crops; the learning rate is chosen on held-out features.
+    Linear {
+        #[command(flatten)]
+        common: EvalArgs,
+        /// Passes over the features.
+        #[arg(long, default_value_t = 90)]
+        epochs: u32,
+    },
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct EvalArgs {
+    /// The run folder; its newest checkpoint is evaluated.
+    #[arg(long, required_unless_present = "checkpoint")]
+    pub run: Option<PathBuf>,
+    /// A checkpoint folder in a run folder, instead of the newest.
+    #[arg(long, conflicts_with = "run")]
+    pub checkpoint: Option<PathBuf>,
+    /// Evaluate the run's initial weights, for comparison.
+    #[arg(long)]
+    pub untrained: bool,
+    /// Manifest of the labelled training set.
+    #[arg(long, value_name = "MANIFEST")]
+    pub train: PathBuf,
+    /// Manifest of the labelled test set.
+    #[arg(long, value_name = "MANIFEST")]
+    pub test: PathBuf,
+    /// Change a value of the run's [machine] or [eval] table.
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct ReportArgs {
+    /// The run folder.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// The HTML to write; report.html in the run folder if not given.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct QuickstartArgs {
+    /// The folder to create; runs/quickstart-1, -2, … if not given.
+    #[arg(long)]
+    pub run: Option<PathBuf>,
+    /// Change one value of the quickstart preset; may be repeated.
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Pictures drawn to train on.
+    #[arg(long, default_value_t = 4000)]
+    pub train_images: u64,
+    /// Pictures drawn to test on.
+    #[arg(long, default_value_t = 1000)]
+    pub test_images: u64,
+}

@@ -1,0 +1,141 @@
+//! `bench`: how fast the loader is on the user's shards, what each stage costs, and what limits it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use pipeline::augment::Op;
+use pipeline::decode::decode;
+use pipeline::loader::{LoaderOptions, Source};
+use pipeline::metrics::{Stage, Waiting};
+use pipeline::order::SampleRef;
+use pipeline::plan::Traversal;
+use serde_json::json;
+
+use super::Voice;
+use crate::cli::{BenchArgs, Variant};
+use crate::{Ending, WrongInput, stream};
+
+/// Images in a batch here: enough for all threads to work on one, small beside the images measured.
+const BATCH: u64 = 64;
+
+pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
+    let config = args.config.load()?;
+    if args.images == 0 {
+        return Err(WrongInput("--images 0: at least one is wanted".into()).into());
+    }
+    let threads = if args.threads == 0 { stream::cores() } else { args.threads };
+    let samples = pipeline::manifest::Manifest::read(&config.data.manifest)?.samples;
+    let mut wanted = config.stream();
+    wanted.batch.size = BATCH.min(if wanted.data.limit > 0 { wanted.data.limit } else { samples }) as u32;
+    if let Traversal::Shuffled(order) = &mut wanted.traversal {
+        order.lanes = 1;
+    }
+    let views = match args.variant {
+        Variant::Decode | Variant::Rrc1 => 1,
+        Variant::Rrc2 => 2,
+        Variant::Simclr => wanted.recipe.views,
+    };
+    wanted.recipe.views = views;
+    if args.variant != Variant::Simclr {
+        wanted.recipe.ops.retain(|op| matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_)));
+    }
+    let source = stream::open(wanted, &config.machine, None)?;
+    let runtime = stream::runtime()?;
+    let (before, began) = (cpu_seconds(), Instant::now());
+    let images = match args.variant {
+        Variant::Decode => decode_all(&source, args.images, threads)?,
+        _ => {
+            let batches = args.images.div_ceil(source.plan.config.batch.size.into());
+            let options = LoaderOptions { threads, from_batch: 0, to_batch: Some(batches) };
+            let mut loader = stream::start_plain(&source, &config.machine, options, runtime.handle())?;
+            let mut images = 0;
+            while let Some(batch) = loader.next_batch()? {
+                images += batch.num_images as u64;
+            }
+            images
+        }
+    };
+    let (seconds, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds() - before);
+    let stage = |stage: Stage| source.metrics.busy_seconds(stage) / images as f64;
+    let starved = source.metrics.wait_seconds(Waiting::ForWork) / (threads as f64 * seconds);
+    let bottleneck = if starved > 0.25 {
+        "storage"
+    } else if stage(Stage::Decode) >= stage(Stage::Augment) {
+        "decode"
+    } else {
+        "augment"
+    };
+    let per_second = images as f64 / seconds;
+    let name = match args.variant {
+        Variant::Decode => "decode",
+        Variant::Rrc1 => "rrc1",
+        Variant::Rrc2 => "rrc2",
+        Variant::Simclr => "simclr",
+    };
+    let stages: serde_json::Map<_, _> = Stage::ALL.iter().map(|&s| (s.name().to_owned(), json!(stage(s)))).collect();
+    let object = json!({
+        "variant": name, "threads": threads, "images": images, "views": views, "seconds": seconds, "images_per_second": per_second,
+        "cpu_seconds_per_image": cpu / images as f64, "stages": stages, "workers_waiting": starved, "bottleneck": bottleneck,
+        "damaged": source.quarantine.entries().len(),
+    });
+    voice.result(&object, || {
+        let mut text = format!(
+            "{name}: {per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image\n",
+            1e3 * cpu / images as f64
+        );
+        for s in Stage::ALL {
+            text += &format!("  {:8} {:7.3} ms per image\n", s.name(), 1e3 * stage(s));
+        }
+        let advice = match bottleneck {
+            "storage" => format!("workers wait {:.0} % of their time for bytes: storage limits", 100.0 * starved),
+            stage => {
+                format!("workers are busy and {stage} costs most: more threads or cores help until storage limits")
+            }
+        };
+        text + &advice
+    });
+    Ok(Ending::Done)
+}
+
+/// Reads and decodes `images` samples, in the manifest's order, over and over; how many.
+fn decode_all(source: &Source, images: u64, threads: usize) -> anyhow::Result<u64> {
+    let plan = &source.plan;
+    let samples: Vec<SampleRef> = plan
+        .shard_sizes
+        .iter()
+        .enumerate()
+        .flat_map(|(shard, &n)| (0..n).map(move |index| SampleRef { shard: shard as u32, index }))
+        .collect();
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let work = || -> anyhow::Result<()> {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= images {
+                    return Ok(());
+                }
+                let bytes = source.store.read(samples[(i % samples.len() as u64) as usize])?;
+                let began = Instant::now();
+                // What is damaged takes its time too; it is counted like the rest.
+                let _ = decode(&bytes, plan.config.data.max_pixels);
+                source.metrics.add_busy(Stage::Decode, began.elapsed());
+            }
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("decoding does not panic"))
+    })?;
+    Ok(images)
+}
+
+/// CPU seconds of this process so far, over all threads.
+#[allow(unsafe_code)]
+fn cpu_seconds() -> f64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a valid place for one rusage, which getrusage fills; all-zero bytes are one too.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}

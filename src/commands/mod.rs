@@ -1,0 +1,63 @@
+//! One module for each verb of the command line.
+
+mod bench;
+mod digest;
+#[cfg(feature = "trainer")]
+mod eval;
+mod manifest;
+mod pack;
+mod preview;
+#[cfg(feature = "trainer")]
+mod quickstart;
+#[cfg(feature = "trainer")]
+mod train;
+
+use crate::Ending;
+use crate::cli::{Cli, Command};
+
+/// How a command speaks.
+#[derive(Debug, Clone, Copy)]
+pub struct Voice {
+    /// One JSON object on stdout instead of text.
+    pub json: bool,
+    /// No progress.
+    pub quiet: bool,
+}
+
+impl Voice {
+    /// Prints a command's result: the object, or the text.
+    pub fn result(self, object: &serde_json::Value, text: impl FnOnce() -> String) {
+        use std::io::Write;
+        let line = if self.json { object.to_string() } else { text() };
+        // A reader that has gone away is no failure of ours.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// Whatever the command failed with; the exit code follows from it.
+pub fn run(cli: Cli) -> anyhow::Result<Ending> {
+    let voice = Voice { json: cli.json, quiet: cli.quiet };
+    match cli.command {
+        Command::Pack(args) => pack::run(&args, voice),
+        Command::Manifest(command) => manifest::run(&command, voice),
+        Command::Preview(args) => preview::run(&args, voice),
+        Command::Digest(args) => digest::run(&args, voice),
+        Command::Bench(args) => bench::run(&args, voice),
+        #[cfg(feature = "trainer")]
+        Command::Quickstart(args) => quickstart::run(&args, voice),
+        #[cfg(feature = "trainer")]
+        Command::Train(args) => train::run(&args, voice),
+        #[cfg(feature = "trainer")]
+        Command::Eval(command) => eval::run(&command, voice),
+        #[cfg(feature = "trainer")]
+        Command::Report(args) => {
+            let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
+            crate::report::write(&crate::run::RunFolder::open(&args.run)?, &out)?;
+            voice.result(&serde_json::json!({ "out": out }), || out.display().to_string());
+            Ok(Ending::Done)
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! `preview`: a contact sheet of a batch, any moment of any run, since a batch is a value.
+
+use pipeline::augment::{Augmenter, Step};
+use pipeline::decode::{RgbImage, decode};
+use pipeline::drawn;
+use pipeline::files::write_whole;
+use pipeline::loader::Source;
+use pipeline::order::SampleRef;
+use serde_json::json;
+
+use super::Voice;
+use crate::cli::PreviewArgs;
+use crate::picture::{Canvas, Face};
+use crate::{Ending, WrongInput, stream};
+
+const PAPER: [u8; 3] = [24, 26, 31];
+const CARD: [u8; 3] = [34, 37, 44];
+const INK: [u8; 3] = [236, 238, 242];
+const FAINT: [u8; 3] = [154, 162, 176];
+const WARM: [u8; 3] = [255, 170, 110];
+
+pub fn run(args: &PreviewArgs, voice: Voice) -> anyhow::Result<Ending> {
+    let config = args.config.load()?;
+    let source = stream::open(config.stream(), &config.machine, None)?;
+    if args.images == 0 {
+        return Err(WrongInput("--images 0: at least one is wanted".into()).into());
+    }
+    let sheet = contact_sheet(&source, args.batch, args.images)?;
+    write_whole(&args.out, &drawn::png(&sheet))
+        .map_err(|error| WrongInput(format!("{}: cannot write the picture: {error}", args.out.display())))?;
+    let object = json!({ "out": args.out, "batch": args.batch, "plan_digest": source.plan.digest, "width": sheet.width, "height": sheet.height });
+    voice.result(&object, || args.out.display().to_string());
+    Ok(Ending::Done)
+}
+
+/// The first `images` images of global batch `batch`: each with its views and how they were made.
+pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Result<RgbImage> {
+    const MARGIN: u32 = 28;
+    const GAP: u32 = 10;
+    const LINE: u32 = 15;
+    let plan = &source.plan;
+    let recipe = &plan.config.recipe;
+    let samples: Vec<SampleRef> = plan.batches().samples(batch).into_iter().take(images).collect();
+    // Small views are shown larger, in whole steps.
+    let side = if recipe.size >= 160 { recipe.size } else { recipe.size * 160u32.div_ceil(recipe.size) };
+    let pictures = 1 + recipe.views;
+    let columns = if samples.len() > 3 && pictures <= 3 { 2 } else { 1 };
+    let rows = (samples.len() as u32).div_ceil(columns);
+    let lines = 1 + recipe.ops.len() as u32;
+    let card_width = pictures * side + (pictures + 1) * GAP;
+    let card_height = 30 + side + GAP + lines * LINE + GAP;
+    let width = 2 * MARGIN + columns * card_width + (columns - 1) * GAP * 2;
+    let header = 74;
+    let mut canvas = Canvas::new(width, header + rows * (card_height + 2 * GAP) + MARGIN, PAPER);
+    let position = plan.position(batch);
+    canvas.write(&format!("Batch {batch}"), MARGIN, 16, width, 30.0, Face::Text, INK);
+    let about = format!(
+        "epoch {}, batch {} of {}   seed {}   plan {}",
+        position.epoch,
+        position.batch_in_epoch + 1,
+        plan.batches_per_epoch(),
+        plan.config.seed,
+        &plan.digest[..16]
+    );
+    canvas.write(&about, MARGIN, 50, width - 2 * MARGIN, 14.0, Face::Text, FAINT);
+    let mut augmenter = Augmenter::new(recipe);
+    for (i, &sample) in samples.iter().enumerate() {
+        let (column, row) = (i as u32 % columns, i as u32 / columns);
+        let x = MARGIN + column * (card_width + 2 * GAP);
+        let y = header + row * (card_height + 2 * GAP);
+        canvas.fill(x, y, card_width, card_height, CARD);
+        let manifest = source.store.manifest();
+        let shard = &manifest.shards[sample.shard as usize];
+        let label = shard.label(sample.index as usize);
+        let class = label
+            .map(|label| manifest.classes.get(label as usize).cloned().unwrap_or_else(|| format!("class {label}")));
+        canvas.write(class.as_deref().unwrap_or("no label"), x + GAP, y + 6, side, 18.0, Face::Text, INK);
+        let entry = &shard.entries[sample.index as usize];
+        let place = format!("{entry}  in  {}", shard.location.rsplit('/').next().unwrap_or(&shard.location));
+        canvas.write(&place, x + 2 * GAP + side, y + 10, card_width - side - 3 * GAP, 12.0, Face::Mono, FAINT);
+        let top = y + 30;
+        let bytes = source.store.read(sample)?;
+        match decode(&bytes, plan.config.data.max_pixels) {
+            Err(damage) => {
+                canvas.write(
+                    "damaged, replaced in training",
+                    x + GAP,
+                    top + 20,
+                    card_width - 2 * GAP,
+                    16.0,
+                    Face::Text,
+                    WARM,
+                );
+                canvas.write(&damage.to_string(), x + GAP, top + 44, card_width - 2 * GAP, 12.0, Face::Mono, FAINT);
+            }
+            Ok(picture) => {
+                canvas.put(&picture, x + GAP, top, side);
+                let size = format!("{}×{}, {:.0} kB", picture.width, picture.height, bytes.len() as f64 / 1e3);
+                canvas.write(&size, x + GAP, top + side + GAP, side, 12.0, Face::Mono, FAINT);
+                for view in 0..recipe.views {
+                    let id = plan.sample_id(sample);
+                    let steps = recipe.draw(plan.config.seed, position.epoch, id, view, picture.width, picture.height);
+                    let mut pixels = vec![0; recipe.view_bytes()];
+                    augmenter.apply(&picture, &steps, &mut pixels);
+                    let left = x + GAP + (view + 1) * (side + GAP);
+                    canvas.put(&RgbImage { width: recipe.size, height: recipe.size, pixels }, left, top, side);
+                    for (line, text) in captions(&steps).iter().enumerate() {
+                        let y = top + side + GAP + line as u32 * LINE;
+                        canvas.write(text, left, y, side, 12.0, Face::Mono, FAINT);
+                    }
+                }
+            }
+        }
+    }
+    Ok(canvas.into_image())
+}
+
+/// A line for each step; the colour changes take two.
+fn captions(steps: &[Step]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for step in steps {
+        let text = step.to_string();
+        match (step, text.match_indices(' ').nth(1)) {
+            (Step::ColorJitter(_), Some((middle, _))) => {
+                lines.push(text[..middle].to_owned());
+                lines.push(text[middle + 1..].to_owned());
+            }
+            _ => lines.push(text),
+        }
+    }
+    lines
+}

@@ -1,0 +1,161 @@
+//! `quickstart`: the whole job on pictures that the program draws itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::Context;
+use pipeline::drawn;
+use pipeline::files::write_whole;
+use pipeline::pack::{PackOptions, pack_folders};
+use serde_json::json;
+use trainer::checkpoint;
+use trainer::device;
+use trainer::eval::{LinearConfig, knn, linear};
+use trainer::metrics::TrainerMetrics;
+use trainer::simclr::SimClr;
+use trainer::train::End;
+
+use super::Voice;
+use super::eval::encode;
+use super::preview::contact_sheet;
+use super::train::{precision, stop_on_signals, torch_threads, train};
+use crate::cli::QuickstartArgs;
+use crate::config::Config;
+use crate::progress::Progress;
+use crate::run::RunFolder;
+use crate::{Ending, WrongInput, stream, telemetry};
+
+/// Side of a drawn picture in pixels.
+const SIDE: u32 = 40;
+
+pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
+    let began = Instant::now();
+    let say = |text: String| {
+        if !voice.quiet {
+            eprintln!("{text}");
+        }
+    };
+    let mut config = Config::load(Some("quickstart"), &args.settings)?;
+    let path = match &args.run {
+        Some(path) => path.clone(),
+        None => free_name(),
+    };
+    let folder = RunFolder::at(&path);
+    if path.exists() {
+        return Err(WrongInput(format!("{}: exists already; name a new folder", path.display())).into());
+    }
+    let device = device::open(&config.machine.device)?;
+    device::set_threads(torch_threads(&config.machine));
+    let stop = stop_on_signals()?;
+
+    say(format!(
+        "drawing {} + {} pictures of {} classes and packing them",
+        args.train_images,
+        args.test_images,
+        drawn::CLASSES.len()
+    ));
+    // Pictures of the two sets have different numbers, so none is in both.
+    let data = std::path::absolute(&path)?.join("data");
+    let train_set = draw(&data, "train", 0, args.train_images, config.seed, voice)?;
+    let test_set = draw(&data, "test", args.train_images, args.test_images, config.seed, voice)?;
+    config.data.manifest = train_set.clone();
+
+    let runtime = stream::runtime()?;
+    if !config.machine.metrics.is_empty() {
+        let address = telemetry::serve(&config.machine.metrics, runtime.handle())?;
+        say(format!("metrics at http://{address}/metrics"));
+    }
+    let sheet = contact_sheet(&*stream::open(config.stream(), &config.machine, None)?, 0, 8)?;
+    write_whole(&folder.join("preview.png"), &drawn::png(&sheet)).context("cannot write the contact sheet")?;
+
+    let model = SimClr::new(&config.model, config.seed, device, precision(&config.machine))?;
+    let metrics = TrainerMetrics::register();
+    let evaluate = |model: &SimClr, step: u64| -> anyhow::Result<(f64, f64)> {
+        let encode = |set: &Path, what| encode(&config, model, device, set, what, runtime.handle(), voice);
+        let (train, test) = (encode(&train_set, "train set")?, encode(&test_set, "test set")?);
+        let neighbours = knn(&train, &test, &config.eval.knn)?;
+        let settings = LinearConfig { epochs: 30, batch: 256, seed: config.seed, ..LinearConfig::default() };
+        let probe = linear(&train, &test, &settings)?;
+        metrics.knn_accuracy.set(neighbours.top1);
+        for (name, top1, top5) in [("knn", neighbours.top1, neighbours.top5), ("linear", probe.top1, probe.top5)] {
+            folder.add_evaluation(&json!({
+                "evaluation": name, "step": step, "top1": top1, "top5": top5, "train": train_set, "test": test_set,
+                "train_images": train.labels.size()[0], "test_images": test.labels.size()[0],
+            }))?;
+        }
+        Ok((neighbours.top1, probe.top1))
+    };
+    let (knn_before, linear_before) = evaluate(&model, 0)?;
+    say(format!("untrained encoder: kNN {:.1} %, linear {:.1} %", 100.0 * knn_before, 100.0 * linear_before));
+
+    let outcome = train(&config, &folder, false, &stop, runtime.handle(), voice)?;
+    if outcome.end == End::Interrupted || stop.load(Ordering::Relaxed) {
+        say(format!("stopped at step {}; `train --run {} --resume` goes on", outcome.step, path.display()));
+        return Ok(Ending::Interrupted);
+    }
+    let (newest, _) = folder.checkpoints().newest();
+    let (newest, _) = newest.context("the run has just written a checkpoint")?;
+    checkpoint::load(&newest, &model.parameters, None)?;
+    let (knn_after, linear_after) = evaluate(&model, outcome.step)?;
+    let report = folder.join("report.html");
+    crate::report::write(&folder, &report)?;
+    let object = json!({
+        "run": path, "report": report, "steps": outcome.step, "loss": outcome.loss, "seconds": began.elapsed().as_secs_f64(),
+        "knn_top1_before": knn_before, "knn_top1": knn_after, "linear_top1_before": linear_before, "linear_top1": linear_after,
+    });
+    voice.result(&object, || {
+        format!(
+            "{} steps in {:.0} s\n              untrained   trained\nkNN top-1       {:5.1} %   {:5.1} %\nlinear top-1    {:5.1} %   {:5.1} %\nlook at {}",
+            outcome.step, began.elapsed().as_secs_f64(), 100.0 * knn_before, 100.0 * knn_after, 100.0 * linear_before,
+            100.0 * linear_after, report.display()
+        )
+    });
+    Ok(Ending::Done)
+}
+
+fn free_name() -> PathBuf {
+    let names = (1..).map(|i| PathBuf::from(format!("runs/quickstart-{i}")));
+    names.into_iter().find(|path| !path.exists()).expect("there are more numbers than folders")
+}
+
+/// Draws pictures into class folders, packs them, and removes the folders; the manifest of the packed set.
+fn draw(data: &Path, name: &'static str, first: u64, count: u64, seed: u64, voice: Voice) -> anyhow::Result<PathBuf> {
+    let classes = drawn::CLASSES.len() as u64;
+    if count < classes {
+        return Err(WrongInput(format!(
+            "{count} {name} pictures; at least one of each of {classes} classes is wanted"
+        ))
+        .into());
+    }
+    std::fs::create_dir_all(data)
+        .map_err(|error| WrongInput(format!("{}: cannot create the folder: {error}", data.display())))?;
+    let folder = tempfile::Builder::new().prefix(".drawing-").tempdir_in(data)?;
+    for class in drawn::CLASSES {
+        std::fs::create_dir(folder.path().join(class))?;
+    }
+    let progress = Progress::new("drawing", 0, count, voice.quiet);
+    let threads = stream::cores() as u64;
+    let done = std::sync::atomic::AtomicU64::new(0);
+    let draw_some = &|thread: u64| -> std::io::Result<()> {
+        for i in (first + thread..first + count).step_by(threads as usize) {
+            let class = (i % classes) as usize;
+            let png = drawn::png(&drawn::picture(seed, class, i, SIDE));
+            std::fs::write(folder.path().join(drawn::CLASSES[class]).join(format!("{i:06}.png")), png)?;
+            progress.set(done.fetch_add(1, Ordering::Relaxed) + 1, count, || "pictures".into());
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || draw_some(thread))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("drawing does not panic"))
+    })
+    .with_context(|| format!("cannot write pictures to {}", data.display()))?;
+    progress.finish();
+    let out = data.join(name);
+    // Shards small enough for there to be several.
+    let options =
+        PackOptions { shard_bytes: 2 << 20, zstd: None, seed, threads: stream::cores(), progress: &|_, _| {} };
+    pack_folders(folder.path(), &out, &options)?;
+    Ok(out.join("manifest.json"))
+}

@@ -1,0 +1,257 @@
+//! `train`: from a configuration to a run folder, and on from where a run was stopped.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use pipeline::loader::{LoaderOptions, Source, slab_bytes};
+use serde_json::json;
+use trainer::checkpoint;
+use trainer::device::{self, DeviceSlab, Precision};
+use trainer::metrics::TrainerMetrics;
+use trainer::train::{End, TrainerConfig, Training};
+
+use super::Voice;
+use crate::cli::TrainArgs;
+use crate::config::{Config, MachineConfig};
+use crate::progress::Progress;
+use crate::run::{MetricsLine, RunFolder};
+use crate::{Ending, WrongInput, stream, telemetry};
+
+/// What may differ when a run goes on: how long, how chatty, how often it saves.
+const MAY_CHANGE: [&str; 5] =
+    ["train.steps", "train.log_every", "checkpoint.every", "checkpoint.keep", "data.manifest"];
+
+pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
+    let folder = RunFolder::at(&args.run);
+    let config = configuration(args, &folder)?;
+    if args.dry_run {
+        return dry_run(&config, voice);
+    }
+    let stop = stop_on_signals()?;
+    let runtime = stream::runtime()?;
+    if !config.machine.metrics.is_empty() {
+        let address = telemetry::serve(&config.machine.metrics, runtime.handle())?;
+        if !voice.quiet {
+            eprintln!("metrics at http://{address}/metrics");
+        }
+    }
+    let outcome = train(&config, &folder, args.resume, &stop, runtime.handle(), voice)?;
+    let object = json!({
+        "run": folder.path(), "step": outcome.step, "loss": outcome.loss, "images_per_second": outcome.images_per_second,
+        "interrupted": outcome.end == End::Interrupted,
+    });
+    voice.result(&object, || {
+        let loss = outcome.loss.map_or("none".into(), |loss| format!("{loss:.4}"));
+        let end = if outcome.end == End::Interrupted { "stopped at" } else { "trained to" };
+        format!("{end} step {}, loss {loss}, in {}", outcome.step, folder.path().display())
+    });
+    Ok(if outcome.end == End::Interrupted { Ending::Interrupted } else { Ending::Done })
+}
+
+/// The configuration: of the flags for a new run; for one that goes on, what was recorded, changed by the flags.
+fn configuration(args: &TrainArgs, folder: &RunFolder) -> anyhow::Result<Config> {
+    if !folder.holds_run() {
+        let mut config = args.config.load()?;
+        config.data.manifest = std::path::absolute(&config.data.manifest)?;
+        return Ok(config);
+    }
+    if !args.resume {
+        let path = folder.path().display();
+        return Err(WrongInput(format!(
+            "{path}: holds a run already; --resume goes on with it, or name another folder"
+        ))
+        .into());
+    }
+    let recorded = folder.record()?.config;
+    let mut config = match &args.config.config {
+        Some(_) => args.config.load()?,
+        None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
+    };
+    config.data.manifest = std::path::absolute(&config.data.manifest)?;
+    let differences = recorded.differences(&config, &MAY_CHANGE);
+    if !differences.is_empty() {
+        let list = differences.join("; ");
+        return Err(WrongInput(format!(
+            "{}: the run was started with another configuration ({list}); start a new one instead",
+            folder.path().display()
+        ))
+        .into());
+    }
+    Ok(config)
+}
+
+/// How a training ended.
+pub struct Outcome {
+    pub end: End,
+    pub step: u64,
+    pub loss: Option<f64>,
+    pub images_per_second: Option<f64>,
+}
+
+/// Trains in `folder` to the end, or until `stop`.
+pub fn train(
+    config: &Config,
+    folder: &RunFolder,
+    resume: bool,
+    stop: &AtomicBool,
+    runtime: &tokio::runtime::Handle,
+    voice: Voice,
+) -> anyhow::Result<Outcome> {
+    let device = device::open(&config.machine.device)?;
+    device::set_threads(torch_threads(&config.machine));
+    let source = stream::open(config.stream(), &config.machine, None)?;
+    let mut training = new_training(config, &source, device)?;
+    let checkpoints = folder.checkpoints();
+    if resume {
+        let (newest, broken) = checkpoints.newest();
+        for error in broken {
+            tracing::warn!("not taken: {error}");
+        }
+        if let Some((path, state)) = newest {
+            if state.plan_digest != source.plan.digest {
+                let (found, wanted) = (&state.plan_digest, &source.plan.digest);
+                return Err(WrongInput(format!("{}: was trained on plan {found}, the configuration gives plan {wanted}: the data or the recipe changed", path.display())).into());
+            }
+            checkpoint::load(&path, &training.model.parameters, Some(&training.optimizer))?;
+            training.step = state.step;
+            if !voice.quiet {
+                eprintln!("going on from step {} ({})", state.step, path.display());
+            }
+        }
+    }
+    folder.start(config, &source.plan)?;
+    // Opened again with its ledger, now that the folder is there.
+    let source = stream::open(config.stream(), &config.machine, Some(&folder.join("quarantine.jsonl")))?;
+    let plan = &source.plan;
+    metrics::describe_gauge!("simclr_run_info", "The run's plan; always 1.");
+    metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned()).set(1.0);
+    let mut lines = folder.metrics_after(training.step)?;
+    let threads = loader_threads(&config.machine, device.is_cuda());
+    let options =
+        LoaderOptions { threads, from_batch: training.step, to_batch: Some(training.last_step().max(training.step)) };
+    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(plan), device)?;
+    let mut loader = stream::start(&source, slabs, options, runtime)?;
+    tracing::info!(
+        excluded = training.optimizer.excluded().len(),
+        "tensors without weight decay: {}",
+        training.optimizer.excluded().join(" ")
+    );
+    tracing::info!(device = ?device, threads, parameters = training.model.parameters.num_trainable(), plan = %plan.digest, "training begins");
+
+    let (first, last) = (training.step, training.last_step());
+    let progress = Progress::new("training", first, last, voice.quiet);
+    let (mut loss, mut smooth, mut failed) = (None, None::<(f64, f64)>, None);
+    let end = training.run(&mut loader, plan, &checkpoints, stop, &mut |report| {
+        let line = MetricsLine::new(report, plan);
+        loss = Some(report.loss);
+        let waited = line.data_wait_seconds / (line.step_seconds + line.data_wait_seconds);
+        let (rate, wait) = smooth.map_or((line.images_per_second, waited), |(rate, wait)| {
+            (0.95 * rate + 0.05 * line.images_per_second, 0.95 * wait + 0.05 * waited)
+        });
+        smooth = Some((rate, wait));
+        if report.step.is_multiple_of(config.train.log_every) || report.step == last {
+            let text = serde_json::to_string(&line).expect("a line is plain data");
+            if let Err(error) = writeln!(lines, "{text}") {
+                failed = Some(error);
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        progress.set(report.step, last, || {
+            let left = (last - report.step) as f64 * report.images as f64 / rate;
+            format!(
+                "{rate:.0} images/s, loss {:.3}, waits for data {:.0} %, {left:.0} s left",
+                report.loss,
+                100.0 * wait
+            )
+        });
+    })?;
+    progress.finish();
+    if let Some(error) = failed {
+        return Err(error).with_context(|| format!("cannot write {}", folder.join("metrics.jsonl").display()));
+    }
+    let damaged = source.quarantine.entries().len();
+    if damaged > 0 && !voice.quiet {
+        eprintln!("{damaged} damaged samples were replaced; {} names them", folder.join("quarantine.jsonl").display());
+    }
+    Ok(Outcome { end, step: training.step, loss, images_per_second: smooth.map(|(rate, _)| rate) })
+}
+
+/// A model with initial weights on `device`.
+pub fn new_training(config: &Config, source: &Source, device: tch::Device) -> anyhow::Result<Training> {
+    telemetry::recorder();
+    let trainer = TrainerConfig {
+        model: config.model.clone(),
+        loss: config.loss.clone(),
+        optimizer: config.optimizer.clone(),
+        schedule: config.schedule.clone(),
+        train: config.train.clone(),
+        checkpoint: config.checkpoint.clone(),
+    };
+    Ok(Training::new(&trainer, &source.plan, device, precision(&config.machine), TrainerMetrics::register())?)
+}
+
+/// The precision that the configuration names.
+pub fn precision(machine: &MachineConfig) -> Precision {
+    if machine.precision == "bf16" { Precision::Bf16 } else { Precision::Fp32 }
+}
+
+/// libtorch's threads on the CPU.
+pub fn torch_threads(machine: &MachineConfig) -> usize {
+    if machine.torch_threads == 0 { stream::cores() } else { machine.torch_threads }
+}
+
+/// Loader threads beside a trainer: when it computes on the CPU, one is enough and more would be in its way.
+fn loader_threads(machine: &MachineConfig, cuda: bool) -> usize {
+    match machine.threads {
+        0 if cuda => (stream::cores() - 1).max(1),
+        0 => 1,
+        threads => threads,
+    }
+}
+
+/// A flag that SIGINT and SIGTERM set; a second one ends the program at once.
+pub fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, runtime) = (stop.clone(), tokio::runtime::Builder::new_current_thread().enable_all().build()?);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            loop {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                if flag.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+                eprintln!("stopping after this step; once more to stop at once");
+            }
+        });
+    })?;
+    Ok(stop)
+}
+
+fn dry_run(config: &Config, voice: Voice) -> anyhow::Result<Ending> {
+    let device = device::open(&config.machine.device)?;
+    let source = stream::open(config.stream(), &config.machine, None)?;
+    let training = new_training(config, &source, device)?;
+    let plan = &source.plan;
+    let object = json!({
+        "plan_digest": plan.digest, "manifest_digest": plan.manifest_digest, "samples": plan.num_samples(),
+        "batches_per_epoch": plan.batches_per_epoch(), "dropped_per_epoch": plan.dropped_per_epoch(), "steps": training.last_step(),
+        "warmup_steps": training.schedule.warmup_steps, "peak_learning_rate": training.schedule.peak,
+        "parameters": training.model.parameters.num_trainable(), "device": format!("{device:?}"), "config": config,
+    });
+    voice.result(&object, || {
+        format!(
+            "{} samples, {} batches per epoch ({} samples dropped), {} steps ({} of warm-up), learning rate up to {}\n{} parameters on {device:?}\nplan {}",
+            plan.num_samples(), plan.batches_per_epoch(), plan.dropped_per_epoch(), training.last_step(), training.schedule.warmup_steps,
+            training.schedule.peak, training.model.parameters.num_trainable(), plan.digest
+        )
+    });
+    Ok(Ending::Done)
+}

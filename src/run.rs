@@ -1,0 +1,211 @@
+//! The run folder: what was asked for, what happened, and the checkpoints.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use pipeline::files::write_whole;
+use pipeline::plan::Plan;
+use serde::{Deserialize, Serialize};
+use trainer::checkpoint::Checkpoints;
+use trainer::train::StepReport;
+
+use crate::WrongInput;
+use crate::config::Config;
+
+/// `run.json`: enough to run it again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The resolved configuration.
+    pub config: Config,
+    /// The digest of the manifest.
+    pub manifest_digest: String,
+    /// The digest of the plan: equal for runs that see the same batches.
+    pub plan_digest: String,
+    /// Versions of what computed it.
+    pub versions: Versions,
+}
+
+/// Versions of what computed a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Versions {
+    /// This program's.
+    pub simclr_pipeline: String,
+    /// libtorch's, as linked.
+    pub libtorch: String,
+    /// The stream format's.
+    pub stream: u32,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MetricsLine {
+    pub step: u64,
+    pub epoch: f64,
+    pub batch: u64,
+    pub loss: f64,
+    pub contrastive_accuracy: f64,
+    pub contrastive_entropy: f64,
+    pub learning_rate: f64,
+    pub gradient_norm: f64,
+    pub embedding_std: f64,
+    pub images_per_second: f64,
+    pub step_seconds: f64,
+    pub data_wait_seconds: f64,
+}
+
+impl MetricsLine {
+    /// The line for a step.
+    pub fn new(report: &StepReport, plan: &Plan) -> Self {
+        let seconds = report.step_time.as_secs_f64() + report.data_wait.as_secs_f64();
+        let seen = (report.position.batch + 1) as f64;
+        Self {
+            step: report.step,
+            epoch: seen / plan.batches_per_epoch() as f64,
+            batch: report.position.batch,
+            loss: report.loss,
+            contrastive_accuracy: report.contrastive_accuracy,
+            contrastive_entropy: report.contrastive_entropy,
+            learning_rate: report.learning_rate,
+            gradient_norm: report.gradient_norm,
+            embedding_std: report.embedding_std,
+            images_per_second: report.images as f64 / seconds,
+            step_seconds: report.step_time.as_secs_f64(),
+            data_wait_seconds: report.data_wait.as_secs_f64(),
+        }
+    }
+}
+
+/// A run's folder.
+#[derive(Debug, Clone)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// The folder at `path`, whether or not a run is in it.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// The folder at `path`, which must hold a run.
+    ///
+    /// # Errors
+    /// If it holds none.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let folder = Self::at(path);
+        if folder.holds_run() {
+            return Ok(folder);
+        }
+        Err(WrongInput(format!("{}: holds no run (no run.json); `train --run` makes one", path.display())).into())
+    }
+
+    /// Whether there is a `run.json`.
+    pub fn holds_run(&self) -> bool {
+        self.join("run.json").is_file()
+    }
+
+    /// A file in the folder.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The folder's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's checkpoints.
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(self.join("checkpoints"))
+    }
+
+    /// Writes `run.json`.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn start(&self, config: &Config, plan: &Plan) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&self.path)
+            .map_err(|error| WrongInput(format!("{}: cannot create the run folder: {error}", self.path.display())))?;
+        let versions = Versions {
+            simclr_pipeline: env!("CARGO_PKG_VERSION").into(),
+            libtorch: "2.11.0".into(),
+            stream: pipeline::plan::STREAM_VERSION,
+        };
+        let record = RunRecord {
+            config: config.clone(),
+            manifest_digest: plan.manifest_digest.clone(),
+            plan_digest: plan.digest.clone(),
+            versions,
+        };
+        let text = serde_json::to_vec_pretty(&record).expect("a record is plain data");
+        write_whole(&self.join("run.json"), &text)
+            .with_context(|| format!("cannot write {}", self.join("run.json").display()))
+    }
+
+    /// Reads `run.json`.
+    ///
+    /// # Errors
+    /// If it can't be read or is not what this build writes.
+    pub fn record(&self) -> anyhow::Result<RunRecord> {
+        let path = self.join("run.json");
+        let text =
+            std::fs::read(&path).map_err(|error| WrongInput(format!("{}: cannot read it: {error}", path.display())))?;
+        Ok(serde_json::from_slice(&text)
+            .map_err(|error| WrongInput(format!("{}: not a run's record: {error}", path.display())))?)
+    }
+
+    /// `metrics.jsonl`, open for the lines after `step`; what was written beyond it is taken back.
+    ///
+    /// # Errors
+    /// If the file can't be read or written.
+    pub fn metrics_after(&self, step: u64) -> anyhow::Result<File> {
+        let path = self.join("metrics.jsonl");
+        let lines = self.metrics_text()?;
+        let kept =
+            lines.iter().filter(|(line, _)| line.step <= step).fold(String::new(), |all, (_, text)| all + text + "\n");
+        write_whole(&path, kept.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+        File::options().append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The lines of `metrics.jsonl`; a last one that a kill cut short is left out.
+    ///
+    /// # Errors
+    /// If the file is there and can't be read.
+    pub fn metrics(&self) -> anyhow::Result<Vec<MetricsLine>> {
+        Ok(self.metrics_text()?.into_iter().map(|(line, _)| line).collect())
+    }
+
+    fn metrics_text(&self) -> anyhow::Result<Vec<(MetricsLine, String)>> {
+        let path = self.join("metrics.jsonl");
+        if !path.is_file() {
+            return Ok(Vec::new());
+        }
+        let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut lines = Vec::new();
+        for text in BufReader::new(file).lines() {
+            let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+            if let Ok(line) = serde_json::from_str(&text) {
+                lines.push((line, text));
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Adds a result to `evaluations.jsonl`.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn add_evaluation(&self, result: &serde_json::Value) -> anyhow::Result<()> {
+        let path = self.join("evaluations.jsonl");
+        let file = File::options().create(true).append(true).open(&path);
+        file.and_then(|mut file| writeln!(file, "{result}")).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The results in `evaluations.jsonl`.
+    pub fn evaluations(&self) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(self.join("evaluations.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+}

@@ -1,0 +1,76 @@
+//! Opens the stream of batches that a configuration describes.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use pipeline::batch::Slab;
+use pipeline::loader::{Loader, LoaderOptions, Source};
+use pipeline::manifest::Manifest;
+use pipeline::metrics::PipelineMetrics;
+use pipeline::plan::{Plan, StreamConfig};
+use pipeline::quarantine::Quarantine;
+use pipeline::store::Store;
+
+use crate::config::MachineConfig;
+
+/// The source of a stream: plan, store and quarantine.
+///
+/// # Errors
+/// If the manifest can't be read or the plan can't be made.
+pub fn open(stream: StreamConfig, machine: &MachineConfig, ledger: Option<&Path>) -> anyhow::Result<Arc<Source>> {
+    crate::telemetry::recorder();
+    let manifest = Manifest::read(&stream.data.manifest)?;
+    let plan = Plan::new(&manifest, stream)?;
+    let metrics = PipelineMetrics::register();
+    let store = Store::new(Arc::new(manifest), machine.memory_bytes, metrics.clone());
+    let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
+    let ledger = ledger.map(|path| {
+        let file = File::options().create(true).append(true).open(path);
+        file.with_context(|| format!("cannot write {}", path.display()))
+    });
+    let quarantine = Quarantine::new(allowed, ledger.transpose()?, metrics.clone());
+    Ok(Arc::new(Source { plan, store, quarantine, metrics }))
+}
+
+/// Starts the stream with plain memory, on `threads` threads.
+///
+/// # Errors
+/// If the shards in use at a time do not fit into memory.
+pub fn start_plain(
+    source: &Arc<Source>,
+    machine: &MachineConfig,
+    options: LoaderOptions,
+    runtime: &tokio::runtime::Handle,
+) -> anyhow::Result<Loader<Vec<u8>>> {
+    let bytes = pipeline::loader::slab_bytes(&source.plan);
+    start(source, vec![vec![0; bytes]; machine.batches_ahead + 1], options, runtime)
+}
+
+/// Starts the stream with the caller's slabs.
+///
+/// # Errors
+/// If the shards in use at a time do not fit into memory.
+pub fn start<S: Slab>(
+    source: &Arc<Source>,
+    slabs: Vec<S>,
+    options: LoaderOptions,
+    runtime: &tokio::runtime::Handle,
+) -> anyhow::Result<Loader<S>> {
+    Ok(Loader::start(source.clone(), slabs, options, runtime)?)
+}
+
+/// The number of cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The runtime that storage and web pages run on; computing has threads of its own.
+///
+/// # Errors
+/// If the system gives no threads.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let builder = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build();
+    builder.context("cannot start the I/O threads")
+}
