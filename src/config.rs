@@ -311,13 +311,15 @@ fn known_keys(value: &Value) -> Vec<String> {
 }
 
 fn nearest(word: &str, known: &[String]) -> String {
-    let best = known.iter().min_by_key(|candidate| strsim::damerau_levenshtein(word, candidate));
+    let likeness = |candidate: &String| strsim::jaro_winkler(word, candidate);
+    let best = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     best.map_or(String::new(), |best| format!("; did you mean {best}?"))
 }
 
 /// Adds the nearest right name to serde's message about an unknown one.
 fn hint(message: &str) -> String {
-    let message = message.trim();
+    // The first line says it all; toml adds the path, which is said already.
+    let message = message.lines().next().unwrap_or_default().trim();
     let names: Vec<String> = message.split('`').skip(1).step_by(2).map(str::to_owned).collect();
     match names.split_first() {
         Some((wrong, known)) if message.starts_with("unknown") && !known.is_empty() => {

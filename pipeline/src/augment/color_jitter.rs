@@ -186,27 +186,28 @@ impl Change {
     }
 }
 
-/// Turns the hue of an RGB pixel by a share of the circle, keeping value and saturation.
+/// Turns the hue of an RGB pixel by a share of the circle in [−0.5, 0.5], or once, keeping value and saturation.
 fn turn_hue([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {
     let max = r.max(g).max(b);
     let min = r.min(g).min(b);
     let range = max - min;
-    if range <= 0.0 {
-        return [r, g, b];
-    }
-    // The hue in sixths of the circle, 0 at red.
+    // The hue in sixths of the circle, 0 at red; grey has none, and a range of 0 makes any hue grey.
+    let per_range = if range > 0.0 { 1.0 / range } else { 0.0 };
     let hue = if max == r {
-        (g - b) / range
+        (g - b) * per_range
     } else if max == g {
-        2.0 + (b - r) / range
+        2.0 + (b - r) * per_range
     } else {
-        4.0 + (r - g) / range
+        4.0 + (r - g) * per_range
     };
     let hue = hue + turn * 6.0;
-    // Each channel is a trapezoid of the hue: full for two sixths, sloping for one on either side.
+    // Each channel is a trapezoid of the hue: full for two sixths, sloping for one on either side. The hue is brought
+    // into one turn by selects, since rounding is a function call on processors without SSE4.1.
     let channel = |offset: f32| {
-        let mut at = (hue + offset) / 6.0;
-        at = (at - at.floor()) * 6.0;
+        let at = hue + offset;
+        let at = if at < 0.0 { at + 6.0 } else { at };
+        let at = if at >= 6.0 { at - 6.0 } else { at };
+        let at = if at >= 6.0 { at - 6.0 } else { at };
         max - range * at.min(4.0 - at).clamp(0.0, 1.0)
     };
     [channel(5.0), channel(3.0), channel(1.0)]

@@ -1,0 +1,72 @@
+//! Wrong input: exit code 2 and a message that names what, where, found, expected.
+
+use crate::world::{TINY, World};
+
+#[test]
+fn wrong_configurations_are_named() {
+    let world = World::new();
+    let manifest = world.packed("set", 40, &[]);
+    let digest = |more: &[&str], wanted: &[&str]| {
+        world.fails(&[&["digest"], TINY, &["--manifest", &manifest], more].concat(), 2, wanted);
+    };
+    digest(&["--set", "order.lane=4"], &["order.lane", "did you mean lanes?"]);
+    digest(&["--set", "recipe.ops.0.scal=1"], &["ops", "scal"]);
+    digest(&["--set", "batch.size=48"], &["batch.size = 48", "40 samples"]);
+    digest(&["--set", "order.lanes=3"], &["order.lanes = 3", "must divide batch.size = 8"]);
+    digest(&["--set", "order.lanes=0"], &["order.lanes = 0"]);
+    digest(&["--set", "data.limit=41"], &["data.limit = 41", "40 samples"]);
+    digest(&["--set", "recipe.ops=[]"], &["recipe.ops", "random_resized_crop"]);
+    digest(&["--set", "machine.batches_ahead=0"], &["machine.batches_ahead"]);
+    world.fails(&["digest", "--config", "nowhere.toml"], 2, &["nowhere.toml", "presets are"]);
+}
+
+#[test]
+fn wrong_manifests_and_shards_are_named() {
+    let world = World::new();
+    let manifest = world.packed("set", 40, &[]);
+    world.fails(&["digest", "--manifest", "nowhere.json"], 2, &["nowhere.json", "cannot read the manifest"]);
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let changed = text.replacen("\"digest\":\"", "\"digest\":\"0", 1);
+    std::fs::write(world.at("changed.json"), changed).unwrap();
+    world.fails(&["manifest", "show", "changed.json"], 2, &["changed.json", "its digest says 0"]);
+    std::fs::write(world.at("empty.json"), "{}").unwrap();
+    world.fails(&["manifest", "show", "empty.json"], 2, &["empty.json", "missing field"]);
+    world.fails(&["manifest", "build", "set/none-*.tar", "--out", "m.json"], 2, &["none-*.tar", "matches no file"]);
+    world.fails(&["manifest", "build", "--out", "m.json"], 2, &["SHARDS"]);
+    world.fails(&["manifest", "build", "set", "--out", "m.json"], 2, &["is a folder"]);
+    world.fails(&["pack", "nowhere", "--out", "packed"], 2, &["nowhere", "cannot list"]);
+    world.fails(&["pack", "set-pictures", "--out", "set"], 2, &["set", "exists already"]);
+    // A shard that is not the manifest's stops the stream before it gives other bytes.
+    let shard = world.at("set/shard-000000.tar");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    bytes[530] ^= 1;
+    std::fs::write(&shard, &bytes).unwrap();
+    let digest = [&["digest"], TINY, &["--manifest", &manifest, "--batches", "5"]].concat();
+    world.fails(&digest, 2, &["shard-000000.tar", "XXH3", "manifest verify"]);
+}
+
+#[test]
+fn too_much_damage_stops_the_stream_and_names_the_last_sample() {
+    let world = World::new();
+    world.draw("pictures", 0, 40);
+    for i in [3, 13, 23] {
+        std::fs::write(world.at(&format!("pictures/triangle/{i:04}.png")), b"GIF89a no picture").unwrap();
+    }
+    world.done(&["pack", "pictures", "--out", "set"]);
+    let digest = |share: &str| {
+        let share = format!("data.max_damaged={share}");
+        world.run(
+            &[&["digest"], TINY, &["--manifest", "set/manifest.json", "--batches", "5", "--json", "--set", &share]]
+                .concat(),
+        )
+    };
+    let output = digest("0.05");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("data.max_damaged") && stderr.contains("triangle/00") && stderr.contains("unknown_format"),
+        "{stderr}"
+    );
+    let object: serde_json::Value = serde_json::from_slice(&digest("0.1").stdout).unwrap();
+    assert_eq!(object["damaged"].as_array().unwrap().len(), 3);
+}

@@ -1,0 +1,220 @@
+//! Training, stopping, going on, evaluating.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use crate::world::{TINY, World, text};
+
+const STEPS: u64 = 12;
+
+fn arguments<'a>(manifest: &'a str, run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let base =
+        [TINY, &["--manifest", manifest, "--run", run, "--set", "checkpoint.every=3", "--set", "train.steps=12"]];
+    [&["train"], &base.concat()[..], more].concat()
+}
+
+/// Step and loss of every line, to the last bit.
+fn losses(world: &World, run: &str) -> Vec<(u64, u64)> {
+    let lines = text(&world.at(run).join("metrics.jsonl"));
+    let parse = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    lines
+        .lines()
+        .map(parse)
+        .map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap().to_bits()))
+        .collect()
+}
+
+fn weights(world: &World, run: &str) -> Vec<u8> {
+    std::fs::read(world.at(run).join(format!("checkpoints/step-{STEPS:08}/model.safetensors"))).unwrap()
+}
+
+/// Waits until `run` has logged `steps` steps.
+fn wait_for(world: &World, run: &str, steps: usize, child: &mut Child) {
+    let began = Instant::now();
+    let path = world.at(run).join("metrics.jsonl");
+    while std::fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < steps {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before step {steps}");
+        assert!(began.elapsed() < Duration::from_secs(120), "step {steps} was never reached");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_the_losses_it_would_have_had() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let whole = world.done(&arguments(&manifest, "whole", &[]));
+    assert_eq!(whole["step"], STEPS);
+    let (wanted, wanted_weights) = (losses(&world, "whole"), weights(&world, "whole"));
+    assert_eq!(wanted.iter().map(|line| line.0).collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
+    // Stopped at every step, and gone on with.
+    let mut step = 0;
+    while step < STEPS {
+        step += 1;
+        let steps = format!("train.steps={step}");
+        world.done(&arguments(&manifest, "steps", &["--resume", "--set", &steps]));
+    }
+    assert!(losses(&world, "steps") == wanted && weights(&world, "steps") == wanted_weights, "stopped at every step");
+    // Killed at several moments, checkpoints only every third step.
+    for (i, after) in [1, 4, 5, 8].into_iter().enumerate() {
+        let run = format!("killed-{i}");
+        let args = arguments(&manifest, &run, &["--resume"]);
+        let mut child = world.start(&args);
+        wait_for(&world, &run, after, &mut child);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        world.done(&args);
+        assert!(losses(&world, &run) == wanted && weights(&world, &run) == wanted_weights, "killed after step {after}");
+    }
+}
+
+#[test]
+fn sigterm_stops_cleanly_with_a_checkpoint() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&arguments(&manifest, "whole", &[]));
+    let args = arguments(&manifest, "run", &["--resume", "--set", "checkpoint.every=1000"]);
+    let mut child = world.start(&args);
+    wait_for(&world, "run", 2, &mut child);
+    let status = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let output = child.wait_with_output().unwrap();
+    let code = output.status.code();
+    let done = losses(&world, "run").len() as u64;
+    assert!(code == Some(130) || (code == Some(0) && done == STEPS), "{output:?}");
+    assert!(world.at("run").join(format!("checkpoints/step-{done:08}/state.json")).is_file());
+    world.done(&args);
+    assert!(losses(&world, "run") == losses(&world, "whole"));
+}
+
+#[test]
+fn a_broken_checkpoint_is_not_taken() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&arguments(&manifest, "run", &[]));
+    let wanted = losses(&world, "run");
+    let newest = world.at("run").join(format!("checkpoints/step-{STEPS:08}"));
+    let mut model = std::fs::read(newest.join("model.safetensors")).unwrap();
+    let middle = model.len() / 2;
+    model[middle] ^= 1;
+    std::fs::write(newest.join("model.safetensors"), model).unwrap();
+    let output = world.run(&arguments(&manifest, "run", &["--resume"]));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("not taken") && stderr.contains("step 9"), "{stderr}");
+    assert!(losses(&world, "run") == wanted);
+}
+
+#[test]
+fn wrong_requests_to_train_are_named() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let args = |run: &'static str, more: &[&'static str]| {
+        arguments(&manifest, run, more).into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let fails = |args: Vec<String>, wanted: &[&str]| {
+        world.fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), 2, wanted)
+    };
+    fails(args("run", &["--set", "machine.device=tpu"]), &["machine.device", "cuda"]);
+    if tch_has_no_cuda(&world, &manifest) {
+        fails(args("run", &["--set", "machine.device=cuda"]), &["machine.device", "cuda", "LD_LIBRARY_PATH"]);
+    }
+    fails(args("run", &["--set", "loss.temperature=0"]), &["loss.temperature = 0"]);
+    fails(args("run", &["--set", "model.encoder=resnet19"]), &["model.encoder", "resnet18"]);
+    fails(args("run", &["--set", "machine.metrics=here"]), &["machine.metrics"]);
+    fails(args("run", &["--set", "recipe.views=1"]), &["recipe.views = 1"]);
+    assert!(!world.at("run").exists(), "nothing is begun before everything is checked");
+    world.done(&arguments(&manifest, "run", &["--set", "train.steps=1"]));
+    fails(args("run", &[]), &["holds a run already", "--resume"]);
+    fails(args("run", &["--resume", "--set", "seed=2"]), &["another configuration", "seed: 1 against 2"]);
+    world.fails(&["eval", "knn", "--run", "nowhere", "--train", &manifest, "--test", &manifest], 2, &["holds no run"]);
+    let plan = world.done(&arguments(&manifest, "other", &["--dry-run"]));
+    assert_eq!((plan["steps"].as_u64(), world.at("other").exists()), (Some(STEPS), false));
+}
+
+fn tch_has_no_cuda(world: &World, manifest: &str) -> bool {
+    let plan = world.done(&arguments(manifest, "probe", &["--dry-run", "--set", "machine.device=auto"]));
+    plan["device"] == "Cpu"
+}
+
+#[test]
+fn metrics_are_served_while_training() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let more = ["--set", "machine.metrics=127.0.0.1:0", "--set", "train.steps=2000", "--set", "schedule.epochs=2000"];
+    let mut child = world.start(&arguments(&manifest, "run", &more));
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let address = line
+        .trim()
+        .strip_prefix("metrics at http://")
+        .and_then(|rest| rest.strip_suffix("/metrics"))
+        .expect(&line)
+        .to_owned();
+    wait_for(&world, "run", 3, &mut child);
+    let get = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    assert!(get("/livez").starts_with("HTTP/1.1 200") && get("/readyz").starts_with("HTTP/1.1 200"));
+    let metrics = get("/metrics");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let value = |name: &str| {
+        let line =
+            metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {metrics}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert!(value("simclr_trainer_steps_total ") >= 3.0);
+    assert!(value("simclr_pipeline_samples_total ") >= 24.0);
+    assert!(value("simclr_pipeline_stage_seconds_total{stage=\"augment\"} ") > 0.0);
+    assert!(value("simclr_trainer_loss ") > 0.0);
+    assert!(metrics.contains("# TYPE simclr_trainer_data_wait_seconds_total counter"), "{metrics}");
+    crate::dashboards::dashboards_and_metrics_agree(&metrics);
+}
+
+#[test]
+fn the_quick_start_does_the_whole_job() {
+    let world = World::new();
+    let mut args = vec!["quickstart", "--run", "quick", "--train-images", "120", "--test-images", "40"];
+    for setting in ["model.width=0.125", "batch.size=16", "schedule.epochs=2", "machine.torch_threads=1"] {
+        args.extend(["--set", setting]);
+    }
+    let done = world.done(&args);
+    for key in ["knn_top1_before", "knn_top1", "linear_top1"] {
+        assert!(done[key].as_f64().is_some_and(|top1| (0.0..=1.0).contains(&top1)), "{key} in {done}");
+    }
+    let report = text(&world.at("quick/report.html"));
+    assert!(
+        report.contains("kNN top-1, trained")
+            && report.contains("<polyline")
+            && report.contains("data:image/png;base64,")
+    );
+    assert!(!report.contains("http://") && !report.contains("https://"), "the report needs nothing else");
+    // What it made is an ordinary run.
+    let set = |name: &str| world.arg(&format!("quick/data/{name}/manifest.json"));
+    let knn = world.done(&["eval", "knn", "--run", "quick", "--train", &set("train"), "--test", &set("test")]);
+    assert_eq!(knn["top1"], done["knn_top1"]);
+    let before =
+        world.done(&["eval", "knn", "--run", "quick", "--untrained", "--train", &set("train"), "--test", &set("test")]);
+    assert_eq!(before["top1"], done["knn_top1_before"]);
+    let linear = world.done(&[
+        "eval",
+        "linear",
+        "--run",
+        "quick",
+        "--epochs",
+        "5",
+        "--train",
+        &set("train"),
+        "--test",
+        &set("test"),
+    ]);
+    assert!(linear["top5"].as_f64() >= linear["top1"].as_f64());
+    world.done(&["report", "--run", "quick", "--out", "again.html"]);
+    world.fails(&["quickstart", "--run", "quick"], 2, &["exists already"]);
+}
