@@ -22,6 +22,9 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: 4px 20p
 img { max-width: 100%; border-radius: 6px; } pre { overflow-x: auto; font-size: 13px; background: var(--pale); padding: 14px; border-radius: 6px; }
 ";
 
+/// A curve's name, its unit, and its value at a step.
+type Curve = (&'static str, &'static str, fn(&MetricsLine) -> f64);
+
 /// Writes the report of the run in `folder` to `out`.
 ///
 /// # Errors
@@ -46,7 +49,7 @@ pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
     numbers(&mut page, &metrics, &evaluations)?;
     if !metrics.is_empty() {
         page.push_str("<h2>Training</h2><div class=\"curves\">");
-        let curves: [(&str, &str, fn(&MetricsLine) -> f64); 6] = [
+        let curves: [Curve; 6] = [
             ("Loss", "NT-Xent, nats", |line| line.loss),
             ("Contrastive accuracy", "share of images whose second view is found", |line| line.contrastive_accuracy),
             ("Spread of projections", "1 fills the sphere, 0 is collapsed", |line| line.embedding_std),

@@ -114,6 +114,8 @@ fn jpeg_damage(error: &DecodeErrors) -> Damage {
         DecodeErrors::Unsupported(_) => DamageReason::Unsupported,
         DecodeErrors::ZeroError | DecodeErrors::LargeDimensions(_) => DamageReason::Dimensions,
         _ if detail.to_lowercase().contains("premature end") => DamageReason::Truncated,
+        // Arithmetic coding, 12 bits and lossless JPEG are refused by marker or precision, in words only.
+        _ if detail.contains("not supported") || detail.contains("nsupported") => DamageReason::Unsupported,
         _ => DamageReason::Corrupt,
     };
     Damage::new(reason, detail)

@@ -175,6 +175,11 @@ pub fn train(
     if damaged > 0 && !voice.quiet {
         eprintln!("{damaged} damaged samples were replaced; {} names them", folder.join("quarantine.jsonl").display());
     }
+    // A run that was done already has its last loss on record.
+    let loss = match loss {
+        Some(loss) => Some(loss),
+        None => folder.metrics()?.last().map(|line| line.loss),
+    };
     Ok(Outcome { end, step: training.step, loss, images_per_second: smooth.map(|(rate, _)| rate) })
 }
 

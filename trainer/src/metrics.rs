@@ -101,6 +101,8 @@ impl TrainerMetrics {
             checkpoint_seconds: gauge!("simclr_trainer_checkpoint_seconds"),
         };
         metrics.data_wait_seconds.increment(0.0);
+        // Not yet known is not zero.
+        metrics.knn_accuracy.set(f64::NAN);
         metrics
     }
 }
