@@ -41,7 +41,6 @@ fetch() {
     exec 9>"$cache/setup.lock"
     flock 9
     [ -f "$1/build-version" ] && return
-    local work
     work=$(mktemp -d "$cache/fetching.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     say "fetching libtorch $version (0.54 GB, once per user)"

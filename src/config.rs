@@ -157,8 +157,15 @@ impl Config {
             ConfigError::new(if path == "." { place.to_owned() } else { format!("{place}: {path}") }, why)
         })?;
         let machine = &config.machine;
-        if machine.batches_ahead == 0 {
-            return Err(ConfigError::new("machine.batches_ahead = 0", "at least 1 is wanted"));
+        for (key, found, least, most) in [
+            ("threads", machine.threads, 0, 4096),
+            ("torch_threads", machine.torch_threads, 0, 4096),
+            ("batches_ahead", machine.batches_ahead, 1, 1024),
+        ] {
+            if !(least..=most).contains(&found) {
+                let wanted = format!("between {least} and {most} is wanted");
+                return Err(ConfigError::new(format!("machine.{key} = {found}"), wanted));
+            }
         }
         if !["fp32", "bf16"].contains(&machine.precision.as_str()) {
             let place = format!("machine.precision = {:?}", machine.precision);

@@ -60,6 +60,13 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     use pipeline::pack::PackError;
     use pipeline::plan::PlanError;
     use pipeline::store::StoreError;
+    let missing = |error: &std::io::Error| {
+        use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+        matches!(error.kind(), NotFound | PermissionDenied | IsADirectory | NotADirectory)
+    };
+    if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(PackError::ReadBack(_)))) {
+        return 1;
+    }
     let wrong_input = error.chain().any(|cause| {
         #[cfg(feature = "trainer")]
         if let Some(error) = cause.downcast_ref::<trainer::error::TrainError>() {
@@ -70,8 +77,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
                     | TrainError::Value { .. }
                     | TrainError::Evaluation(_)
                     | TrainError::Checkpoint { .. }
-                    | TrainError::Load(LoadError::Store(StoreError::Changed { .. } | StoreError::Memory { .. }))
+                    | TrainError::Load(LoadError::Store(_))
             );
+        }
+        if let Some(ManifestError::Io { source, .. }) = cause.downcast_ref() {
+            return missing(source);
         }
         cause.is::<WrongInput>()
             || cause.is::<config::ConfigError>()

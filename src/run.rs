@@ -121,13 +121,31 @@ impl RunFolder {
         Checkpoints::new(self.join("checkpoints"))
     }
 
+    /// Creates the folder and holds it for this process until the lock is dropped.
+    ///
+    /// # Errors
+    /// If the folder can't be created or another process trains in it.
+    pub fn lock(&self) -> anyhow::Result<File> {
+        std::fs::create_dir_all(&self.path)
+            .map_err(|error| WrongInput(format!("{}: cannot create the run folder: {error}", self.path.display())))?;
+        let path = self.join(".lock");
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                Err(WrongInput(format!("{}: another process is training in it", self.path.display())).into())
+            }
+            Err(std::fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
+        }
+    }
+
     /// Writes `run.json`.
     ///
     /// # Errors
     /// If the folder can't be written.
     pub fn start(&self, config: &Config, plan: &Plan) -> anyhow::Result<()> {
-        std::fs::create_dir_all(&self.path)
-            .map_err(|error| WrongInput(format!("{}: cannot create the run folder: {error}", self.path.display())))?;
         let versions = Versions {
             simclr_pipeline: env!("CARGO_PKG_VERSION").into(),
             libtorch: "2.11.0".into(),

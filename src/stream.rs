@@ -1,6 +1,5 @@
 //! Opens the stream of batches that a configuration describes.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,11 +25,12 @@ pub fn open(stream: StreamConfig, machine: &MachineConfig, ledger: Option<&Path>
     let metrics = PipelineMetrics::register();
     let store = Store::new(Arc::new(manifest), machine.memory_bytes, metrics.clone());
     let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
-    let ledger = ledger.map(|path| {
-        let file = File::options().create(true).append(true).open(path);
-        file.with_context(|| format!("cannot write {}", path.display()))
-    });
-    let quarantine = Quarantine::new(allowed, ledger.transpose()?, metrics.clone());
+    let quarantine = match ledger {
+        None => Quarantine::new(allowed, metrics.clone()),
+        Some(path) => Quarantine::with_ledger(allowed, path, metrics.clone())
+            .with_context(|| format!("cannot write {}", path.display()))?,
+    };
+    quarantine.check_budget()?;
     Ok(Arc::new(Source { plan, store, quarantine, metrics }))
 }
 

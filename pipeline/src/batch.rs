@@ -6,6 +6,7 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::plan::Position;
 
@@ -137,6 +138,8 @@ struct SharedSlab<S: Slab> {
     slab: UnsafeCell<S>,
     base: UnsafeCell<*mut u8>,
     layout: Layout,
+    parts: usize,
+    finished: AtomicUsize,
 }
 
 // SAFETY: the slab is reached only through `Part`s, whose images are disjoint (`split`), and by value once the last
@@ -150,8 +153,14 @@ unsafe impl<S: Slab> Send for SharedSlab<S> {}
 /// # Panics
 /// If the slab is smaller than the layout.
 pub(crate) fn split<S: Slab>(slab: S, layout: Layout, part_images: usize) -> Vec<Part<S>> {
-    let shared =
-        Arc::new(SharedSlab { slab: UnsafeCell::new(slab), base: UnsafeCell::new(std::ptr::null_mut()), layout });
+    let part_images = part_images.max(1);
+    let shared = Arc::new(SharedSlab {
+        slab: UnsafeCell::new(slab),
+        base: UnsafeCell::new(std::ptr::null_mut()),
+        layout,
+        parts: layout.images.div_ceil(part_images),
+        finished: AtomicUsize::new(0),
+    });
     {
         // SAFETY: nobody else has the Arc yet, so both cells are ours alone. The pointer is taken after the slab has
         // reached its final address, and stays good since `Slab` promises always the same bytes.
@@ -161,8 +170,8 @@ pub(crate) fn split<S: Slab>(slab: S, layout: Layout, part_images: usize) -> Vec
         unsafe { *shared.base.get() = bytes.as_mut_ptr() };
     }
     (0..layout.images)
-        .step_by(part_images.max(1))
-        .map(|from| Part { shared: shared.clone(), images: from..(from + part_images.max(1)).min(layout.images) })
+        .step_by(part_images)
+        .map(|from| Part { shared: shared.clone(), images: from..(from + part_images).min(layout.images) })
         .collect()
 }
 
@@ -180,9 +189,12 @@ impl<S: Slab> Part<S> {
         unsafe { std::slice::from_raw_parts_mut((*self.shared.base.get()).add(range.start), range.len()) }
     }
 
-    /// Gives the part back: the last of all parts to do so gets the slab.
+    /// Says that the part is filled: the last of all parts to be gets the slab. If one was dropped unfilled, nobody
+    /// does.
     pub fn finish(self) -> Option<S> {
-        Arc::into_inner(self.shared).map(|shared| shared.slab.into_inner())
+        self.shared.finished.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::into_inner(self.shared)?;
+        (shared.finished.into_inner() == shared.parts).then(|| shared.slab.into_inner())
     }
 }
 
@@ -212,5 +224,12 @@ mod tests {
         assert!(slabs.next().is_none());
         let wanted: Vec<u8> = (0..2).flat_map(|v| (0..5).flat_map(move |i| [10 * v + i; 3])).collect();
         assert_eq!(slab[..30], wanted);
+    }
+
+    #[test]
+    fn a_slab_with_an_unfilled_part_is_given_to_nobody() {
+        let mut parts = split(vec![0u8; 40], Layout { views: 2, images: 5, view_bytes: 3 }, 2);
+        drop(parts.pop());
+        assert!(parts.into_iter().all(|part| part.finish().is_none()));
     }
 }

@@ -82,9 +82,16 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     decoded.unwrap_or_else(|_| Err(Damage::new(DamageReason::Corrupt, "the decoder gave up on it")))
 }
 
+/// No side may be longer, whatever the format: JPEG's own limit, and a bound on the buffers of a resize.
+const MAX_SIDE: u64 = 65_535;
+
 fn check_size(width: u64, height: u64, max_pixels: u64) -> Result<(), Damage> {
     if width == 0 || height == 0 {
         return Err(Damage::new(DamageReason::Dimensions, format!("{width}×{height} pixels")));
+    }
+    if width.max(height) > MAX_SIDE {
+        let detail = format!("{width}×{height} pixels, a side longer than {MAX_SIDE}");
+        return Err(Damage::new(DamageReason::Dimensions, detail));
     }
     if width.saturating_mul(height) > max_pixels {
         let detail = format!("{width}×{height} pixels, more than data.max_pixels = {max_pixels}");

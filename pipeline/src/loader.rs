@@ -107,10 +107,12 @@ impl<S: Slab> Loader<S> {
     ) -> Result<Self, LoadError> {
         assert!(!slabs.is_empty() && options.threads > 0, "{} slabs, {options:?}", slabs.len());
         let open = match &source.plan.config.traversal {
-            Traversal::Shuffled(order) => (order.lanes * order.shuffle_block_shards) as usize + 1,
+            Traversal::Shuffled(order) => {
+                (order.lanes as usize).saturating_mul(order.shuffle_block_shards as usize).saturating_add(1)
+            }
             Traversal::Sequential => 1,
         };
-        source.store.check_memory(open.min(source.plan.shard_sizes.len()))?;
+        source.store.check_memory(open, &source.plan.shard_sizes)?;
         let num_slabs = slabs.len();
         let (slab_sender, slab_receiver) = bounded(num_slabs);
         for slab in slabs {

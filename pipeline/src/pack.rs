@@ -55,6 +55,9 @@ pub enum PackError {
         #[source]
         source: std::io::Error,
     },
+    /// The manifest can't be written.
+    #[error(transparent)]
+    Manifest(ManifestError),
     /// What was written reads back wrong.
     #[error("the shards just written read back wrong")]
     ReadBack(#[source] ManifestError),
@@ -118,7 +121,7 @@ pub fn pack_folders(source: &Path, out: &Path, options: &PackOptions<'_>) -> Res
         progress: &|_| {},
     };
     let mut manifest = build(&shards, build_options).map_err(PackError::ReadBack)?;
-    manifest.write(&aside.path().join("manifest.json")).map_err(PackError::ReadBack)?;
+    manifest.write(&aside.path().join("manifest.json")).map_err(PackError::Manifest)?;
     sync_folder(aside.path()).map_err(io(aside.path(), "cannot sync"))?;
     // An empty folder may stand in the place; renaming onto it replaces it.
     std::fs::rename(aside.path(), &absolute).map_err(io(out, "cannot be put in its place"))?;
@@ -175,8 +178,6 @@ fn list(source: &Path) -> Result<Listing, PackError> {
             let stem =
                 path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| input(&path, "its name is not UTF-8"))?;
             let stem = stem.replace('.', "_");
-            // A leading underscore would make it metadata to other readers of the shards.
-            let stem = stem.strip_prefix('_').map(|rest| format!("-{rest}")).unwrap_or(stem);
             let mut key = format!("{class}/{stem}");
             let mut copy = 1;
             while !keys.insert(key.clone()) {

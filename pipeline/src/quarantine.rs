@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Mutex;
 
+use crate::files::write_whole;
 use crate::metrics::PipelineMetrics;
 
 /// Why a sample can't be used. A small fixed vocabulary, used as a metric's label; `detail` is for people.
@@ -114,9 +116,45 @@ struct State {
 }
 
 impl Quarantine {
-    /// An empty quarantine that bears `allowed` damaged samples, and writes each to `ledger` as a line of JSON.
-    pub fn new(allowed: u64, ledger: Option<File>, metrics: PipelineMetrics) -> Self {
-        Self { allowed, metrics, state: Mutex::new(State { known: BTreeMap::new(), ledger }) }
+    /// An empty quarantine that bears `allowed` damaged samples and keeps no ledger.
+    pub fn new(allowed: u64, metrics: PipelineMetrics) -> Self {
+        Self { allowed, metrics, state: Mutex::new(State { known: BTreeMap::new(), ledger: None }) }
+    }
+
+    /// A quarantine that writes each damaged sample to the file at `ledger` as a line of JSON, and begins with those
+    /// that are there already.
+    ///
+    /// # Errors
+    /// If the file can't be read or written.
+    pub fn with_ledger(allowed: u64, ledger: &Path, metrics: PipelineMetrics) -> std::io::Result<Self> {
+        let text = match std::fs::read_to_string(ledger) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error),
+        };
+        // A line that a kill cut short is dropped; its sample will be met again.
+        let parse = |line| serde_json::from_str::<QuarantineEntry>(line).ok().map(|entry| (line, entry));
+        let whole: Vec<(&str, QuarantineEntry)> = text.lines().filter_map(parse).collect();
+        let kept: String = whole.iter().map(|(line, _)| format!("{line}\n")).collect();
+        write_whole(ledger, kept.as_bytes())?;
+        let ledger = Some(File::options().append(true).open(ledger)?);
+        let known = whole.into_iter().map(|(_, entry)| (entry.sample, entry)).collect();
+        Ok(Self { allowed, metrics, state: Mutex::new(State { known, ledger }) })
+    }
+
+    /// Whether the budget is kept.
+    ///
+    /// # Errors
+    /// If more samples are damaged than it allows.
+    pub fn check_budget(&self) -> Result<(), BudgetSpent> {
+        let state = self.lock();
+        let damaged = state.known.len() as u64;
+        match state.known.values().next_back() {
+            Some(last) if damaged > self.allowed => {
+                Err(BudgetSpent { damaged, allowed: self.allowed, last: Box::new(last.clone()) })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the sample with this id is known to be damaged.

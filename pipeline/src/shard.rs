@@ -11,6 +11,9 @@ use crate::sample::{Check, is_image_extension, split_name};
 /// Entries above this size are refused as no image, before they are read into memory.
 const MAX_ENTRY_BYTES: u64 = 1 << 30;
 
+/// Class indices from here on are refused: tables are as long as the largest one.
+const MAX_CLASSES: u32 = 1 << 20;
+
 /// What one pass over a shard found.
 #[derive(Debug, Clone, Default)]
 pub struct ShardScan {
@@ -151,7 +154,8 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, scan: &mut ShardScan) {
                     break;
                 }
                 let (key, extension) = split_name(&name);
-                if key.rsplit('/').next().is_some_and(|base| base.starts_with('_')) {
+                // WebDataset's metadata, such as `__index__.json`.
+                if !key.contains('/') && key.starts_with("__") && key.ends_with("__") {
                     continue;
                 }
                 if key != group.key {
@@ -184,7 +188,11 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, scan: &mut ShardScan) {
                     }
                 } else if extension == "cls" {
                     match std::str::from_utf8(&data).ok().and_then(|text| text.trim().parse::<u32>().ok()) {
-                        Some(label) => group.label = Some(label),
+                        Some(label) if label < MAX_CLASSES => group.label = Some(label),
+                        Some(label) => {
+                            let what = format!("class index {label}; below {MAX_CLASSES} is wanted");
+                            scan.problem(Some(name.clone()), offset, what);
+                        }
                         None => {
                             let found = String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned();
                             scan.problem(

@@ -74,14 +74,14 @@ impl Store {
         &self.manifest
     }
 
-    /// Checks that `open` zstd shards, the largest ones, fit into memory together; that many are in use at a time.
+    /// Checks that `open` zstd shards, the largest of those that samples are taken from, fit into memory together.
     ///
     /// # Errors
     /// [`StoreError::Memory`] if they do not.
-    pub fn check_memory(&self, open: usize) -> Result<(), StoreError> {
-        let zstd = |i: &usize| shard::is_zstd(Path::new(&self.manifest.shards[*i].location));
-        let mut sizes: Vec<u64> =
-            (0..self.manifest.shards.len()).filter(zstd).map(|i| self.manifest.shards[i].tar_bytes).collect();
+    pub fn check_memory(&self, open: usize, shard_sizes: &[u32]) -> Result<(), StoreError> {
+        let used = self.manifest.shards.iter().zip(shard_sizes).filter(|(_, samples)| **samples > 0);
+        let zstd = used.filter(|(shard, _)| shard::is_zstd(Path::new(&shard.location)));
+        let mut sizes: Vec<u64> = zstd.map(|(shard, _)| shard.tar_bytes).collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         let needed = sizes.iter().take(open).sum();
         if needed <= self.memory_bytes {

@@ -17,7 +17,7 @@ pub fn run(command: &ManifestCommand, voice: Voice) -> anyhow::Result<Ending> {
         ManifestCommand::Build { shards, out, classes } => {
             let paths = expand(shards)?;
             let classes = classes_of(classes.as_deref(), &paths)?;
-            let base = out.parent().unwrap_or(Path::new(""));
+            let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let source = format!("built from {}", shards.join(" "));
             let manifest = with_progress("reading", paths.len(), voice, |progress| {
                 build(&paths, BuildOptions { base, source, classes, threads: cores(), progress })
@@ -82,11 +82,11 @@ fn classes_of(named: Option<&Path>, shards: &[PathBuf]) -> anyhow::Result<Vec<St
 
 fn report(manifest: &Manifest, path: &Path, voice: Voice) {
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
-    let mut per_class = vec![0u64; manifest.num_classes()];
+    let mut per_class = std::collections::BTreeMap::<u32, u64>::new();
     for label in manifest.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten() {
-        per_class[*label as usize] += 1;
+        *per_class.entry(*label).or_default() += 1;
     }
-    let present = per_class.iter().filter(|&&n| n > 0).count();
+    let present = per_class.len();
     let object = json!({
         "manifest": path, "samples": manifest.samples, "shards": manifest.shards.len(), "bytes": bytes, "digest": manifest.digest,
         "classes": manifest.num_classes(), "classes_present": present, "labelled": manifest.is_labelled(), "source": manifest.source, "problems": [],
@@ -102,8 +102,7 @@ fn report(manifest: &Manifest, path: &Path, voice: Voice) {
             manifest.source
         );
         if manifest.is_labelled() {
-            let counts: Vec<u64> = per_class.iter().copied().filter(|&n| n > 0).collect();
-            let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));
+            let (least, most) = (per_class.values().min().unwrap_or(&0), per_class.values().max().unwrap_or(&0));
             text +=
                 &format!("classes {} ({present} present, {least} to {most} samples each)\n", manifest.num_classes());
         } else {

@@ -86,7 +86,13 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
         }
         Ok((neighbours.top1, probe.top1))
     };
+    if stop.load(Ordering::Relaxed) {
+        return Ok(Ending::Interrupted);
+    }
     let (knn_before, linear_before) = evaluate(&model, 0)?;
+    if stop.load(Ordering::Relaxed) {
+        return Ok(Ending::Interrupted);
+    }
     say(format!("untrained encoder: kNN {:.1} %, linear {:.1} %", 100.0 * knn_before, 100.0 * linear_before));
 
     let outcome = train(&config, &folder, false, &stop, runtime.handle(), voice)?;
@@ -98,6 +104,9 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
     let (newest, _) = newest.context("the run has just written a checkpoint")?;
     checkpoint::load(&newest, &model.parameters, None)?;
     let (knn_after, linear_after) = evaluate(&model, outcome.step)?;
+    if stop.load(Ordering::Relaxed) {
+        return Ok(Ending::Interrupted);
+    }
     let report = folder.join("report.html");
     crate::report::write(&folder, &report)?;
     let object = json!({

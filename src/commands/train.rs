@@ -20,8 +20,8 @@ use crate::run::{MetricsLine, RunFolder};
 use crate::{Ending, WrongInput, stream, telemetry};
 
 /// What may differ when a run goes on: how long, how chatty, how often it saves.
-const MAY_CHANGE: [&str; 5] =
-    ["train.steps", "train.log_every", "checkpoint.every", "checkpoint.keep", "data.manifest"];
+const MAY_CHANGE: [&str; 6] =
+    ["train.steps", "train.log_every", "checkpoint.every", "checkpoint.keep", "data.manifest", "data.max_damaged"];
 
 pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
     let folder = RunFolder::at(&args.run);
@@ -103,9 +103,14 @@ pub fn train(
     device::set_threads(torch_threads(&config.machine));
     let source = stream::open(config.stream(), &config.machine, None)?;
     let mut training = new_training(config, &source, device)?;
+    let _lock = folder.lock()?;
     let checkpoints = folder.checkpoints();
     if resume {
-        let (newest, broken) = checkpoints.newest();
+        let (newest, mut broken) = checkpoints.newest();
+        if newest.is_none() && !broken.is_empty() {
+            return Err(broken.swap_remove(0))
+                .context("no checkpoint of this run is whole; remove them to start it anew");
+        }
         for error in broken {
             tracing::warn!("not taken: {error}");
         }
@@ -121,18 +126,19 @@ pub fn train(
             }
         }
     }
-    folder.start(config, &source.plan)?;
     // Opened again with its ledger, now that the folder is there.
     let source = stream::open(config.stream(), &config.machine, Some(&folder.join("quarantine.jsonl")))?;
     let plan = &source.plan;
     metrics::describe_gauge!("simclr_run_info", "The run's plan; always 1.");
     metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned()).set(1.0);
-    let mut lines = folder.metrics_after(training.step)?;
     let threads = loader_threads(&config.machine, device.is_cuda());
     let options =
         LoaderOptions { threads, from_batch: training.step, to_batch: Some(training.last_step().max(training.step)) };
     let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(plan), device)?;
     let mut loader = stream::start(&source, slabs, options, runtime)?;
+    // Nothing that the user could put right fails from here on: now it is a run.
+    folder.start(config, plan)?;
+    let mut lines = folder.metrics_after(training.step)?;
     tracing::info!(
         excluded = training.optimizer.excluded().len(),
         "tensors without weight decay: {}",

@@ -56,7 +56,7 @@ impl Checkpoints {
             name.is_some_and(|step| !step.is_empty() && step.bytes().all(|b| b.is_ascii_digit()))
         };
         let mut paths: Vec<PathBuf> = entries.filter(is_checkpoint).collect();
-        paths.sort();
+        paths.sort_by_key(|path| step_of(path));
         paths
     }
 
@@ -73,11 +73,7 @@ impl Checkpoints {
     ) -> Result<PathBuf, TrainError> {
         let name = format!("step-{:08}", state.step);
         let target = self.folder.join(&name);
-        let error = |what: String| TrainError::Checkpoint { path: target.clone(), what };
-        let io = |error: std::io::Error| TrainError::Checkpoint {
-            path: target.clone(),
-            what: format!("cannot be written: {error}"),
-        };
+        let io = |error: std::io::Error| TrainError::CheckpointWrite { path: target.clone(), why: error.to_string() };
         std::fs::create_dir_all(&self.folder).map_err(io)?;
         let aside = self.folder.join(format!(".writing-{name}"));
         let _ = std::fs::remove_dir_all(&aside);
@@ -89,7 +85,7 @@ impl Checkpoints {
         let mut state = state.clone();
         for (file, tensors) in [(MODEL, model), (OPTIMIZER, momenta)] {
             let path = aside.join(file);
-            Tensor::write_safetensors(&tensors, &path).map_err(|e| error(format!("cannot be written: {e}")))?;
+            Tensor::write_safetensors(&tensors, &path).map_err(|e| io(std::io::Error::other(e)))?;
             let bytes = std::fs::read(&path).map_err(io)?;
             std::fs::File::open(&path).and_then(|file| file.sync_all()).map_err(io)?;
             state.files.insert(file.into(), digest(&bytes));
@@ -99,7 +95,9 @@ impl Checkpoints {
         let _ = std::fs::remove_dir_all(&target);
         std::fs::rename(&aside, &target).map_err(io)?;
         sync_folder(&self.folder).map_err(io)?;
-        let all = self.list();
+        // One of a later step can only be broken, else it had been gone on from; it counts for nothing here.
+        let mut all = self.list();
+        all.retain(|path| step_of(path) <= state.step);
         for old in &all[..all.len().saturating_sub(keep.max(1))] {
             let _ = std::fs::remove_dir_all(old);
         }
@@ -117,6 +115,12 @@ impl Checkpoints {
         }
         (None, broken)
     }
+}
+
+/// The step that a checkpoint's name says.
+fn step_of(path: &Path) -> u64 {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("step-"));
+    name.and_then(|step| step.parse().ok()).unwrap_or(u64::MAX)
 }
 
 /// Reads `state.json` of the checkpoint at `path` and checks its files against it.

@@ -42,7 +42,15 @@ pub enum TrainError {
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
-    /// A checkpoint can't be written or read.
+    /// A checkpoint can't be written; those that were there stay.
+    #[error("checkpoint {}: cannot be written: {why}", path.display())]
+    CheckpointWrite {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A checkpoint can't be read or is not what is wanted.
     #[error("checkpoint {}: {what}", path.display())]
     Checkpoint {
         /// Where it is.

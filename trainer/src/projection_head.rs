@@ -36,9 +36,13 @@ impl ProjectionHead {
             let wanted = "between 0 and 8 layers are wanted; the paper has 2".into();
             return Err(TrainError::Value { key: "model.head.layers", found: config.layers.to_string(), wanted });
         }
-        if config.dim == 0 {
-            let wanted = "at least 1 is wanted; the paper has 128".into();
-            return Err(TrainError::Value { key: "model.head.dim", found: "0".into(), wanted });
+        if !(1..=65_536).contains(&config.dim) {
+            let wanted = "between 1 and 65536 is wanted; the paper has 128".into();
+            return Err(TrainError::Value { key: "model.head.dim", found: config.dim.to_string(), wanted });
+        }
+        if config.hidden > 65_536 {
+            let wanted = "at most 65536 is wanted; 0 takes the length of h".into();
+            return Err(TrainError::Value { key: "model.head.hidden", found: config.hidden.to_string(), wanted });
         }
         let hidden = if config.hidden == 0 { inputs } else { config.hidden.into() };
         let mut from = inputs;

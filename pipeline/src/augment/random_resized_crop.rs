@@ -182,30 +182,41 @@ impl Cropper {
         let row_values = size * 3;
         taps(crop.interpolation, width, size, &mut self.columns);
         taps(crop.interpolation, height, size, &mut self.rows);
-        self.values.resize(height * row_values, 0.0);
-        for (y, values) in self.values.chunks_exact_mut(row_values).enumerate() {
-            let start = ((crop.top as usize + y) * image.width as usize + crop.left as usize) * 3;
-            let source = &image.pixels[start..start + width * 3];
-            for (value, tap) in values.chunks_exact_mut(3).zip(&self.columns) {
-                let mut sum = [0f32; 3];
-                for (i, weight) in tap.weights.iter().enumerate() {
-                    let pixel = &source[(tap.first + i).min(width - 1) * 3..][..3];
-                    for channel in 0..3 {
-                        sum[channel] += weight * f32::from(pixel[channel]);
-                    }
-                }
-                value.copy_from_slice(&sum);
-            }
-        }
-        let row = |y: usize| &self.values[y.min(height - 1) * row_values..][..row_values];
+        // Four rows are kept, each in the place of its number modulo four; output rows need them in order.
+        self.values.resize(4 * row_values, 0.0);
+        let mut kept = [usize::MAX; 4];
         for (out, tap) in out.chunks_exact_mut(row_values).zip(&self.rows) {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| row(tap.first + i));
+            let wanted: [usize; 4] = std::array::from_fn(|i| (tap.first + i).min(height - 1));
+            for y in wanted {
+                if kept[y % 4] != y {
+                    kept[y % 4] = y;
+                    let start = ((crop.top as usize + y) * image.width as usize + crop.left as usize) * 3;
+                    let values = &mut self.values[y % 4 * row_values..][..row_values];
+                    resize_row(&image.pixels[start..start + width * 3], &self.columns, values);
+                }
+            }
+            let [a, b, c, d] = wanted.map(|y| &self.values[y % 4 * row_values..][..row_values]);
             let [wa, wb, wc, wd] = tap.weights;
             for (i, out) in out.iter_mut().enumerate() {
                 // `as` cuts to the range of u8.
                 *out = (wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i] + 0.5) as u8;
             }
         }
+    }
+}
+
+/// Resizes one row of RGB pixels.
+fn resize_row(source: &[u8], columns: &[Tap], values: &mut [f32]) {
+    let last = source.len() / 3 - 1;
+    for (value, tap) in values.chunks_exact_mut(3).zip(columns) {
+        let mut sum = [0f32; 3];
+        for (i, weight) in tap.weights.iter().enumerate() {
+            let pixel = &source[(tap.first + i).min(last) * 3..][..3];
+            for channel in 0..3 {
+                sum[channel] += weight * f32::from(pixel[channel]);
+            }
+        }
+        value.copy_from_slice(&sum);
     }
 }
 

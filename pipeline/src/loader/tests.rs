@@ -10,7 +10,7 @@ fn source(manifest: &Manifest, config: StreamConfig) -> Arc<Source> {
     let plan = Plan::new(manifest, config).unwrap();
     let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
     let store = Store::new(Arc::new(manifest.clone()), 1 << 30, metrics.clone());
-    let quarantine = Quarantine::new(allowed, None, metrics.clone());
+    let quarantine = Quarantine::new(allowed, metrics.clone());
     Arc::new(Source { plan, store, quarantine, metrics })
 }
 
@@ -152,7 +152,7 @@ fn zstd_shards_that_do_not_fit_are_an_error_before_anything_is_read() {
     let metrics = PipelineMetrics::register();
     let plan = Plan::new(&set.manifest, stream(1, 8, 4)).unwrap();
     let store = Store::new(Arc::new(set.manifest.clone()), 1000, metrics.clone());
-    let quarantine = Quarantine::new(0, None, metrics.clone());
+    let quarantine = Quarantine::new(0, metrics.clone());
     let (_, error) = run(&Arc::new(Source { plan, store, quarantine, metrics }), 1, 1, 0, 1);
     assert!(error.unwrap().to_string().contains("machine.memory_bytes = 1000"));
 }

@@ -61,6 +61,10 @@ pub fn build(paths: &[PathBuf], options: BuildOptions<'_>) -> Result<Manifest, M
         }
         shards.push(shard_of(location.clone(), scan, labelled));
     }
+    if problems.is_empty() && scans.iter().all(|scan| scan.samples.is_empty()) {
+        let what = format!("none of the {} shards holds a sample", paths.len());
+        problems.push(Problem { shard: location(&paths[0], options.base), entry: None, offset: 0, what });
+    }
     if !problems.is_empty() {
         return Err(ManifestError::Unsound { problems });
     }

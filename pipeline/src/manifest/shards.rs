@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use super::ManifestError;
 
+/// A brace range of more shards than this is a slip of the finger.
+const MAX_RANGE: u64 = 10_000_000;
+
 /// The shard files that `patterns` name, in the order given; a glob's matches are sorted.
 ///
 /// Brace ranges are WebDataset's: `name-{000000..001281}.tar` counts with the width of its first number, and
@@ -20,7 +23,9 @@ pub fn expand(patterns: &[String]) -> Result<Vec<PathBuf>, ManifestError> {
                 "shards on {scheme}:// are not supported by this build; copy them to a local folder"
             )));
         }
-        for name in braces(pattern).ok_or_else(|| none("unbalanced or empty braces; {000..012} or {a,b} is wanted"))? {
+        for name in
+            braces(pattern).ok_or_else(|| none("unbalanced, empty or endless braces; {000..012} or {a,b} is wanted"))?
+        {
             if name.contains(['*', '?', '[']) {
                 let matches = glob::glob(&name).map_err(|error| none(&format!("not a glob: {error}")))?;
                 let mut matches: Vec<PathBuf> = matches.filter_map(Result::ok).filter(|path| path.is_file()).collect();
@@ -64,6 +69,9 @@ fn braces(pattern: &str) -> Option<Vec<String>> {
     let (head, body, tail) = (&pattern[..open], &pattern[open + 1..close], &pattern[close + 1..]);
     let choices: Vec<String> = if let Some((first, last)) = body.split_once("..") {
         let (from, to) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
+        if to.saturating_sub(from) >= MAX_RANGE {
+            return None;
+        }
         (from..=to).map(|i| format!("{i:0width$}", width = first.len())).collect()
     } else {
         body.split(',').map(str::to_owned).collect()

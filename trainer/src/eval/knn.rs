@@ -73,7 +73,9 @@ pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<KnnR
 fn votes(reference: &Tensor, labels: &Tensor, queries: &Tensor, k: i64, temperature: f64, classes: i64) -> Tensor {
     let (similarity, neighbours) = queries.matmul(&reference.tr()).topk(k, 1, true, true);
     let voted = labels.index_select(0, &neighbours.flatten(0, -1)).view_as(&neighbours);
-    let weights = (similarity / temperature).exp();
+    // The nearest one weighs 1: ranking is by ratios, and exp(1/τ) alone overflows f32 below τ = 0.0113.
+    let nearest = similarity.narrow(1, 0, 1);
+    let weights = ((&similarity - nearest) / temperature).exp();
     Tensor::zeros([queries.size()[0], classes], (weights.kind(), weights.device())).scatter_add(1, &voted, &weights)
 }
 
@@ -100,10 +102,12 @@ mod tests {
         let found = votes(&normalized(&wave(40, 0.0)), &labels, &normalized(&wave(12, 0.2)), 7, 0.1, 4);
         let rows = golden["scores"].as_array().unwrap();
         assert_eq!(rows.len(), 12);
-        let wanted = rows.iter().flat_map(|row| row.as_array().unwrap());
-        for (found, wanted) in Vec::<f64>::try_from(found.flatten(0, -1)).unwrap().iter().zip(wanted) {
-            let wanted = wanted.as_f64().unwrap();
-            assert!((found - wanted).abs() <= 1e-7 * wanted.max(1.0), "{found}, {wanted} wanted");
+        let shares = |votes: &[f64]| votes.iter().map(|vote| vote / votes.iter().sum::<f64>()).collect::<Vec<_>>();
+        for (found, wanted) in Vec::<Vec<f64>>::try_from(&found).unwrap().iter().zip(rows) {
+            let wanted: Vec<f64> = wanted.as_array().unwrap().iter().map(|vote| vote.as_f64().unwrap()).collect();
+            for (found, wanted) in shares(found).into_iter().zip(shares(&wanted)) {
+                assert!((found - wanted).abs() <= 1e-7, "{found}, {wanted} wanted");
+            }
         }
         // With the predicted classes as labels every first guess is right.
         let predicted: Vec<i64> = golden["predicted"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
