@@ -142,6 +142,7 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::load`].
+    #[cfg_attr(not(feature = "trainer"), expect(dead_code))]
     pub fn with(&self, settings: &[String], place: &str) -> Result<Self, ConfigError> {
         let mut table = Table::try_from(self).expect("a configuration is a table");
         for setting in settings {

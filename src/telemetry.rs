@@ -61,6 +61,7 @@ pub fn render() -> String {
 ///
 /// # Errors
 /// If the address is none or is taken.
+#[cfg_attr(not(feature = "trainer"), expect(dead_code))]
 pub fn serve(address: &str, runtime: &tokio::runtime::Handle) -> anyhow::Result<SocketAddr> {
     recorder();
     let wanted: SocketAddr = address.parse().map_err(|_| {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::world::{TINY, World};
+use crate::world::{TINY, World, text};
 
 fn digest(world: &World, manifest: &str, more: &[&str]) -> Value {
     world.done(&[&["digest"], TINY, &["--manifest", manifest], more].concat())
@@ -75,6 +75,19 @@ fn manifests_are_built_from_globs_and_brace_ranges() {
     }
     let base = digest(&world, &packed, &[]);
     assert_eq!(base["digest"], digest(&world, &world.arg("built.json"), &[])["digest"]);
+}
+
+#[test]
+fn names_with_underscores_and_dots_are_kept_and_metadata_is_not() {
+    let world = World::new();
+    world.draw("pictures", 0, 10);
+    std::fs::rename(world.at("pictures/disc/0000.png"), world.at("pictures/disc/_DSC.0001.png")).unwrap();
+    assert_eq!(world.done(&["pack", "pictures", "--out", "set"])["samples"], 10);
+    let manifest = text(&world.at("set/manifest.json"));
+    assert!(manifest.contains("disc/_DSC_0001.png"), "{manifest}");
+    // What is built in the folder itself can be moved with it.
+    world.done(&["manifest", "build", "set/*.tar", "--out", "here.json"]);
+    assert!(text(&world.at("here.json")).contains("\"location\":\"set/shard-000000.tar\""));
 }
 
 #[test]

@@ -103,6 +103,62 @@ fn a_broken_checkpoint_is_not_taken() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.contains("not taken") && stderr.contains("step 9"), "{stderr}");
     assert!(losses(&world, "run") == wanted);
+    // Without a whole one the run is not silently begun anew.
+    for path in std::fs::read_dir(world.at("run/checkpoints")).unwrap().flatten() {
+        std::fs::write(path.path().join("optimizer.safetensors"), b"").unwrap();
+    }
+    world.fails(&arguments(&manifest, "run", &["--resume"]), 2, &["no checkpoint of this run is whole", "BLAKE3"]);
+    assert!(losses(&world, "run") == wanted);
+}
+
+#[test]
+fn a_broken_newer_checkpoint_does_not_push_out_the_good_ones() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&arguments(&manifest, "run", &["--set", "train.steps=6"]));
+    let checkpoint = |step: u64| world.at("run").join(format!("checkpoints/step-{step:08}"));
+    std::fs::write(checkpoint(6).join("model.safetensors"), b"").unwrap();
+    let more = ["--resume", "--set", "train.steps=4", "--set", "checkpoint.every=1", "--set", "checkpoint.keep=1"];
+    assert_eq!(world.done(&arguments(&manifest, "run", &more))["step"], 4);
+    assert!(checkpoint(4).join("state.json").is_file() && !checkpoint(3).exists());
+    assert_eq!(world.done(&arguments(&manifest, "run", &["--resume", "--set", "train.steps=5"]))["step"], 5);
+}
+
+#[test]
+fn a_run_has_one_owner() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let args = arguments(&manifest, "run", &["--set", "train.steps=5000", "--set", "schedule.epochs=5000"]);
+    let mut child = world.start(&args);
+    wait_for(&world, "run", 1, &mut child);
+    world.fails(&[&args[..], &["--resume"]].concat(), 2, &["another process is training in it"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let ends = ["--resume", "--set", "schedule.epochs=5000", "--set", "train.steps=3"];
+    world.done(&arguments(&manifest, "run", &ends));
+}
+
+#[test]
+fn the_quarantine_is_remembered_when_a_run_goes_on() {
+    let world = World::new();
+    world.draw("pictures", 0, 60);
+    for i in [5, 15, 25] {
+        std::fs::write(world.at(&format!("pictures/star/{i:04}.png")), b"").unwrap();
+    }
+    world.done(&["pack", "pictures", "--out", "set", "--shard-bytes", "60000"]);
+    let manifest = world.arg("set/manifest.json");
+    let allow = ["--set", "data.max_damaged=0.05"];
+    world.done(&arguments(&manifest, "run", &[&allow[..], &["--set", "train.steps=11"]].concat()));
+    let ledger = text(&world.at("run/quarantine.jsonl"));
+    assert_eq!(ledger.lines().count(), 3, "{ledger}");
+    assert!(ledger.contains("star/0015.png") && ledger.contains("\"reason\":\"empty\""), "{ledger}");
+    world.done(&arguments(&manifest, "run", &[&allow[..], &["--resume"]].concat()));
+    assert_eq!(text(&world.at("run/quarantine.jsonl")), ledger);
+    world.fails(
+        &arguments(&manifest, "run", &["--resume", "--set", "data.max_damaged=0.04"]),
+        1,
+        &["3 damaged samples"],
+    );
 }
 
 #[test]
