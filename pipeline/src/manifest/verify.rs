@@ -65,7 +65,7 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
     }
     let found: BTreeMap<&str, usize> = scan.samples.iter().enumerate().map(|(i, s)| (s.entry.as_str(), i)).collect();
     let broken_off = scan.problems.iter().any(|p| p.what.contains("breaks off") || p.what.contains("truncated"));
-    let mut lost = Vec::new();
+    let (mut lost, mut moved) = (Vec::new(), Vec::new());
     for (i, entry) in shard.entries.iter().enumerate() {
         let Some(&at) = found.get(entry.as_str()) else {
             lost.push((entry, shard.offsets[i]));
@@ -79,11 +79,7 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
             problem(Some(entry), sample.offset, what);
         }
         if sample.offset != shard.offsets[i] {
-            problem(
-                Some(entry),
-                sample.offset,
-                format!("begins at byte {}, {} expected", sample.offset, shard.offsets[i]),
-            );
+            moved.push((entry, sample.offset, shard.offsets[i]));
         }
         match (sample.label, shard.label(i)) {
             (found, expected) if found == expected => {}
@@ -99,6 +95,14 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
             (Some(found), None) => problem(Some(entry), sample.offset, format!("class {found}, no label expected")),
             (None, None) => unreachable!("equal labels were handled above"),
         }
+    }
+    // What is taken out or put in moves everything behind it; the first one says where.
+    if let Some((entry, found, expected)) = moved.first() {
+        let others = match moved.len() - 1 {
+            0 => String::new(),
+            n => format!("; {n} others have moved too"),
+        };
+        problem(Some(entry), *found, format!("begins at byte {found}, {expected} expected{others}"));
     }
     if let Some((entry, offset)) = lost.first() {
         if broken_off && lost.len() > 1 {
