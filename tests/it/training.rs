@@ -173,7 +173,7 @@ fn wrong_requests_to_train_are_named() {
     };
     fails(args("run", &["--set", "machine.device=tpu"]), &["machine.device", "cuda"]);
     if tch_has_no_cuda(&world, &manifest) {
-        fails(args("run", &["--set", "machine.device=cuda"]), &["machine.device", "cuda", "LD_LIBRARY_PATH"]);
+        fails(args("run", &["--set", "machine.device=cuda"]), &["machine.device", "CUDA library"]);
     }
     fails(args("run", &["--set", "loss.temperature=0"]), &["loss.temperature = 0"]);
     fails(args("run", &["--set", "model.encoder=resnet19"]), &["model.encoder", "resnet18"]);
