@@ -32,7 +32,7 @@ pub struct RunRecord {
 pub struct Versions {
     /// This program's.
     pub simclr_pipeline: String,
-    /// libtorch's, as linked.
+    /// libtorch's: tch builds against this one only.
     pub libtorch: String,
     /// The stream format's.
     pub stream: u32,

@@ -18,20 +18,32 @@ use crate::config::MachineConfig;
 ///
 /// # Errors
 /// If the manifest can't be read or the plan can't be made.
-pub fn open(stream: StreamConfig, machine: &MachineConfig, ledger: Option<&Path>) -> anyhow::Result<Arc<Source>> {
+pub fn open(stream: StreamConfig, machine: &MachineConfig) -> anyhow::Result<Arc<Source>> {
     crate::telemetry::recorder();
     let manifest = Manifest::read(&stream.data.manifest)?;
     let plan = Plan::new(&manifest, stream)?;
     let metrics = PipelineMetrics::register();
     let store = Store::new(Arc::new(manifest), machine.memory_bytes, metrics.clone());
-    let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
-    let quarantine = match ledger {
-        None => Quarantine::new(allowed, metrics.clone()),
-        Some(path) => Quarantine::with_ledger(allowed, path, metrics.clone())
-            .with_context(|| format!("cannot write {}", path.display()))?,
-    };
-    quarantine.check_budget()?;
+    let quarantine = Quarantine::new(allowed_damage(&plan), metrics.clone());
     Ok(Arc::new(Source { plan, store, quarantine, metrics }))
+}
+
+/// Makes a source that no loader reads yet write its damaged samples to the ledger at `path`, beginning with those
+/// that are there already.
+///
+/// # Errors
+/// If the ledger can't be read or written, or what it holds exceeds the budget.
+#[cfg_attr(not(feature = "trainer"), expect(dead_code))]
+pub fn keep_ledger(source: &mut Arc<Source>, path: &Path) -> anyhow::Result<()> {
+    let source = Arc::get_mut(source).expect("no loader shares the source before it is started");
+    let quarantine = Quarantine::with_ledger(allowed_damage(&source.plan), path, source.metrics.clone());
+    source.quarantine = quarantine.with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(source.quarantine.check_budget()?)
+}
+
+/// How many damaged samples the plan bears.
+fn allowed_damage(plan: &Plan) -> u64 {
+    (plan.config.data.max_damaged * plan.num_samples() as f64) as u64
 }
 
 /// Starts the stream with plain memory, on `threads` threads.

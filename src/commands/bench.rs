@@ -39,7 +39,7 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
     if args.variant != Variant::Simclr {
         wanted.recipe.ops.retain(|op| matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_)));
     }
-    let source = stream::open(wanted, &config.machine, None)?;
+    let source = stream::open(wanted, &config.machine)?;
     let runtime = stream::runtime()?;
     let (before, began) = (cpu_seconds(), Instant::now());
     let images = match args.variant {

@@ -10,7 +10,7 @@ use crate::{Ending, WrongInput, stream};
 
 pub fn run(args: &DigestArgs, voice: Voice) -> anyhow::Result<Ending> {
     let config = args.config.load()?;
-    let source = stream::open(config.stream(), &config.machine, None)?;
+    let source = stream::open(config.stream(), &config.machine)?;
     let runtime = stream::runtime()?;
     let threads = if config.machine.threads == 0 { stream::cores() } else { config.machine.threads };
     let to_batch = args.from_batch.checked_add(args.batches);

@@ -125,7 +125,7 @@ pub fn encode(
     runtime: &tokio::runtime::Handle,
     voice: Voice,
 ) -> anyhow::Result<Features> {
-    let source = stream::open(config.evaluation_stream(manifest.to_owned()), &config.machine, None)?;
+    let source = stream::open(config.evaluation_stream(manifest.to_owned()), &config.machine)?;
     if !source.store.manifest().is_labelled() {
         return Err(WrongInput(format!(
             "{}: lists samples without labels; evaluations need a .cls for every sample",

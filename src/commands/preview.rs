@@ -21,7 +21,7 @@ const WARM: [u8; 3] = [255, 170, 110];
 
 pub fn run(args: &PreviewArgs, voice: Voice) -> anyhow::Result<Ending> {
     let config = args.config.load()?;
-    let source = stream::open(config.stream(), &config.machine, None)?;
+    let source = stream::open(config.stream(), &config.machine)?;
     if args.images == 0 {
         return Err(WrongInput("--images 0: at least one is wanted".into()).into());
     }

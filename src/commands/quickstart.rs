@@ -66,7 +66,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
         let address = telemetry::serve(&config.machine.metrics, runtime.handle())?;
         say(format!("metrics at http://{address}/metrics"));
     }
-    let sheet = contact_sheet(&*stream::open(config.stream(), &config.machine, None)?, 0, 8)?;
+    let sheet = contact_sheet(&*stream::open(config.stream(), &config.machine)?, 0, 8)?;
     write_whole(&folder.join("preview.png"), &drawn::png(&sheet)).context("cannot write the contact sheet")?;
 
     let model = SimClr::new(&config.model, config.seed, device, precision(&config.machine))?;

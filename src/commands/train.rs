@@ -101,7 +101,7 @@ pub fn train(
 ) -> anyhow::Result<Outcome> {
     let device = device::open(&config.machine.device)?;
     device::set_threads(torch_threads(&config.machine));
-    let source = stream::open(config.stream(), &config.machine, None)?;
+    let mut source = stream::open(config.stream(), &config.machine)?;
     let mut training = new_training(config, &source, device)?;
     let _lock = folder.lock()?;
     let checkpoints = folder.checkpoints();
@@ -126,8 +126,7 @@ pub fn train(
             }
         }
     }
-    // Opened again with its ledger, now that the folder is there.
-    let source = stream::open(config.stream(), &config.machine, Some(&folder.join("quarantine.jsonl")))?;
+    stream::keep_ledger(&mut source, &folder.join("quarantine.jsonl"))?;
     let plan = &source.plan;
     metrics::describe_gauge!("simclr_run_info", "The run's plan; always 1.");
     metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned()).set(1.0);
@@ -248,7 +247,7 @@ pub fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
 
 fn dry_run(config: &Config, voice: Voice) -> anyhow::Result<Ending> {
     let device = device::open(&config.machine.device)?;
-    let source = stream::open(config.stream(), &config.machine, None)?;
+    let source = stream::open(config.stream(), &config.machine)?;
     let training = new_training(config, &source, device)?;
     let plan = &source.plan;
     let object = json!({

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pipeline::files::{sync_folder, write_whole};
+use pipeline::files::{digest, sync_folder, write_whole};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -185,8 +185,4 @@ fn copy(path: &Path, targets: &[(&str, &Tensor)]) -> Result<(), TrainError> {
 /// The tensor as it is written: on the CPU, without gradient, in the usual order.
 fn plain(tensor: &Tensor) -> Tensor {
     tensor.detach().to_device(tch::Device::Cpu).contiguous()
-}
-
-fn digest(bytes: &[u8]) -> String {
-    pipeline::files::digest(bytes)
 }

@@ -2,6 +2,7 @@
 //! seed and our own generator, so that they are the same on every device and in every version of libtorch.
 
 use pipeline::rng::{Draws, Purpose};
+use pipeline::sample::Check;
 use tch::{Device, Tensor};
 
 /// A named tensor of a model.
@@ -52,8 +53,8 @@ impl Parameters {
     pub fn normal(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
         let count: i64 = shape.iter().product();
         // Each tensor has a stream of its own, keyed by its name, so that adding one does not change the others.
-        let key = blake3_key(&name);
-        let mut draws = Draws::new(self.seed, Purpose::Weights, &[key]);
+        let key = Check::of(name.as_bytes());
+        let mut draws = Draws::new(self.seed, Purpose::Weights, &[key.0]);
         let values: Vec<f32> = (0..count).map(|_| (draws.normal() * deviation) as f32).collect();
         let tensor = Tensor::from_slice(&values).view(shape);
         let tensor =
@@ -73,8 +74,4 @@ impl Parameters {
         self.entries.push(Parameter { name, tensor: tensor.shallow_clone(), role });
         tensor
     }
-}
-
-fn blake3_key(name: &str) -> u64 {
-    pipeline::sample::Check::of(name.as_bytes()).0
 }
