@@ -50,7 +50,7 @@ pub enum Command {
     /// Do the whole job with nothing at hand: draw pictures, pack, train, evaluate, report; about two minutes.
     #[cfg(feature = "trainer")]
     Quickstart(QuickstartArgs),
-    /// Pack class folders (SRC/<class>/<image>) into shards and a manifest.
+    /// Pack images into shards and a manifest: class folders, ILSVRC2012's tars, or a list.
     Pack(PackArgs),
     /// Build, verify or show the manifest of existing shards.
     #[command(subcommand)]
@@ -108,7 +108,8 @@ impl ConfigArgs {
 
 #[derive(Args)]
 pub struct PackArgs {
-    /// A folder of class folders with JPEG, PNG or WebP files.
+    /// A folder of class folders (SRC/<class>/<image>); a tar of class tars (ILSVRC2012_img_train.tar); a tar of
+    /// images; or a list (.txt) with a path and a class on each line.
     pub source: PathBuf,
     /// The folder to create.
     #[arg(long)]
@@ -116,9 +117,21 @@ pub struct PackArgs {
     /// Close a shard before its tar stream grows beyond this.
     #[arg(long, default_value_t = 256 << 20)]
     pub shard_bytes: u64,
-    /// Compress the shards with zstd.
+    /// Compress the shards with zstd, in frames that can be read one by one.
     #[arg(long, value_name = "LEVEL")]
     pub zstd: Option<i32>,
+    /// Shrink pictures whose short side is longer than this; they become JPEG.
+    #[arg(long, value_name = "PX")]
+    pub resize_short: Option<u32>,
+    /// Encode pictures anew with this JPEG quality; 90 if only --resize-short is given.
+    #[arg(long, value_name = "Q")]
+    pub quality: Option<u8>,
+    /// Encode with half the resolution of colours (4:2:0): smaller, and faster to decode.
+    #[arg(long)]
+    pub subsample: bool,
+    /// For a tar of images: the class of each on a line, in the order of their names, or after their names.
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
     /// Decides the order in which samples are written.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -128,7 +141,8 @@ pub struct PackArgs {
 pub enum ManifestCommand {
     /// Read shards from end to end and write their manifest.
     Build {
-        /// Paths, globs or brace ranges (name-{000..012}.tar), plain or .zst.
+        /// Paths, URLs (s3, gs, az, https), globs or brace ranges (name-{000..012}.tar), plain or .zst; or the index
+        /// of another tool: a wids .json, or a dataset's _info.json#split.
         #[arg(required = true)]
         shards: Vec<String>,
         /// The file to write.
@@ -137,6 +151,9 @@ pub enum ManifestCommand {
         /// A file with the name of class i on line i; classes.txt beside the first shard is taken if it is there.
         #[arg(long)]
         classes: Option<PathBuf>,
+        /// Leave out the samples that a run has put into quarantine: its quarantine.jsonl.
+        #[arg(long, value_name = "FILE")]
+        exclude: Option<PathBuf>,
     },
     /// Re-read every shard and list every difference from the manifest.
     Verify {
@@ -147,6 +164,23 @@ pub enum ManifestCommand {
     Show {
         /// The manifest.
         manifest: PathBuf,
+        /// Measure how well an epoch is shuffled, and how much of it ranks read twice.
+        #[arg(long)]
+        shuffle: bool,
+        /// With --shuffle: the configuration whose order, batch and seed are meant.
+        #[arg(long, value_name = "FILE|PRESET", requires = "shuffle")]
+        config: Option<String>,
+        /// With --shuffle: change one value of it; may be repeated.
+        #[arg(long = "set", value_name = "TABLE.KEY=VALUE", requires = "shuffle")]
+        settings: Vec<String>,
+    },
+    /// Write another tool's index of a manifest's shards: the wids index that webdataset reads.
+    Convert {
+        /// The manifest.
+        manifest: PathBuf,
+        /// The index to write.
+        #[arg(long)]
+        wids: PathBuf,
     },
 }
 
@@ -175,6 +209,9 @@ pub struct DigestArgs {
     /// How many batches.
     #[arg(long, default_value_t = 4)]
     pub batches: u64,
+    /// Put each global batch together from the shares of this many ranks; the digests are the same.
+    #[arg(long, default_value_t = 1)]
+    pub ranks: u32,
 }
 
 #[derive(Args)]

@@ -95,8 +95,16 @@ pub struct MachineConfig {
     pub torch_threads: usize,
     /// Finished or unfinished batches beside the one in use; bounds the memory of the pixels.
     pub batches_ahead: usize,
-    /// Bytes for decompressed zstd shards.
+    /// Bytes in memory for shards that are held whole: compressed ones, and those on servers.
     pub memory_bytes: u64,
+    /// A folder for such shards on a local disk, shared by all runs that name it; empty: memory only.
+    pub cache_dir: PathBuf,
+    /// Bytes that the cache folder may take.
+    pub cache_bytes: u64,
+    /// Requests to one storage server at a time, at most.
+    pub storage_requests: usize,
+    /// A read from a server that has failed for this long stops the run.
+    pub storage_patience_seconds: u64,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
     pub device: String,
     /// `fp32` or `bf16`.
@@ -162,6 +170,7 @@ impl Config {
             ("threads", machine.threads, 0, 4096),
             ("torch_threads", machine.torch_threads, 0, 4096),
             ("batches_ahead", machine.batches_ahead, 1, 1024),
+            ("storage_requests", machine.storage_requests, 1, 4096),
         ] {
             if !(least..=most).contains(&found) {
                 let wanted = format!("between {least} and {most} is wanted");

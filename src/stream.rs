@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use pipeline::batch::Slab;
@@ -10,7 +11,7 @@ use pipeline::manifest::Manifest;
 use pipeline::metrics::PipelineMetrics;
 use pipeline::plan::{Plan, StreamConfig};
 use pipeline::quarantine::Quarantine;
-use pipeline::store::Store;
+use pipeline::store::{RemoteOptions, Store, StoreOptions};
 
 use crate::config::MachineConfig;
 
@@ -23,7 +24,7 @@ pub fn open(stream: StreamConfig, machine: &MachineConfig) -> anyhow::Result<Arc
     let manifest = Manifest::read(&stream.data.manifest)?;
     let plan = Plan::new(&manifest, stream)?;
     let metrics = PipelineMetrics::register();
-    let store = Store::new(Arc::new(manifest), machine.memory_bytes, metrics.clone());
+    let store = Store::new(Arc::new(manifest), &store_options(machine), metrics.clone())?;
     let quarantine = Quarantine::new(allowed_damage(&plan), metrics.clone());
     Ok(Arc::new(Source { plan, store, quarantine, metrics }))
 }
@@ -41,6 +42,17 @@ pub fn keep_ledger(source: &mut Arc<Source>, path: &Path) -> anyhow::Result<()> 
     Ok(source.quarantine.check_budget()?)
 }
 
+/// What the machine lets storage use.
+fn store_options(machine: &MachineConfig) -> StoreOptions {
+    let remote = RemoteOptions {
+        requests: machine.storage_requests,
+        give_up_after: Duration::from_secs(machine.storage_patience_seconds),
+        ..RemoteOptions::default()
+    };
+    let cache = (!machine.cache_dir.as_os_str().is_empty()).then(|| (machine.cache_dir.clone(), machine.cache_bytes));
+    StoreOptions { memory_bytes: machine.memory_bytes, cache, remote }
+}
+
 /// How many damaged samples the plan bears.
 fn allowed_damage(plan: &Plan) -> u64 {
     (plan.config.data.max_damaged * plan.num_samples() as f64) as u64
@@ -56,7 +68,7 @@ pub fn start_plain(
     options: LoaderOptions,
     runtime: &tokio::runtime::Handle,
 ) -> anyhow::Result<Loader<Vec<u8>>> {
-    let bytes = pipeline::loader::slab_bytes(&source.plan);
+    let bytes = pipeline::loader::slab_bytes(&source.plan, options.share);
     start(source, vec![vec![0; bytes]; machine.batches_ahead + 1], options, runtime)
 }
 

@@ -97,16 +97,26 @@ impl<S: Slab> Batch<S> {
 
     /// BLAKE3 of the batch: pixels, labels, sample ids.
     pub fn digest(&self) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(self.pixels());
-        for label in &self.labels {
-            hasher.update(&label.to_le_bytes());
-        }
-        for id in &self.sample_ids {
-            hasher.update(&id.to_le_bytes());
-        }
-        hasher.finalize()
+        digest(std::slice::from_ref(self))
     }
+}
+
+/// BLAKE3 of the global batch whose shares these are, in the order of ranks: pixels, labels, sample ids.
+pub fn digest<S: Slab>(shares: &[Batch<S>]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for view in 0..shares.first().map_or(0, |share| share.layout.views) {
+        for share in shares {
+            let bytes = share.layout.images * share.layout.view_bytes;
+            hasher.update(&share.pixels()[view * bytes..][..bytes]);
+        }
+    }
+    for label in shares.iter().flat_map(|share| &share.labels) {
+        hasher.update(&label.to_le_bytes());
+    }
+    for id in shares.iter().flat_map(|share| &share.sample_ids) {
+        hasher.update(&id.to_le_bytes());
+    }
+    hasher.finalize()
 }
 
 impl<S: Slab> Drop for Batch<S> {

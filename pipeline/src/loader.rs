@@ -4,23 +4,30 @@
 //! and augment straight into the batch's slab. The number of slabs is the bound on memory and the back-pressure:
 //! without a free slab nothing is read. Batches come out in the order of the plan, whoever finishes first.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use async_channel::{Receiver, Sender, bounded};
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
 
 use crate::augment::Augmenter;
 use crate::batch::{Batch, Filled, Layout, NO_LABEL, Part, Slab, split};
-use crate::decode::{RgbImage, decode};
+use crate::decode::{RgbImage, decode, decode_upright};
 use crate::metrics::{PipelineMetrics, Stage, Waiting};
 use crate::order::SampleRef;
-use crate::plan::{Plan, Traversal};
+use crate::plan::{Batches, Plan, PlanError, Share, Traversal};
 use crate::quarantine::{BudgetSpent, Damage, Quarantine, QuarantineEntry};
 use crate::store::{Store, StoreError};
 
 /// Images that a worker takes at a time.
 const PART_IMAGES: usize = 16;
+
+/// Parts whose bytes are being read at the same time, so that a server's latency is paid once for all of them.
+const PARTS_READ_AHEAD: usize = 8;
 
 /// How a loader runs; none of this changes what comes out.
 #[derive(Debug, Clone, Copy)]
@@ -31,11 +38,16 @@ pub struct LoaderOptions {
     pub from_batch: u64,
     /// The global batch to stop before; `None` goes on as long as it is asked (a sequential stream ends by itself).
     pub to_batch: Option<u64>,
+    /// Which lanes: a batch holds the places of these only.
+    pub share: Share,
 }
 
 /// Why the stream stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// The lanes can't be shared so.
+    #[error(transparent)]
+    Share(#[from] PlanError),
     /// Samples can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -95,7 +107,7 @@ impl<S: Slab> Loader<S> {
     /// Starts the stream. `slabs` are the caller's, each of at least [`slab_bytes`] bytes.
     ///
     /// # Errors
-    /// If the zstd shards that are in use at a time do not fit into the store's memory.
+    /// If the shards that must be held at a time do not fit, or the lanes can't be shared so.
     ///
     /// # Panics
     /// Without a slab or a thread, or if a slab is too small.
@@ -106,13 +118,8 @@ impl<S: Slab> Loader<S> {
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, LoadError> {
         assert!(!slabs.is_empty() && options.threads > 0, "{} slabs, {options:?}", slabs.len());
-        let open = match &source.plan.config.traversal {
-            Traversal::Shuffled(order) => {
-                (order.lanes as usize).saturating_mul(order.shuffle_block_shards as usize).saturating_add(1)
-            }
-            Traversal::Sequential => 1,
-        };
-        source.store.check_memory(open, &source.plan.shard_sizes)?;
+        source.plan.check_share(options.share)?;
+        source.store.prepare(source.plan.open_shards(options.share), &source.plan.shard_sizes)?;
         let num_slabs = slabs.len();
         let (slab_sender, slab_receiver) = bounded(num_slabs);
         for slab in slabs {
@@ -122,9 +129,10 @@ impl<S: Slab> Loader<S> {
         let (work_sender, work) = bounded(2 * options.threads);
         let workers = (0..options.threads)
             .map(|i| {
-                let (source, work) = (source.clone(), work.clone());
+                let worker = Worker { source: source.clone(), storage: runtime.clone() };
+                let work = work.clone();
                 let thread = std::thread::Builder::new().name(format!("worker-{i}"));
-                thread.spawn(move || run_worker(&source, &work)).expect("the system gives us a thread")
+                thread.spawn(move || worker.run(&work)).expect("the system gives us a thread")
             })
             .collect();
         let feeder = Feeder {
@@ -179,9 +187,9 @@ impl<S: Slab> Drop for Loader<S> {
     }
 }
 
-/// Bytes that a slab needs for this plan: `views × B × size × size × 3`.
-pub fn slab_bytes(plan: &Plan) -> usize {
-    layout(plan, plan.config.batch.size as usize).bytes()
+/// Bytes that a slab needs for this share of the plan: `views × B / world × size × size × 3`.
+pub fn slab_bytes(plan: &Plan, share: Share) -> usize {
+    layout(plan, (plan.config.batch.size / share.world) as usize).bytes()
 }
 
 fn layout(plan: &Plan, images: usize) -> Layout {
@@ -202,137 +210,218 @@ struct Feeder<S: Slab> {
 impl<S: Slab> Feeder<S> {
     /// Ends when the stream does, when nobody listens any more, or on an error, which it hands on.
     async fn run(self) {
+        let mut parts = self.parts();
+        let mut reading = FuturesOrdered::new();
+        let mut ended = false;
+        loop {
+            tokio::select! {
+                next = parts.next(), if !ended && reading.len() < PARTS_READ_AHEAD => match next {
+                    Some(next) => reading.push_back(self.read(next)),
+                    None => ended = true,
+                },
+                Some(read) = reading.next(), if !reading.is_empty() => {
+                    if self.hand_on(read).await.is_none() {
+                        return;
+                    }
+                }
+                else => return,
+            }
+        }
+    }
+
+    async fn read(&self, next: NextPart<S>) -> (NextPart<S>, Result<Vec<Vec<u8>>, StoreError>) {
+        let bytes = self.source.store.read(&next.samples).await;
+        (next, bytes)
+    }
+
+    /// Hands a part to the workers; `None` if that was the last.
+    async fn hand_on(&self, (next, bytes): (NextPart<S>, Result<Vec<Vec<u8>>, StoreError>)) -> Option<()> {
+        let NextPart { part, samples, making } = next;
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let _ = making.done.try_send(Err(error.into()));
+                return None;
+            }
+        };
+        let began = Instant::now();
+        self.work.send(Work { part, samples, bytes, batch: making }).await.ok()?;
+        self.source.metrics.add_wait(Waiting::ForWorkers, began.elapsed());
+        Some(())
+    }
+
+    fn parts(&self) -> Parts<'_, S> {
         let plan = &self.source.plan;
         let end = match plan.config.traversal {
             Traversal::Shuffled(_) => u64::MAX,
             Traversal::Sequential => plan.batches_per_epoch(),
         };
-        let mut batches = plan.batches();
-        for number in self.options.from_batch..self.options.to_batch.unwrap_or(end).min(end) {
+        let numbers = self.options.from_batch..self.options.to_batch.unwrap_or(end).min(end);
+        let batches = plan.batches(self.options.share);
+        Parts {
+            feeder: self,
+            numbers,
+            batches,
+            around: Default::default(),
+            coming: VecDeque::new(),
+            waiting_since: None,
+        }
+    }
+}
+
+/// The parts of all batches, one after the other; a batch begins when a slab is free for it.
+struct Parts<'a, S: Slab> {
+    feeder: &'a Feeder<S>,
+    numbers: Range<u64>,
+    batches: Batches<'a>,
+    /// The shards that the last batch was read from, and those that come after them.
+    around: (Vec<u32>, Vec<u32>),
+    coming: VecDeque<NextPart<S>>,
+    /// Since when there is no free slab.
+    waiting_since: Option<Instant>,
+}
+
+/// A part whose samples are to be read.
+struct NextPart<S: Slab> {
+    part: Part<S>,
+    samples: Vec<SampleRef>,
+    making: Arc<Making<S>>,
+}
+
+impl<S: Slab> Parts<'_, S> {
+    /// The next part; dropped while it waits for a slab, it has changed nothing.
+    async fn next(&mut self) -> Option<NextPart<S>> {
+        while self.coming.is_empty() {
+            let number = self.numbers.clone().next()?;
+            let began = *self.waiting_since.get_or_insert_with(Instant::now);
+            let slab = self.feeder.slabs.recv().await.ok()?;
+            self.feeder.source.metrics.add_wait(Waiting::ForSlab, began.elapsed());
+            self.waiting_since = None;
+            self.numbers.start += 1;
+            self.begin(number, slab)?;
+        }
+        self.coming.pop_front()
+    }
+
+    /// Lays out batch `number` in the slab; `None` when nobody listens any more.
+    fn begin(&mut self, number: u64, slab: S) -> Option<()> {
+        let source = &self.feeder.source;
+        let plan = &source.plan;
+        let around = self.batches.shards_around(number);
+        if around != self.around {
+            source.store.prefetch(&around.0, &around.1);
+            self.around = around;
+        }
+        let samples = self.batches.samples(number);
+        let (done, promise) = bounded(1);
+        // There is room for as many promises as there are slabs.
+        self.feeder.batches.try_send((number, promise)).ok()?;
+        let layout = layout(plan, samples.len());
+        let position = plan.position(number);
+        let manifest = source.store.manifest();
+        let label =
+            |s: &SampleRef| manifest.shards[s.shard as usize].label(s.index as usize).map_or(NO_LABEL, i64::from);
+        let filled = Filled {
+            position,
+            layout,
+            labels: samples.iter().map(label).collect(),
+            sample_ids: samples.iter().map(|&sample| plan.sample_id(sample)).collect(),
+            replaced: Vec::new(),
+        };
+        let (filled, home) = (Mutex::new(Some(filled)), self.feeder.home.clone());
+        let making = Arc::new(Making { epoch: position.epoch, filled, done, home });
+        self.coming.extend(split(slab, layout, PART_IMAGES).into_iter().map(|part| {
+            let samples = samples[part.images.clone()].to_vec();
+            NextPart { part, samples, making: making.clone() }
+        }));
+        Some(())
+    }
+}
+
+/// What a worker thread works with.
+struct Worker {
+    source: Arc<Source>,
+    /// Where reading runs, for the sample that takes a damaged one's place.
+    storage: tokio::runtime::Handle,
+}
+
+impl Worker {
+    fn run<S: Slab>(&self, work: &Receiver<Work<S>>) {
+        let mut augmenter = Augmenter::new(&self.source.plan.config.recipe);
+        loop {
             let began = Instant::now();
-            let Ok(slab) = self.slabs.recv().await else { return };
-            self.source.metrics.add_wait(Waiting::ForSlab, began.elapsed());
-            let samples = batches.samples(number);
-            let (done, promise) = bounded(1);
-            if self.batches.send((number, promise)).await.is_err() {
-                return;
-            }
-            let layout = layout(plan, samples.len());
-            let position = plan.position(number);
-            let manifest = self.source.store.manifest();
-            let label =
-                |s: &SampleRef| manifest.shards[s.shard as usize].label(s.index as usize).map_or(NO_LABEL, i64::from);
-            let filled = Filled {
-                position,
-                layout,
-                labels: samples.iter().map(label).collect(),
-                sample_ids: samples.iter().map(|&sample| plan.sample_id(sample)).collect(),
-                replaced: Vec::new(),
-            };
-            let making = Arc::new(Making {
-                epoch: position.epoch,
-                filled: Mutex::new(Some(filled)),
-                done,
-                home: self.home.clone(),
-            });
-            for part in split(slab, layout, PART_IMAGES) {
-                let samples = samples[part.images.clone()].to_vec();
-                let bytes = match self.read(samples.clone()).await {
-                    Ok(bytes) => bytes,
-                    Err(error) => {
-                        let _ = making.done.try_send(Err(error));
-                        return;
-                    }
-                };
-                let began = Instant::now();
-                let work = Work { part, samples, bytes, batch: making.clone() };
-                if self.work.send(work).await.is_err() {
-                    return;
+            let Ok(next) = work.recv_blocking() else { return };
+            self.source.metrics.add_wait(Waiting::ForWork, began.elapsed());
+            let batch = next.batch.clone();
+            match self.make_part(&mut augmenter, next) {
+                Ok(None) => {}
+                Ok(Some(slab)) => {
+                    // This was the last part; nobody else holds what is known of the batch.
+                    let filled = batch.filled.lock().expect("no panic while held").take().expect("taken once");
+                    let _ = batch.done.try_send(Ok(Batch::new(filled, slab, batch.home.clone())));
                 }
-                self.source.metrics.add_wait(Waiting::ForWorkers, began.elapsed());
+                Err(error) => {
+                    let _ = batch.done.try_send(Err(error));
+                }
             }
         }
     }
 
-    async fn read(&self, samples: Vec<SampleRef>) -> Result<Vec<Vec<u8>>, LoadError> {
-        let source = self.source.clone();
-        let read = move || samples.iter().map(|&sample| source.store.read(sample)).collect::<Result<Vec<_>, _>>();
-        Ok(tokio::task::spawn_blocking(read).await.expect("reading does not panic")?)
-    }
-}
-
-fn run_worker<S: Slab>(source: &Source, work: &Receiver<Work<S>>) {
-    let mut augmenter = Augmenter::new(&source.plan.config.recipe);
-    loop {
-        let began = Instant::now();
-        let Ok(next) = work.recv_blocking() else { return };
-        source.metrics.add_wait(Waiting::ForWork, began.elapsed());
-        let batch = next.batch.clone();
-        match make_part(source, &mut augmenter, next) {
-            Ok(None) => {}
-            Ok(Some(slab)) => {
-                // This was the last part; nobody else holds what is known of the batch.
-                let filled = batch.filled.lock().expect("no panic while held").take().expect("taken once");
-                let _ = batch.done.try_send(Ok(Batch::new(filled, slab, batch.home.clone())));
+    /// Fills the places of a part; the slab comes back with the last part of a batch.
+    fn make_part<S: Slab>(&self, augmenter: &mut Augmenter, work: Work<S>) -> Result<Option<S>, LoadError> {
+        let source = &self.source;
+        let Work { mut part, samples, bytes, batch } = work;
+        let config = &source.plan.config;
+        let images = part.images.clone();
+        let num_images = images.len();
+        for ((image, wanted), bytes) in images.zip(samples).zip(bytes) {
+            let began = Instant::now();
+            let (picture, used) = self.decode_or_replace(wanted, bytes)?;
+            let decoded = Instant::now();
+            source.metrics.add_busy(Stage::Decode, decoded - began);
+            for view in 0..config.recipe.views {
+                // A replacement is augmented as the sample it stands for, so that it differs from itself in its own place.
+                let id = source.plan.sample_id(wanted);
+                let steps = config.recipe.draw(config.seed, batch.epoch, id, view, picture.width, picture.height);
+                augmenter.apply(&picture, &steps, part.view_mut(image, view as usize));
             }
-            Err(error) => {
-                let _ = batch.done.try_send(Err(error));
-            }
-        }
-    }
-}
-
-/// Fills the places of a part; the slab comes back with the last part of a batch.
-fn make_part<S: Slab>(source: &Source, augmenter: &mut Augmenter, work: Work<S>) -> Result<Option<S>, LoadError> {
-    let Work { mut part, samples, bytes, batch } = work;
-    let config = &source.plan.config;
-    let images = part.images.clone();
-    let num_images = images.len();
-    for ((image, wanted), bytes) in images.zip(samples).zip(bytes) {
-        let began = Instant::now();
-        let (picture, used) = decode_or_replace(source, wanted, bytes)?;
-        let decoded = Instant::now();
-        source.metrics.add_busy(Stage::Decode, decoded - began);
-        for view in 0..config.recipe.views {
-            // A replacement is augmented as the sample it stands for, so that it differs from itself in its own place.
-            let id = source.plan.sample_id(wanted);
-            let steps = config.recipe.draw(config.seed, batch.epoch, id, view, picture.width, picture.height);
-            augmenter.apply(&picture, &steps, part.view_mut(image, view as usize));
-        }
-        source.metrics.add_busy(Stage::Augment, decoded.elapsed());
-        if used != wanted {
-            let mut filled = batch.filled.lock().expect("no panic while held");
-            let filled = filled.as_mut().expect("not taken before the last part");
-            let label = source.store.manifest().shards[used.shard as usize].label(used.index as usize);
-            filled.labels[image] = label.map_or(NO_LABEL, i64::from);
-            filled.sample_ids[image] = source.plan.sample_id(used);
-            filled.replaced.push(image);
-            filled.replaced.sort_unstable();
-        }
-    }
-    source.metrics.add_samples(num_images as u64);
-    Ok(part.finish())
-}
-
-/// Decodes the sample, or if it is damaged the first sound one after it in the manifest.
-fn decode_or_replace(source: &Source, wanted: SampleRef, bytes: Vec<u8>) -> Result<(RgbImage, SampleRef), LoadError> {
-    let max_pixels = source.plan.config.data.max_pixels;
-    let (mut sample, mut bytes) = (wanted, Some(bytes));
-    loop {
-        if !source.quarantine.holds(source.plan.sample_id(sample)) {
-            let bytes = match bytes.take() {
-                Some(bytes) => bytes,
-                None => source.store.read(sample)?,
-            };
-            match decode(&bytes, max_pixels) {
-                Ok(picture) => return Ok((picture, sample)),
-                Err(damage) => source.quarantine.record(entry(source, sample, damage))?,
+            source.metrics.add_busy(Stage::Augment, decoded.elapsed());
+            if used != wanted {
+                let mut filled = batch.filled.lock().expect("no panic while held");
+                let filled = filled.as_mut().expect("not taken before the last part");
+                let label = source.store.manifest().shards[used.shard as usize].label(used.index as usize);
+                filled.labels[image] = label.map_or(NO_LABEL, i64::from);
+                filled.sample_ids[image] = source.plan.sample_id(used);
+                filled.replaced.push(image);
+                filled.replaced.sort_unstable();
             }
         }
-        bytes = None;
-        sample = source.plan.next_in_manifest(sample);
-        if sample == wanted {
-            return Err(LoadError::NothingSound(source.plan.num_samples()));
+        source.metrics.add_samples(num_images as u64);
+        Ok(part.finish())
+    }
+
+    /// Decodes the sample, or if it is damaged the first sound one after it in the manifest.
+    fn decode_or_replace(&self, wanted: SampleRef, bytes: Vec<u8>) -> Result<(RgbImage, SampleRef), LoadError> {
+        let source = &self.source;
+        let max_pixels = source.plan.config.data.max_pixels;
+        let decode = if source.plan.config.data.exif_orientation { decode_upright } else { decode };
+        let (mut sample, mut bytes) = (wanted, Some(bytes));
+        loop {
+            if !source.quarantine.holds(source.plan.sample_id(sample)) {
+                let bytes = match bytes.take() {
+                    Some(bytes) => bytes,
+                    None => self.storage.block_on(source.store.read(&[sample]))?.pop().expect("one sample was read"),
+                };
+                match decode(&bytes, max_pixels) {
+                    Ok(picture) => return Ok((picture, sample)),
+                    Err(damage) => source.quarantine.record(entry(source, sample, damage))?,
+                }
+            }
+            bytes = None;
+            sample = source.plan.next_in_manifest(sample);
+            if sample == wanted {
+                return Err(LoadError::NothingSound(source.plan.num_samples()));
+            }
         }
     }
 }

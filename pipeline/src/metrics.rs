@@ -47,7 +47,12 @@ pub enum Waiting {
     ForWork,
     /// The consumer waited for a batch: the loader is the slower side.
     ForBatch,
+    /// The feeder waited for bytes from a server, or for a shard to be held.
+    ForStorage,
 }
+
+/// Why a request to a storage server is repeated.
+const RETRY_REASONS: [&str; 6] = ["busy", "timeout", "connection", "truncated", "wrong_bytes", "hedge"];
 
 /// Handles of all metrics of this crate; cheap to clone. The totals can also be read back, for reports.
 #[derive(Clone)]
@@ -56,10 +61,11 @@ pub struct PipelineMetrics {
     pub batches: Counter,
     /// Seconds from the loader's start to its first batch.
     pub time_to_first_batch: Gauge,
+    /// Bytes that the disk cache takes.
+    pub cache_bytes: Gauge,
     samples: Counter,
-    read_bytes: Counter,
     stages: [Seconds; 3],
-    waits: [Seconds; 4],
+    waits: [Seconds; 5],
     quarantined: [Counter; DamageReason::ALL.len()],
 }
 
@@ -76,6 +82,16 @@ impl PipelineMetrics {
             "simclr_pipeline_read_bytes_total",
             Unit::Bytes,
             "Bytes of samples read from storage, by scheme; its rate against the disk's speed tells whether storage limits."
+        );
+        describe_counter!(
+            "simclr_pipeline_storage_retries_total",
+            Unit::Count,
+            "Requests to storage servers that were repeated, by reason; when it grows the server or the way to it is at fault."
+        );
+        describe_gauge!(
+            "simclr_pipeline_cache_bytes",
+            Unit::Bytes,
+            "Bytes that the disk cache takes; at machine.cache_bytes it removes what was not used for longest."
         );
         describe_gauge!(
             "simclr_pipeline_stage_seconds_total",
@@ -100,19 +116,24 @@ impl PipelineMetrics {
         let wait = |channel: &'static str, side: &'static str| {
             Seconds::new(gauge!("simclr_pipeline_wait_seconds_total", "channel" => channel, "side" => side))
         };
+        // Shows the series from the start, at zero.
+        for reason in RETRY_REASONS {
+            counter!("simclr_pipeline_storage_retries_total", "reason" => reason).increment(0);
+        }
         let stage = |stage: Stage| Seconds::new(gauge!("simclr_pipeline_stage_seconds_total", "stage" => stage.name()));
         let reason = |reason: DamageReason| counter!("simclr_pipeline_quarantined_total", "reason" => reason.name());
         Self {
             batches: counter!("simclr_pipeline_batches_total"),
             time_to_first_batch: gauge!("simclr_pipeline_time_to_first_batch_seconds"),
+            cache_bytes: gauge!("simclr_pipeline_cache_bytes"),
             samples: counter!("simclr_pipeline_samples_total"),
-            read_bytes: counter!("simclr_pipeline_read_bytes_total", "scheme" => "file"),
             stages: Stage::ALL.map(stage),
             waits: [
                 wait("slabs", "feeder"),
                 wait("work", "feeder"),
                 wait("work", "worker"),
                 wait("batches", "consumer"),
+                wait("storage", "feeder"),
             ],
             quarantined: DamageReason::ALL.map(reason),
         }
@@ -123,9 +144,15 @@ impl PipelineMetrics {
         self.samples.increment(samples);
     }
 
-    /// Counts bytes read from storage.
-    pub fn add_read_bytes(&self, bytes: u64) {
-        self.read_bytes.increment(bytes);
+    /// Counts bytes of samples read from storage of this scheme.
+    pub fn add_read_bytes(&self, scheme: &'static str, bytes: u64) {
+        counter!("simclr_pipeline_read_bytes_total", "scheme" => scheme).increment(bytes);
+    }
+
+    /// Counts a request to a storage server that is repeated, for a reason of a small fixed vocabulary.
+    pub(crate) fn add_retry(&self, reason: &'static str) {
+        debug_assert!(RETRY_REASONS.contains(&reason), "{reason} is no known reason");
+        counter!("simclr_pipeline_storage_retries_total", "reason" => reason).increment(1);
     }
 
     /// Counts busy time of a stage.

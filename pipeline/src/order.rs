@@ -6,6 +6,8 @@
 //! the same number of samples from each lane, so the global batches are the same however many ranks share the
 //! lanes, and each shard is read by one lane only, but for the shards that a cut goes through.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::rng::{Draws, Permutation, Purpose};
@@ -42,6 +44,15 @@ pub struct EpochOrder {
     starts: Vec<u64>,
 }
 
+/// A run of shards whose samples are shuffled together.
+struct Block {
+    number: u64,
+    /// Indices into the epoch's shards.
+    shards: Range<usize>,
+    /// Positions in the epoch's line.
+    samples: Range<u64>,
+}
+
 impl EpochOrder {
     /// The order of `epoch` over shards of these sizes (in samples).
     pub fn new(seed: u64, epoch: u64, shard_sizes: &[u32], config: &OrderConfig) -> Self {
@@ -67,25 +78,60 @@ impl EpochOrder {
         self.lane_start(lane + 1) - self.lane_start(lane)
     }
 
-    /// The sample at `position` of lane `lane`.
-    pub fn sample(&self, lane: u64, position: u64) -> SampleRef {
-        assert!(
-            position < self.lane_samples(lane),
-            "position {position} of lane {lane} with {}",
-            self.lane_samples(lane)
-        );
+    /// The samples at `positions` of lane `lane`, in order.
+    pub fn samples(&self, lane: u64, positions: Range<u64>) -> impl Iterator<Item = SampleRef> + '_ {
+        let all = self.lane_samples(lane);
+        assert!(positions.end <= all, "positions {positions:?} of lane {lane} with {all}");
+        let lane_start = self.lane_start(lane);
+        let mut current: Option<(Block, Permutation)> = None;
+        positions.map(move |position| {
+            let place = lane_start + position;
+            let (block, shuffle) = match &current {
+                Some((block, shuffle)) if place < block.samples.end => (block, shuffle),
+                _ => {
+                    let block = self.block(lane, position);
+                    let mut draws = Draws::new(self.seed, Purpose::SampleOrder, &[self.epoch, lane, block.number]);
+                    let shuffle = Permutation::new(&mut draws, block.samples.end - block.samples.start);
+                    let (block, shuffle) = current.insert((block, shuffle));
+                    (&*block, &*shuffle)
+                }
+            };
+            let place = block.samples.start + shuffle.apply(place - block.samples.start);
+            let at = self.shard_at(place);
+            SampleRef { shard: self.shards[at], index: (place - self.starts[at]) as u32 }
+        })
+    }
+
+    /// The shards that hold the samples at `positions` of lane `lane`, and those of the block after them, if the lane
+    /// has one.
+    pub fn shards_around(&self, lane: u64, positions: Range<u64>) -> (&[u32], &[u32]) {
+        let (first, last) = (self.block(lane, positions.start), self.block(lane, positions.end - 1));
+        let now = &self.shards[first.shards.start..last.shards.end];
+        if last.samples.end == self.lane_start(lane + 1) {
+            return (now, &[]);
+        }
+        let next = self.block(lane, last.samples.end - self.lane_start(lane));
+        (now, &self.shards[next.shards])
+    }
+
+    /// The shards that lane `lane` touches, in its order.
+    pub fn lane_shards(&self, lane: u64) -> &[u32] {
+        let (start, end) = (self.lane_start(lane), self.lane_start(lane + 1));
+        if start == end { &[] } else { &self.shards[self.shard_at(start)..=self.shard_at(end - 1)] }
+    }
+
+    /// The block that holds `position` of lane `lane`: a run of shards, counted from the first shard that the lane
+    /// touches, cut to the lane.
+    fn block(&self, lane: u64, position: u64) -> Block {
         let (lane_start, lane_end) = (self.lane_start(lane), self.lane_start(lane + 1));
-        // The block is a run of shards, counted from the first shard that the lane touches, cut to the lane.
         let first = self.shard_at(lane_start);
-        let block = (self.shard_at(lane_start + position) - first) as u64 / self.block_shards;
-        let from = first + (block * self.block_shards) as usize;
+        let number = (self.shard_at(lane_start + position) - first) as u64 / self.block_shards;
+        let from = first + (number * self.block_shards) as usize;
         let to = (from + self.block_shards as usize).min(self.shards.len());
-        let (block_start, block_end) = (self.starts[from].max(lane_start), self.starts[to].min(lane_end));
-        let key = [self.epoch, lane, block];
-        let shuffle = Permutation::new(&mut Draws::new(self.seed, Purpose::SampleOrder, &key), block_end - block_start);
-        let place = block_start + shuffle.apply(lane_start + position - block_start);
-        let at = self.shard_at(place);
-        SampleRef { shard: self.shards[at], index: (place - self.starts[at]) as u32 }
+        // The lane may end in one of the block's first shards.
+        let samples = self.starts[from].max(lane_start)..self.starts[to].min(lane_end);
+        let to = to.min(self.shard_at(samples.end - 1) + 1);
+        Block { number, shards: from..to, samples }
     }
 
     fn lane_start(&self, lane: u64) -> u64 {
@@ -107,7 +153,7 @@ mod tests {
     }
 
     fn all(order: &EpochOrder) -> Vec<SampleRef> {
-        (0..order.lanes).flat_map(|lane| (0..order.lane_samples(lane)).map(move |p| order.sample(lane, p))).collect()
+        (0..order.lanes).flat_map(|lane| order.samples(lane, 0..order.lane_samples(lane))).collect()
     }
 
     #[test]
@@ -145,7 +191,7 @@ mod tests {
         let order = order(&[100; 64], 8, 4, 1, 0);
         let mut readers = std::collections::BTreeSet::new();
         for lane in 0..8 {
-            readers.extend((0..order.lane_samples(lane)).map(|p| (order.sample(lane, p).shard, lane)));
+            readers.extend(order.samples(lane, 0..order.lane_samples(lane)).map(|sample| (sample.shard, lane)));
         }
         assert!(readers.len() <= 64 + 7, "{} pairs of shard and lane", readers.len());
     }
@@ -155,7 +201,7 @@ mod tests {
         let order = order(&[10; 30], 1, 3, 1, 0);
         for block in 0..10 {
             let shards: std::collections::BTreeSet<u32> =
-                (0..30).map(|i| order.sample(0, block * 30 + i).shard).collect();
+                order.samples(0, block * 30..block * 30 + 30).map(|sample| sample.shard).collect();
             assert_eq!(shards.len(), 3, "block {block}");
         }
     }
@@ -164,7 +210,7 @@ mod tests {
     fn a_class_sorted_set_comes_out_mixed() {
         // Ten shards of one class each: neighbours of the same class should be about as frequent as by chance.
         let order = order(&[100; 10], 1, 10, 1, 0);
-        let classes: Vec<u32> = (0..1000).map(|p| order.sample(0, p).shard).collect();
+        let classes: Vec<u32> = order.samples(0, 0..1000).map(|sample| sample.shard).collect();
         let same = classes.windows(2).filter(|pair| pair[0] == pair[1]).count();
         assert!((60..140).contains(&same), "{same} of 999 neighbours share their class; 100 by chance");
     }

@@ -2,11 +2,12 @@
 //! it and what is wrong with it. Knows nothing of manifests, decoding or order.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::path::Path;
+
+use md5::{Digest, Md5};
 
 use crate::sample::{Check, is_image_extension, split_name};
+use crate::store::{self, Frames, Location, MAX_TABLE_BYTES};
 
 /// Entries above this size are refused as no image, before they are read into memory.
 const MAX_ENTRY_BYTES: u64 = 1 << 30;
@@ -25,6 +26,10 @@ pub struct ShardScan {
     pub tar_bytes: u64,
     /// BLAKE3 of the tar stream, in hex.
     pub tar_blake3: String,
+    /// MD5 of the file as stored, in hex, if it was asked for.
+    pub md5: Option<String>,
+    /// The frames of a zstd shard with a seek table.
+    pub frames: Option<Frames>,
     /// The samples, in the order of their images.
     pub samples: Vec<ScannedSample>,
     /// Everything that is not as it should be; empty for a sound shard.
@@ -57,27 +62,18 @@ pub struct ShardProblem {
     pub what: String,
 }
 
-/// Whether a shard's name says that it is compressed with zstd.
-pub fn is_zstd(location: &Path) -> bool {
-    location.extension().is_some_and(|e| e.eq_ignore_ascii_case("zst") || e.eq_ignore_ascii_case("zstd"))
-}
-
-/// Opens a shard's tar stream, decompressing it if its name says zstd.
-pub fn open_tar(path: &Path) -> io::Result<Box<dyn Read + Send>> {
-    let file = BufReader::with_capacity(1 << 20, File::open(path)?);
-    if is_zstd(path) { Ok(Box::new(zstd::Decoder::with_buffer(file)?)) } else { Ok(Box::new(file)) }
-}
-
-/// Reads the shard at `path` from end to end.
+/// Reads the shard at `place` from end to end; with its MD5, for indexes that have one, if `md5` is wanted.
 ///
 /// # Errors
 /// Only if the file can't be opened or read; whatever is wrong inside it is in `problems`.
-pub fn scan(path: &Path) -> io::Result<ShardScan> {
-    let mut file = Hashing::new(File::open(path)?);
+pub fn scan(place: &Location, md5: bool) -> io::Result<ShardScan> {
+    let mut file = Hashing::new(store::reader(place)?);
+    file.md5 = md5.then(Md5::new);
+    file.tail = place.is_zstd().then(Vec::new);
     let mut scan = ShardScan::default();
     {
         let buffered = BufReader::with_capacity(1 << 20, &mut file);
-        let mut tar = if is_zstd(path) {
+        let mut tar = if place.is_zstd() {
             Hashing::new(Box::new(zstd::Decoder::with_buffer(buffered)?) as Box<dyn Read + '_>)
         } else {
             Hashing::new(Box::new(buffered) as Box<dyn Read + '_>)
@@ -90,6 +86,8 @@ pub fn scan(path: &Path) -> io::Result<ShardScan> {
     io::copy(&mut file, &mut io::sink())?;
     scan.bytes = file.count;
     scan.blake3 = file.hasher.finalize().to_hex().to_string();
+    scan.md5 = file.md5.map(|md5| md5.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+    scan.frames = file.tail.and_then(|tail| Frames::from_end(&tail, scan.bytes, scan.tar_bytes));
     Ok(scan)
 }
 
@@ -313,19 +311,32 @@ struct Hashing<R> {
     inner: R,
     hasher: blake3::Hasher,
     count: u64,
+    md5: Option<Md5>,
+    /// The last bytes, at least [`MAX_TABLE_BYTES`] of them, where a seek table may be.
+    tail: Option<Vec<u8>>,
 }
 
 impl<R> Hashing<R> {
     fn new(inner: R) -> Self {
-        Self { inner, hasher: blake3::Hasher::new(), count: 0 }
+        Self { inner, hasher: blake3::Hasher::new(), count: 0, md5: None, tail: None }
     }
 }
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..n]);
+        let bytes = &buffer[..n];
+        self.hasher.update(bytes);
         self.count += n as u64;
+        if let Some(md5) = &mut self.md5 {
+            md5.update(bytes);
+        }
+        if let Some(tail) = &mut self.tail {
+            tail.extend_from_slice(bytes);
+            if tail.len() > 4 * MAX_TABLE_BYTES {
+                tail.drain(..tail.len() - MAX_TABLE_BYTES);
+            }
+        }
         Ok(n)
     }
 }
@@ -349,7 +360,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        scan(&path).unwrap()
+        scan(&Location::File(path), false).unwrap()
     }
 
     const GOOD: &[(&str, &[u8])] = &[("a.jpg", b"AAAA"), ("a.cls", b"3\n"), ("d/b.PNG", b"BB"), ("d/b.cls", b"0")];

@@ -5,7 +5,7 @@ use crate::augment::{RandomResizedCrop, RecipeConfig};
 use crate::drawn;
 use crate::manifest::Manifest;
 use crate::order::OrderConfig;
-use crate::pack::{PackOptions, pack_folders};
+use crate::pack::{PackOptions, pack};
 use crate::plan::{BatchConfig, DataConfig, StreamConfig, Traversal};
 
 /// A packed set; its folder goes with it.
@@ -31,9 +31,17 @@ impl Set {
             change(i, &mut bytes);
             std::fs::write(dir.join(format!("{i:03}.png")), bytes).unwrap();
         }
-        let options = PackOptions { shard_bytes: 40_000, zstd, seed: 1, threads: 2, progress: &|_, _| {} };
+        let options = PackOptions {
+            shard_bytes: 40_000,
+            zstd,
+            seed: 1,
+            resize: None,
+            labels: None,
+            threads: 2,
+            progress: &|_, _| {},
+        };
         let out = folder.path().join("packed");
-        pack_folders(&folder.path().join("pictures"), &out, &options).unwrap();
+        pack(&folder.path().join("pictures"), &out, &options).unwrap();
         Self { manifest: Manifest::read(&out.join("manifest.json")).unwrap(), _folder: folder }
     }
 }
@@ -66,7 +74,15 @@ pub fn recipe(size: u32) -> RecipeConfig {
 pub fn stream(seed: u64, batch: u32, lanes: u32) -> StreamConfig {
     StreamConfig {
         seed,
-        data: DataConfig { manifest: "".into(), limit: 0, max_damaged: 0.0, max_pixels: 1 << 20 },
+        data: DataConfig {
+            manifest: "".into(),
+            limit: 0,
+            classes: vec![],
+            subset: "".into(),
+            max_damaged: 0.0,
+            max_pixels: 1 << 20,
+            exif_orientation: false,
+        },
         traversal: Traversal::Shuffled(OrderConfig { lanes, shuffle_block_shards: 2 }),
         batch: BatchConfig { size: batch },
         recipe: recipe(24),

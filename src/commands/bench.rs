@@ -8,7 +8,7 @@ use pipeline::decode::decode;
 use pipeline::loader::{LoaderOptions, Source};
 use pipeline::metrics::{Stage, Waiting};
 use pipeline::order::SampleRef;
-use pipeline::plan::Traversal;
+use pipeline::plan::{Share, Traversal};
 use serde_json::json;
 
 use super::Voice;
@@ -17,6 +17,9 @@ use crate::{Ending, WrongInput, stream};
 
 /// Images in a batch here: enough for all threads to work on one, small beside the images measured.
 const BATCH: u64 = 64;
+
+/// Samples that a thread reads at a time when it only decodes, as the loader's workers get them.
+const READ_AT_A_TIME: u64 = 16;
 
 pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
     let config = args.config.load()?;
@@ -43,10 +46,10 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
     let runtime = stream::runtime()?;
     let (before, began) = (cpu_seconds(), Instant::now());
     let images = match args.variant {
-        Variant::Decode => decode_all(&source, args.images, threads)?,
+        Variant::Decode => decode_all(&source, args.images, threads, runtime.handle())?,
         _ => {
             let batches = args.images.div_ceil(source.plan.config.batch.size.into());
-            let options = LoaderOptions { threads, from_batch: 0, to_batch: Some(batches) };
+            let options = LoaderOptions { threads, from_batch: 0, to_batch: Some(batches), share: Share::ALL };
             let mut loader = stream::start_plain(&source, &config.machine, options, runtime.handle())?;
             let mut images = 0;
             while let Some(batch) = loader.next_batch()? {
@@ -98,26 +101,30 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
 }
 
 /// Reads and decodes `images` samples, in the manifest's order, over and over; how many.
-fn decode_all(source: &Source, images: u64, threads: usize) -> anyhow::Result<u64> {
+fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::runtime::Handle) -> anyhow::Result<u64> {
     let plan = &source.plan;
     let samples: Vec<SampleRef> = plan
         .shard_sizes
         .iter()
         .enumerate()
-        .flat_map(|(shard, &n)| (0..n).map(move |index| SampleRef { shard: shard as u32, index }))
+        .flat_map(|(shard, &n)| (0..n).map(move |nth| plan.taken(shard as u32, nth)))
         .collect();
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let work = || -> anyhow::Result<()> {
             loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= images {
+                let from = next.fetch_add(READ_AT_A_TIME, Ordering::Relaxed);
+                if from >= images {
                     return Ok(());
                 }
-                let bytes = source.store.read(samples[(i % samples.len() as u64) as usize])?;
+                let some = from..(from + READ_AT_A_TIME).min(images);
+                let some: Vec<SampleRef> = some.map(|i| samples[(i % samples.len() as u64) as usize]).collect();
+                let bytes = runtime.block_on(source.store.read(&some))?;
                 let began = Instant::now();
-                // What is damaged takes its time too; it is counted like the rest.
-                let _ = decode(&bytes, plan.config.data.max_pixels);
+                for bytes in bytes {
+                    // What is damaged takes its time too; it is counted like the rest.
+                    let _ = decode(&bytes, plan.config.data.max_pixels);
+                }
                 source.metrics.add_busy(Stage::Decode, began.elapsed());
             }
         };

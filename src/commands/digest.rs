@@ -1,6 +1,7 @@
 //! `digest`: the bytes of global batches, as BLAKE3.
 
 use pipeline::loader::LoaderOptions;
+use pipeline::plan::Share;
 use serde_json::json;
 
 use super::Voice;
@@ -16,14 +17,22 @@ pub fn run(args: &DigestArgs, voice: Voice) -> anyhow::Result<Ending> {
     let to_batch = args.from_batch.checked_add(args.batches);
     let to_batch =
         to_batch.ok_or_else(|| WrongInput("--from-batch and --batches reach beyond the last number".into()))?;
-    let options = LoaderOptions { threads, from_batch: args.from_batch, to_batch: Some(to_batch) };
-    let mut loader = stream::start_plain(&source, &config.machine, options, runtime.handle())?;
+    let (from_batch, to_batch) = (args.from_batch, Some(to_batch));
+    let rank = |rank| {
+        let options = LoaderOptions { threads, from_batch, to_batch, share: Share { rank, world: args.ranks } };
+        stream::start_plain(&source, &config.machine, options, runtime.handle())
+    };
+    source.plan.check_share(Share { rank: 0, world: args.ranks })?;
+    let mut ranks = (0..args.ranks).map(rank).collect::<anyhow::Result<Vec<_>>>()?;
     let progress = Progress::new("digest", 0, args.batches, voice.quiet || args.batches < 20);
     let (mut all, mut batches) = (blake3::Hasher::new(), Vec::new());
-    while let Some(batch) = loader.next_batch()? {
-        let digest = batch.digest();
+    loop {
+        let shares =
+            ranks.iter_mut().filter_map(|rank| rank.next_batch().transpose()).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = shares.first() else { break };
+        let digest = pipeline::batch::digest(&shares);
         all.update(digest.as_bytes());
-        batches.push((batch.position.batch, digest.to_hex().to_string()));
+        batches.push((first.position.batch, digest.to_hex().to_string()));
         progress.set(batches.len() as u64, args.batches, || "batches".into());
     }
     progress.finish();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use pipeline::loader::{LoaderOptions, slab_bytes};
+use pipeline::plan::Share;
 use serde_json::json;
 use trainer::checkpoint;
 use trainer::device::{self, DeviceSlab};
@@ -134,8 +135,8 @@ pub fn encode(
         .into());
     }
     let threads = if config.machine.threads == 0 { stream::cores() } else { config.machine.threads };
-    let options = LoaderOptions { threads, from_batch: 0, to_batch: None };
-    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(&source.plan), device)?;
+    let options = LoaderOptions { threads, from_batch: 0, to_batch: None, share: Share::ALL };
+    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(&source.plan, Share::ALL), device)?;
     let mut loader = stream::start(&source, slabs, options, runtime)?;
     let (mut done, total) = (0, source.plan.num_samples());
     let progress = Progress::new(what, 0, total, voice.quiet);

@@ -1,27 +1,39 @@
-//! `manifest build|verify|show`.
+//! `manifest build|verify|show|convert`.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pipeline::manifest::{BuildOptions, Manifest, build, expand, verify};
+use pipeline::manifest::{BuildOptions, Manifest, NamedShard, build, expand, verify, wids};
+use pipeline::plan::{Plan, ShuffleQuality};
+use pipeline::store::Location;
 use serde_json::json;
 
 use super::Voice;
 use crate::cli::ManifestCommand;
+use crate::config::Config;
 use crate::progress::Progress;
 use crate::stream::cores;
 use crate::{Ending, WrongInput};
 
 pub fn run(command: &ManifestCommand, voice: Voice) -> anyhow::Result<Ending> {
     match command {
-        ManifestCommand::Build { shards, out, classes } => {
-            let paths = expand(shards)?;
-            let classes = classes_of(classes.as_deref(), &paths)?;
+        ManifestCommand::Build { shards, out, classes, exclude } => {
+            let named = expand(shards)?;
+            let classes = classes_of(classes.as_deref(), &named)?;
             let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let base = Location::File(base.to_owned());
             let source = format!("built from {}", shards.join(" "));
-            let manifest = with_progress("reading", paths.len(), voice, |progress| {
-                build(&paths, BuildOptions { base, source, classes, threads: cores(), progress })
+            let exclude = exclude.as_deref().map(quarantined).transpose()?.unwrap_or_default();
+            let asked = exclude.len();
+            let manifest = with_progress("reading", named.len(), voice, |progress| {
+                build(&named, BuildOptions { base, source, classes, exclude, threads: cores(), progress })
             })?;
+            let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
+            if excluded < asked {
+                let none = asked - excluded;
+                tracing::warn!("{none} of {asked} samples that were to be left out are in none of the shards");
+            }
             manifest.write(out)?;
             report(&manifest, out, voice);
             Ok(Ending::Done)
@@ -43,11 +55,74 @@ pub fn run(command: &ManifestCommand, voice: Voice) -> anyhow::Result<Ending> {
             });
             Ok(if problems.is_empty() { Ending::Done } else { Ending::Unsound })
         }
-        ManifestCommand::Show { manifest: path } => {
+        ManifestCommand::Show { manifest: path, shuffle: false, .. } => {
             report(&Manifest::read(path)?, path, voice);
             Ok(Ending::Done)
         }
+        ManifestCommand::Show { manifest: path, config, settings, .. } => {
+            let config = Config::load(config.as_deref(), settings)?;
+            let manifest = Manifest::read(path)?;
+            let plan = Plan::new(&manifest, config.stream())?;
+            let quality = ShuffleQuality::measure(&plan, &manifest);
+            let object = serde_json::to_value(&quality).expect("numbers are plain data");
+            voice.result(&object, || describe(&quality));
+            Ok(Ending::Done)
+        }
+        ManifestCommand::Convert { manifest: path, wids: out } => {
+            let manifest = Manifest::read(path)?;
+            let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+            let index = with_progress("reading", manifest.shards.len(), voice, |progress| {
+                wids(&manifest, &name, cores(), progress)
+            })?;
+            let text = serde_json::to_vec_pretty(&index).expect("an index is plain data");
+            pipeline::files::write_whole(out, &text)
+                .map_err(|error| WrongInput(format!("{}: cannot be written: {error}", out.display())))?;
+            let object = json!({ "out": out, "samples": manifest.samples, "shards": manifest.shards.len() });
+            voice.result(&object, || out.display().to_string());
+            Ok(Ending::Done)
+        }
     }
+}
+
+/// The image entries that a ledger of damaged samples names.
+fn quarantined(ledger: &Path) -> anyhow::Result<BTreeSet<String>> {
+    let wrong = |why: String| WrongInput(format!("{}: {why}", ledger.display()));
+    let text = std::fs::read_to_string(ledger).map_err(|error| wrong(error.to_string()))?;
+    let entry = |(number, line): (usize, &str)| {
+        let entry: Result<pipeline::quarantine::QuarantineEntry, _> = serde_json::from_str(line);
+        entry
+            .map(|entry| entry.entry)
+            .map_err(|error| wrong(format!("line {}: no line of a quarantine.jsonl: {error}", number + 1)).into())
+    };
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(entry).collect()
+}
+
+/// What `show --shuffle` says to people.
+fn describe(quality: &ShuffleQuality) -> String {
+    let mut text = format!("epoch 0, {} samples                      this order   full shuffle\n", quality.samples);
+    let mut line = |what: &str, found: Option<f64>, full: Option<f64>| {
+        if let (Some(found), Some(full)) = (found, full) {
+            text += &format!("{what:44} {found:10.4}   {full:10.4}\n");
+        }
+    };
+    line(
+        "distance moved, as a share of the set",
+        Some(quality.mean_distance),
+        Some(quality.mean_distance_of_a_full_shuffle),
+    );
+    line("shards in a batch", Some(quality.shards_per_batch), Some(quality.shards_per_batch_of_a_full_shuffle));
+    line(
+        "two samples of a batch have the same class",
+        quality.same_class_in_batch,
+        quality.same_class_in_batch_of_a_full_shuffle,
+    );
+    if let Some(same) = quality.same_class_neighbours_in_manifest {
+        text += &format!("neighbours in the manifest of the same class   {same:.4}\n");
+    }
+    for (ranks, times) in &quality.read_amplification {
+        text += &format!("read by {ranks} ranks: {times:.3} times the set's bytes\n");
+    }
+    text.trim_end().to_owned()
 }
 
 fn with_progress<T>(
@@ -67,15 +142,14 @@ fn with_progress<T>(
     result
 }
 
-/// Class names: from the file named, or from `classes.txt` beside the first shard, or none.
-fn classes_of(named: Option<&Path>, shards: &[PathBuf]) -> anyhow::Result<Vec<String>> {
-    let beside = shards[0].with_file_name("classes.txt");
-    let path = match named {
-        Some(path) => path,
-        None if beside.is_file() => &beside,
-        None => return Ok(Vec::new()),
+/// Class names: from the file named, or from `classes.txt` beside the first local shard, or none.
+fn classes_of(named: Option<&Path>, shards: &[NamedShard]) -> anyhow::Result<Vec<String>> {
+    let beside = match &shards[0].place {
+        Location::File(path) => Some(path.with_file_name("classes.txt")).filter(|path| path.is_file()),
+        Location::Url(_) => None,
     };
-    let text = std::fs::read_to_string(path)
+    let Some(path) = named.map(Path::to_owned).or(beside) else { return Ok(Vec::new()) };
+    let text = std::fs::read_to_string(&path)
         .map_err(|error| WrongInput(format!("{}: cannot read class names: {error}", path.display())))?;
     Ok(text.lines().map(str::to_owned).collect())
 }

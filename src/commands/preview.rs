@@ -6,6 +6,7 @@ use pipeline::drawn;
 use pipeline::files::write_whole;
 use pipeline::loader::Source;
 use pipeline::order::SampleRef;
+use pipeline::plan::Share;
 use serde_json::json;
 
 use super::Voice;
@@ -40,7 +41,7 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
     const LINE: u32 = 15;
     let plan = &source.plan;
     let recipe = &plan.config.recipe;
-    let samples: Vec<SampleRef> = plan.batches().samples(batch).into_iter().take(images).collect();
+    let samples: Vec<SampleRef> = plan.batches(Share::ALL).samples(batch).into_iter().take(images).collect();
     // Small views are shown larger, in whole steps.
     let side = if recipe.size >= 160 { recipe.size } else { recipe.size * 160u32.div_ceil(recipe.size) };
     let pictures = 1 + recipe.views;
@@ -64,6 +65,7 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
     );
     canvas.write(&about, MARGIN, 50, width - 2 * MARGIN, 14.0, Face::Text, FAINT);
     let mut augmenter = Augmenter::new(recipe);
+    let storage = crate::stream::runtime()?;
     for (i, &sample) in samples.iter().enumerate() {
         let (column, row) = (i as u32 % columns, i as u32 / columns);
         let x = MARGIN + column * (card_width + 2 * GAP);
@@ -79,7 +81,7 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
         let place = format!("{entry}  in  {}", shard.location.rsplit('/').next().unwrap_or(&shard.location));
         canvas.write(&place, x + 2 * GAP + side, y + 10, card_width - side - 3 * GAP, 12.0, Face::Mono, FAINT);
         let top = y + 30;
-        let bytes = source.store.read(sample)?;
+        let bytes = storage.block_on(source.store.read(&[sample]))?.pop().expect("one sample was read");
         match decode(&bytes, plan.config.data.max_pixels) {
             Err(damage) => {
                 canvas.write(

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Context;
 use pipeline::drawn;
 use pipeline::files::write_whole;
-use pipeline::pack::{PackOptions, pack_folders};
+use pipeline::pack::{PackOptions, pack};
 use serde_json::json;
 use trainer::checkpoint;
 use trainer::device;
@@ -163,8 +163,15 @@ fn draw(data: &Path, name: &'static str, first: u64, count: u64, seed: u64, voic
     progress.finish();
     let out = data.join(name);
     // Shards small enough for there to be several.
-    let options =
-        PackOptions { shard_bytes: 2 << 20, zstd: None, seed, threads: stream::cores(), progress: &|_, _| {} };
-    pack_folders(folder.path(), &out, &options)?;
+    let options = PackOptions {
+        shard_bytes: 2 << 20,
+        zstd: None,
+        seed,
+        resize: None,
+        labels: None,
+        threads: stream::cores(),
+        progress: &|_, _| {},
+    };
+    pack(folder.path(), &out, &options)?;
     Ok(out.join("manifest.json"))
 }

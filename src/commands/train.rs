@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use pipeline::loader::{LoaderOptions, Source, slab_bytes};
+use pipeline::plan::Share;
 use serde_json::json;
 use trainer::checkpoint;
 use trainer::device::{self, DeviceSlab, Precision};
@@ -131,9 +132,13 @@ pub fn train(
     metrics::describe_gauge!("simclr_run_info", "The run's plan; always 1.");
     metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned()).set(1.0);
     let threads = loader_threads(&config.machine, device.is_cuda());
-    let options =
-        LoaderOptions { threads, from_batch: training.step, to_batch: Some(training.last_step().max(training.step)) };
-    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(plan), device)?;
+    let options = LoaderOptions {
+        threads,
+        from_batch: training.step,
+        to_batch: Some(training.last_step().max(training.step)),
+        share: Share::ALL,
+    };
+    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(plan, Share::ALL), device)?;
     let mut loader = stream::start(&source, slabs, options, runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
     folder.start(config, plan)?;

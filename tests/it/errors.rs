@@ -34,7 +34,7 @@ fn wrong_manifests_and_shards_are_named() {
     world.fails(&["manifest", "build", "set/none-*.tar", "--out", "m.json"], 2, &["none-*.tar", "matches no file"]);
     world.fails(&["manifest", "build", "--out", "m.json"], 2, &["SHARDS"]);
     world.fails(&["manifest", "build", "set", "--out", "m.json"], 2, &["is a folder"]);
-    world.fails(&["pack", "nowhere", "--out", "packed"], 2, &["nowhere", "cannot list"]);
+    world.fails(&["pack", "nowhere", "--out", "packed"], 2, &["nowhere", "no such file or folder"]);
     world.fails(&["pack", "set-pictures", "--out", "set"], 2, &["set", "exists already"]);
     // A shard that is not the manifest's stops the stream before it gives other bytes.
     let shard = world.at("set/shard-000000.tar");

@@ -3,6 +3,7 @@
 mod dashboards;
 mod data;
 mod errors;
+mod sources;
 #[cfg(feature = "trainer")]
 mod training;
 mod world;

@@ -73,7 +73,7 @@ impl World {
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_simclr-pipeline"));
         command
             .args(args)

@@ -3,13 +3,18 @@
 use super::*;
 use crate::manifest::Manifest;
 use crate::plan::StreamConfig;
+use crate::store::{Location, StoreOptions};
 use crate::test_pictures::{Set, stream};
+
+fn in_memory(memory_bytes: u64) -> StoreOptions {
+    StoreOptions { memory_bytes, ..StoreOptions::default() }
+}
 
 fn source(manifest: &Manifest, config: StreamConfig) -> Arc<Source> {
     let metrics = PipelineMetrics::register();
     let plan = Plan::new(manifest, config).unwrap();
     let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
-    let store = Store::new(Arc::new(manifest.clone()), 1 << 30, metrics.clone());
+    let store = Store::new(Arc::new(manifest.clone()), &in_memory(1 << 30), metrics.clone()).unwrap();
     let quarantine = Quarantine::new(allowed, metrics.clone());
     Arc::new(Source { plan, store, quarantine, metrics })
 }
@@ -19,8 +24,8 @@ type Seen = (Vec<u8>, Vec<i64>, Vec<u64>, Vec<usize>);
 /// The batches from `from` up to before `to`, and the error that ended the stream.
 fn run(source: &Arc<Source>, threads: usize, slabs: usize, from: u64, to: u64) -> (Vec<Seen>, Option<LoadError>) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let slabs = vec![vec![0; slab_bytes(&source.plan)]; slabs];
-    let options = LoaderOptions { threads, from_batch: from, to_batch: Some(to) };
+    let slabs = vec![vec![0; slab_bytes(&source.plan, Share::ALL)]; slabs];
+    let options = LoaderOptions { threads, from_batch: from, to_batch: Some(to), share: Share::ALL };
     let mut loader = match Loader::start(source.clone(), slabs, options, runtime.handle()) {
         Ok(loader) => loader,
         Err(error) => return (Vec::new(), Some(error)),
@@ -133,7 +138,7 @@ fn a_damaged_sample_is_replaced_by_the_next_and_recorded() {
 #[test]
 fn a_shard_that_changed_stops_the_stream_and_is_named() {
     let set = Set::draw(40, 16, None);
-    let path = set.manifest.shard_path(0);
+    let Location::File(path) = set.manifest.shard_place(0) else { panic!("a local set") };
     let mut bytes = std::fs::read(&path).unwrap();
     let at = set.manifest.shards[0].offsets[2] as usize + 9;
     bytes[at] ^= 1;
@@ -147,14 +152,94 @@ fn a_shard_that_changed_stops_the_stream_and_is_named() {
 }
 
 #[test]
-fn zstd_shards_that_do_not_fit_are_an_error_before_anything_is_read() {
+fn zstd_shards_that_do_not_fit_are_read_frame_by_frame_or_an_error_before_anything_is_read() {
     let set = Set::draw(40, 16, Some(1));
-    let metrics = PipelineMetrics::register();
-    let plan = Plan::new(&set.manifest, stream(1, 8, 4)).unwrap();
-    let store = Store::new(Arc::new(set.manifest.clone()), 1000, metrics.clone());
-    let quarantine = Quarantine::new(0, metrics.clone());
-    let (_, error) = run(&Arc::new(Source { plan, store, quarantine, metrics }), 1, 1, 0, 1);
+    let wanted = all(&source(&set.manifest, stream(1, 8, 4)), 1, 1, 0, 5);
+    let with_little_memory = |manifest: &Manifest| {
+        let metrics = PipelineMetrics::register();
+        let plan = Plan::new(manifest, stream(1, 8, 4)).unwrap();
+        let store = Store::new(Arc::new(manifest.clone()), &in_memory(1000), metrics.clone()).unwrap();
+        let quarantine = Quarantine::new(0, metrics.clone());
+        Arc::new(Source { plan, store, quarantine, metrics })
+    };
+    assert!(wanted == all(&with_little_memory(&set.manifest), 2, 2, 0, 5));
+    let mut without_table = set.manifest.clone();
+    without_table.shards.iter_mut().for_each(|shard| shard.frames = None);
+    let (_, error) = run(&with_little_memory(&without_table), 1, 1, 0, 1);
     assert!(error.unwrap().to_string().contains("machine.memory_bytes = 1000"));
+}
+
+#[test]
+fn the_shares_of_all_ranks_are_the_global_batch() {
+    let set = Set::draw(70, 16, None);
+    let source = source(&set.manifest, stream(1, 16, 8));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let views = |share: Share| {
+        let slabs = vec![vec![0; slab_bytes(&source.plan, share)]; 2];
+        let options = LoaderOptions { threads: 2, from_batch: 0, to_batch: Some(6), share };
+        let mut loader = Loader::start(source.clone(), slabs, options, runtime.handle()).unwrap();
+        let mut seen = Vec::new();
+        while let Some(batch) = loader.next_batch().unwrap() {
+            let images = 0..batch.num_images;
+            let pixels = |i: usize| [0, 1].map(|view| batch.view(i, view).to_vec());
+            seen.push(images.map(|i| (batch.sample_ids[i], batch.labels[i], pixels(i))).collect::<Vec<_>>());
+        }
+        seen
+    };
+    let global = views(Share::ALL);
+    for world in [2, 4, 8] {
+        let ranks: Vec<_> = (0..world).map(|rank| views(Share { rank, world })).collect();
+        for (g, batch) in global.iter().enumerate() {
+            let together: Vec<_> = ranks.iter().flat_map(|rank| rank[g].clone()).collect();
+            assert!(*batch == together, "batch {g} of {world} ranks");
+        }
+    }
+    assert!(source.plan.check_share(Share { rank: 0, world: 3 }).unwrap_err().to_string().contains("divide"));
+}
+
+#[test]
+fn a_selection_is_streamed_and_named_by_the_plan() {
+    let set = Set::draw(60, 16, None);
+    let plain = source(&set.manifest, stream(1, 6, 2));
+    let mut config = stream(1, 6, 2);
+    config.data.classes = vec![set.manifest.classes[3].clone(), "7".into()];
+    let classes = source(&set.manifest, config.clone());
+    assert_eq!(classes.plan.num_samples(), 12);
+    let seen = all(&classes, 2, 2, 0, 2);
+    assert!(seen.iter().flat_map(|batch| &batch.1).all(|label| [3, 7].contains(label)));
+    let mut ids: Vec<u64> = seen.iter().flat_map(|batch| batch.2.clone()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 12);
+    let folder = tempfile::tempdir().unwrap();
+    config.data = stream(1, 6, 2).data;
+    config.data.subset = folder.path().join("10percent.txt");
+    let write = |names: &[&str]| std::fs::write(folder.path().join("10percent.txt"), names.join("\n")).unwrap();
+    let entries: Vec<&str> =
+        set.manifest.shards.iter().flat_map(|shard| shard.entries.iter().map(String::as_str)).collect();
+    write(&entries[10..16]);
+    let subset = source(&set.manifest, config.clone());
+    let mut ids = all(&subset, 2, 2, 0, 1)[0].2.clone();
+    ids.sort_unstable();
+    assert_eq!(ids, (10..16).collect::<Vec<_>>());
+    // Other extensions, and folders left out, are the same names: lists name the original files.
+    let renamed: Vec<String> = entries[10..16]
+        .iter()
+        .map(|name| format!("{}.JPEG", name.rsplit('/').next().unwrap().trim_end_matches(".png")))
+        .collect();
+    write(&renamed.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(source(&set.manifest, config.clone()).plan.digest, subset.plan.digest);
+    let digests = [&plain, &classes, &subset].map(|source| source.plan.digest.clone());
+    assert!(digests[0] != digests[1] && digests[1] != digests[2] && digests[0] != digests[2]);
+    let refused = |config: &StreamConfig, wanted: &str| {
+        let message = Plan::new(&set.manifest, config.clone()).unwrap_err().to_string();
+        assert!(message.contains(wanted), "{message}");
+    };
+    write(&[entries[0], "n00000000_1.JPEG"]);
+    refused(&config, "1 of 2 names, such as n00000000_1.JPEG");
+    config.data.subset = "".into();
+    config.data.classes = vec!["unicorn".into()];
+    refused(&config, "data.classes = unicorn");
 }
 
 #[test]
@@ -162,8 +247,8 @@ fn a_slow_consumer_stops_the_producer() {
     let set = Set::draw(60, 16, None);
     let source = source(&set.manifest, stream(1, 4, 4));
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let slabs = vec![vec![0; slab_bytes(&source.plan)]; 2];
-    let options = LoaderOptions { threads: 2, from_batch: 0, to_batch: None };
+    let slabs = vec![vec![0; slab_bytes(&source.plan, Share::ALL)]; 2];
+    let options = LoaderOptions { threads: 2, from_batch: 0, to_batch: None, share: Share::ALL };
     let mut loader = Loader::start(source.clone(), slabs, options, runtime.handle()).unwrap();
     let first = loader.next_batch().unwrap().unwrap();
     let second = loader.next_batch().unwrap().unwrap();

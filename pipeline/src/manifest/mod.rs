@@ -5,6 +5,7 @@
 //! the same batches.
 
 mod build;
+mod index;
 mod shards;
 mod verify;
 
@@ -13,10 +14,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use build::{BuildOptions, build};
-pub use shards::expand;
+pub use index::wids;
+pub use shards::{NamedShard, expand};
 pub use verify::{Problem, verify};
 
 use crate::sample::Check;
+use crate::store::{Frames, Location};
 
 /// The value of a manifest's `kind` key.
 pub const KIND: &str = "simclr-pipeline-manifest";
@@ -43,14 +46,14 @@ pub struct Manifest {
     pub shards: Vec<Shard>,
     /// The folder that relative locations start from.
     #[serde(skip)]
-    pub base: PathBuf,
+    pub base: Location,
 }
 
 /// One shard and its samples, by column: entry `i` of each column belongs to sample `i`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
-    /// Where the shard is: a path, absolute or relative to the manifest's folder.
+    /// Where the shard is: a URL, or a path, absolute or relative to the manifest's folder.
     pub location: String,
     /// Size of the file as stored.
     pub bytes: u64,
@@ -71,6 +74,12 @@ pub struct Shard {
     pub sizes: Vec<u32>,
     /// XXH3-64 of each image's bytes.
     pub checks: Vec<Check>,
+    /// Where the frames of a zstd shard with a seek table are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames: Option<Frames>,
+    /// Image entries of the shard that the manifest leaves out on purpose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excluded: Vec<String>,
 }
 
 impl Shard {
@@ -144,7 +153,7 @@ fn list(problems: &[Problem]) -> String {
 
 impl Manifest {
     /// A manifest of these shards, with its digest.
-    pub fn new(source: String, classes: Vec<String>, shards: Vec<Shard>, base: PathBuf) -> Self {
+    pub fn new(source: String, classes: Vec<String>, shards: Vec<Shard>, base: Location) -> Self {
         let samples = shards.iter().map(|shard| shard.num_samples() as u64).sum();
         let (kind, version) = (KIND.to_owned(), VERSION);
         let mut manifest = Self { kind, version, digest: String::new(), samples, source, classes, shards, base };
@@ -152,17 +161,18 @@ impl Manifest {
         manifest
     }
 
-    /// Reads and checks the manifest at `path`.
+    /// Reads and checks the manifest at `path`, which may be a URL.
     ///
     /// # Errors
     /// If the file can't be read, is no manifest of this version, contradicts itself, or lists no sample.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        let text = std::fs::read(path).map_err(|source| ManifestError::Io {
+        let format = |why: String| ManifestError::Format { path: path.to_owned(), why };
+        let place = Location::parse(&path.to_string_lossy()).map_err(|error| format(error.to_string()))?;
+        let text = crate::store::read_whole(&place).map_err(|source| ManifestError::Io {
             path: path.to_owned(),
             what: "cannot read the manifest".into(),
             source,
         })?;
-        let format = |why: String| ManifestError::Format { path: path.to_owned(), why };
         let mut manifest: Self = serde_json::from_slice(&text).map_err(|error| format(error.to_string()))?;
         if manifest.kind != KIND {
             return Err(format(format!("its kind is {:?}, {KIND:?} is wanted", manifest.kind)));
@@ -170,7 +180,9 @@ impl Manifest {
         if manifest.version != VERSION {
             return Err(format(format!("its version is {}, this build reads version {VERSION}", manifest.version)));
         }
+        manifest.base = place.folder();
         for shard in &manifest.shards {
+            manifest.base.join(&shard.location).map_err(|error| format(error.to_string()))?;
             let n = shard.num_samples();
             let labels = shard.labels.as_ref().map_or(n, Vec::len);
             if [shard.offsets.len(), shard.sizes.len(), shard.checks.len(), labels] != [n; 4] {
@@ -199,7 +211,6 @@ impl Manifest {
         if manifest.digest != content {
             return Err(ManifestError::Digest { path: path.to_owned(), said: manifest.digest, content });
         }
-        manifest.base = path.parent().unwrap_or(Path::new("")).to_owned();
         Ok(manifest)
     }
 
@@ -244,9 +255,9 @@ impl Manifest {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// The path of shard `i`.
-    pub fn shard_path(&self, i: usize) -> PathBuf {
-        self.base.join(&self.shards[i].location)
+    /// Where shard `i` is.
+    pub fn shard_place(&self, i: usize) -> Location {
+        self.base.join(&self.shards[i].location).expect("locations are checked when a manifest is read or built")
     }
 
     /// Whether every sample has a label.
@@ -277,27 +288,30 @@ mod tests {
             offsets: vec![512],
             sizes: vec![4],
             checks: vec![Check(1)],
+            frames: None,
+            excluded: vec![],
         }
     }
 
     #[test]
     fn digest_is_of_the_content_not_of_the_place() {
-        let one = Manifest::new("here".into(), vec![], vec![shard("a.tar")], PathBuf::new());
+        let one = Manifest::new("here".into(), vec![], vec![shard("a.tar")], Location::default());
         let mut packed = shard("elsewhere/b.tar.zst");
         packed.bytes = 5;
         packed.blake3 = "z".into();
-        let other = Manifest::new("there".into(), vec![], vec![packed], PathBuf::new());
+        let other = Manifest::new("there".into(), vec![], vec![packed], Location::default());
         assert_eq!(one.digest, other.digest);
         let mut relabelled = shard("a.tar");
         relabelled.labels = Some(vec![1]);
-        assert_ne!(one.digest, Manifest::new("here".into(), vec![], vec![relabelled], PathBuf::new()).digest);
+        assert_ne!(one.digest, Manifest::new("here".into(), vec![], vec![relabelled], Location::default()).digest);
     }
 
     #[test]
     fn reading_refuses_what_contradicts_itself() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.json");
-        let good = Manifest::new("here".into(), vec!["a".into()], vec![shard("a.tar")], dir.path().to_owned());
+        let good =
+            Manifest::new("here".into(), vec!["a".into()], vec![shard("a.tar")], Location::File(dir.path().to_owned()));
         good.write(&path).unwrap();
         assert_eq!(Manifest::read(&path).unwrap(), good);
         let check = |from: &str, to: &str, wanted: &str| {

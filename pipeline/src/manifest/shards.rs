@@ -1,67 +1,118 @@
-//! Turns what a user writes (paths, globs, brace ranges) into a list of shard files.
+//! Turns what a user names (paths, globs, brace ranges, URLs, indexes of other tools) into a list of shards.
 
 use std::path::PathBuf;
 
 use super::ManifestError;
+use super::index::{self, Index};
+use crate::store::{self, Location};
 
 /// A brace range of more shards than this is a slip of the finger.
 const MAX_RANGE: u64 = 10_000_000;
 
-/// The shard files that `patterns` name, in the order given; a glob's matches are sorted.
+/// A shard that is to be read, and what is said of it where it was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedShard {
+    /// Where it is.
+    pub place: Location,
+    /// How many samples it is said to have.
+    pub samples: Option<u64>,
+    /// How many bytes it is said to have.
+    pub bytes: Option<u64>,
+    /// The MD5 it is said to have, in hex.
+    pub md5: Option<String>,
+}
+
+impl NamedShard {
+    /// A shard of which nothing is said.
+    pub fn at(place: Location) -> Self {
+        Self { place, samples: None, bytes: None, md5: None }
+    }
+}
+
+/// The shards that `patterns` name, in the order given; a glob's matches are sorted.
 ///
 /// Brace ranges are WebDataset's: `name-{000000..001281}.tar` counts with the width of its first number, and
-/// `{a,b}` lists alternatives. A URL is refused: shards are read from local files.
+/// `{a,b}` lists alternatives. Globs work on local folders and in buckets. A `.json` is the index of another tool: a
+/// `wids` shard index, or a Hugging Face style `_info.json`, whose split is named as in `_info.json#train`.
 ///
 /// # Errors
-/// If nothing is named, a pattern matches nothing, a file is missing, or a file is named twice.
-pub fn expand(patterns: &[String]) -> Result<Vec<PathBuf>, ManifestError> {
-    let mut paths: Vec<PathBuf> = Vec::new();
+/// If nothing is named, a pattern matches nothing, a file is missing, or a shard is named twice.
+pub fn expand(patterns: &[String]) -> Result<Vec<NamedShard>, ManifestError> {
+    let mut shards: Vec<NamedShard> = Vec::new();
     for pattern in patterns {
         let none = |why: &str| ManifestError::NoShards { pattern: pattern.clone(), why: why.into() };
-        if let Some((scheme, _)) = pattern.split_once("://") {
-            return Err(none(&format!(
-                "shards on {scheme}:// are not supported by this build; copy them to a local folder"
-            )));
+        if let Some(index) = Index::named(pattern) {
+            shards.extend(index::read(&index).map_err(|why| none(&why))?);
+            continue;
         }
         for name in
             braces(pattern).ok_or_else(|| none("unbalanced, empty or endless braces; {000..012} or {a,b} is wanted"))?
         {
-            if name.contains(['*', '?', '[']) {
-                let matches = glob::glob(&name).map_err(|error| none(&format!("not a glob: {error}")))?;
-                let mut matches: Vec<PathBuf> = matches.filter_map(Result::ok).filter(|path| path.is_file()).collect();
-                if matches.is_empty() {
-                    return Err(none("matches no file"));
+            let place = Location::parse(&name).map_err(|error| none(&error.to_string()))?;
+            let places = match place {
+                Location::File(path) => files(path, &name)
+                    .map_err(|why| none(&if name == *pattern { why } else { format!("{name}: {why}") }))?,
+                Location::Url(url) if name.contains(['*', '?', '[']) => {
+                    objects(&url, &name).map_err(|why| none(&why))?
                 }
-                matches.sort();
-                paths.extend(matches);
-            } else {
-                let path = PathBuf::from(&name);
-                if !path.is_file() {
-                    let found =
-                        if path.is_dir() { "is a folder; name its shards, as in FOLDER/*.tar" } else { "no such file" };
-                    return Err(none(&if name == *pattern { found.to_owned() } else { format!("{name}: {found}") }));
-                }
-                paths.push(path);
-            }
+                place => vec![place],
+            };
+            shards.extend(places.into_iter().map(NamedShard::at));
         }
     }
-    if paths.is_empty() {
+    if shards.is_empty() {
         return Err(ManifestError::NoShards {
             pattern: "SHARD".into(),
-            why: "no shard is named; give a path, a glob or a brace range".into(),
+            why: "no shard is named; give a path, a URL, a glob, a brace range or an index".into(),
         });
     }
-    let mut sorted: Vec<_> =
-        paths.iter().map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())).collect();
+    let real = |shard: &NamedShard| match &shard.place {
+        Location::File(path) => Location::File(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())),
+        place => place.clone(),
+    };
+    let mut sorted: Vec<Location> = shards.iter().map(real).collect();
     sorted.sort();
     if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(ManifestError::NoShards { pattern: twice[0].display().to_string(), why: "named twice".into() });
+        return Err(ManifestError::NoShards { pattern: twice[0].to_string(), why: "named twice".into() });
     }
-    Ok(paths)
+    Ok(shards)
+}
+
+/// The local files that a name or a glob stands for.
+fn files(path: PathBuf, name: &str) -> Result<Vec<Location>, String> {
+    if !name.contains(['*', '?', '[']) {
+        return match path.is_file() {
+            true => Ok(vec![Location::File(path)]),
+            false if path.is_dir() => Err("is a folder; name its shards, as in FOLDER/*.tar".into()),
+            false => Err("no such file".into()),
+        };
+    }
+    let matches = glob::glob(name).map_err(|error| format!("not a glob: {error}"))?;
+    let mut matches: Vec<PathBuf> = matches.filter_map(Result::ok).filter(|path| path.is_file()).collect();
+    matches.sort();
+    if matches.is_empty() {
+        Err("matches no file".into())
+    } else {
+        Ok(matches.into_iter().map(Location::File).collect())
+    }
+}
+
+/// The objects of a bucket that a glob stands for.
+fn objects(url: &url::Url, name: &str) -> Result<Vec<Location>, String> {
+    let pattern = glob::Pattern::new(name).map_err(|error| format!("not a glob: {error}"))?;
+    let fixed = &name[..name.find(['*', '?', '[']).expect("a glob")];
+    let mut folder = url.clone();
+    let start = url::Url::parse(&fixed[..=fixed.rfind('/').expect("a URL has slashes")]).map_err(|e| e.to_string())?;
+    folder.set_path(start.path());
+    let found = store::list(&folder).map_err(|error| format!("cannot list {folder}: {error}"))?;
+    let mut found: Vec<Location> =
+        found.into_iter().filter(|url| pattern.matches(url.as_str())).map(Location::Url).collect();
+    found.sort();
+    if found.is_empty() { Err("matches no object".into()) } else { Ok(found) }
 }
 
 /// All names that a pattern with braces stands for, or `None` if its braces make no sense.
-fn braces(pattern: &str) -> Option<Vec<String>> {
+pub(super) fn braces(pattern: &str) -> Option<Vec<String>> {
     let Some(open) = pattern.find('{') else {
         return (!pattern.contains('}')).then(|| vec![pattern.to_owned()]);
     };
@@ -105,6 +156,7 @@ mod tests {
         }
         assert_eq!(expand(&[at("s-?.tar")]).unwrap().len(), 2);
         assert_eq!(expand(&[at("s-{0..1}.tar"), at("s-10.tar")]).unwrap().len(), 3);
+        assert_eq!(expand(&["s3://bucket/s-{0..4}.tar".into()]).unwrap().len(), 5, "brace ranges need no listing");
         let check = |patterns: &[String], wanted: &str| {
             let message = expand(patterns).unwrap_err().to_string();
             assert!(message.contains(wanted), "{message}");
@@ -114,6 +166,17 @@ mod tests {
         check(&[at("s-{0..2}.tar")], "s-2.tar: no such file");
         check(&[dir.path().display().to_string()], "is a folder");
         check(&[at("s-0.tar"), at("s-?.tar")], "named twice");
-        check(&["s3://bucket/s.tar".into()], "s3://");
+        check(&["ftp://host/s.tar".into()], "unknown scheme");
+        check(&[at("nowhere.json")], "No such file");
+        std::fs::write(at("other.json"), "{}").unwrap();
+        check(&[at("other.json")], "neither a wids index");
+        std::fs::write(
+            at("_info.json"),
+            r#"{"splits":{"train":{"filenames":["s-0.tar"],"shard_lengths":[3]},"validation":{"filenames":[]}}}"#,
+        )
+        .unwrap();
+        check(&[at("_info.json")], "#train");
+        let found = expand(&[format!("{}#train", at("_info.json"))]).unwrap();
+        assert_eq!((found.len(), found[0].samples), (1, Some(3)));
     }
 }

@@ -1,12 +1,12 @@
 //! Holds a manifest against the shards it names, and lists every difference.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::build::scan_all;
 use super::{Manifest, ManifestError, Shard};
 use crate::sample::split_name;
-use crate::shard::ShardScan;
+use crate::shard::{self, ShardProblem, ShardScan};
+use crate::store::Location;
 
 /// One thing that is wrong: where, what was found, what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -40,13 +40,25 @@ pub fn verify(
     threads: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Problem>, ManifestError> {
-    let (present, missing): (Vec<usize>, Vec<usize>) =
-        (0..manifest.shards.len()).partition(|&i| manifest.shard_path(i).is_file());
-    let paths: Vec<PathBuf> = present.iter().map(|&i| manifest.shard_path(i)).collect();
-    let scans = scan_all(&paths, threads, progress)?;
+    let places: Vec<Location> = (0..manifest.shards.len()).map(|i| manifest.shard_place(i)).collect();
+    let is_there = |place: &Location| match place {
+        Location::File(path) => path.is_file(),
+        // Asking a server twice would tell no more than reading does.
+        Location::Url(_) => true,
+    };
+    let (present, missing): (Vec<usize>, Vec<usize>) = (0..places.len()).partition(|&i| is_there(&places[i]));
+    let named: Vec<Location> = present.iter().map(|&i| places[i].clone()).collect();
+    let scans = scan_all(&named, threads, progress, |place| {
+        // A shard that can't be read is one more difference.
+        let unreadable = |error: std::io::Error| {
+            let what = format!("cannot be read: {error}");
+            ShardScan { problems: vec![ShardProblem { entry: None, offset: 0, what }], ..ShardScan::default() }
+        };
+        Ok(shard::scan(place, false).unwrap_or_else(unreadable))
+    })?;
     let mut problems = Vec::new();
     for &i in &missing {
-        let what = format!("no such file: {}", manifest.shard_path(i).display());
+        let what = format!("no such file: {}", places[i]);
         problems.push(Problem { shard: manifest.shards[i].location.clone(), entry: None, offset: 0, what });
     }
     for (&i, scan) in present.iter().zip(&scans) {
@@ -62,6 +74,9 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
     };
     for found in &scan.problems {
         problem(found.entry.as_deref(), found.offset, found.what.clone());
+    }
+    if scan.blake3.is_empty() {
+        return;
     }
     let found: BTreeMap<&str, usize> = scan.samples.iter().enumerate().map(|(i, s)| (s.entry.as_str(), i)).collect();
     let broken_off = scan.problems.iter().any(|p| p.what.contains("breaks off") || p.what.contains("truncated"));
@@ -114,14 +129,18 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
             }
         }
     }
-    let expected: BTreeMap<&str, ()> = shard.entries.iter().map(|entry| (entry.as_str(), ())).collect();
-    for sample in scan.samples.iter().filter(|sample| !expected.contains_key(sample.entry.as_str())) {
+    let expected: BTreeSet<&str> = shard.entries.iter().chain(&shard.excluded).map(String::as_str).collect();
+    for sample in scan.samples.iter().filter(|sample| !expected.contains(sample.entry.as_str())) {
         problem(Some(&sample.entry), sample.offset, "is in the shard but not in the manifest".into());
     }
     if scan.bytes != shard.bytes {
         problem(None, scan.bytes, format!("the file has {} bytes, {} expected", scan.bytes, shard.bytes));
     } else if scan.blake3 != shard.blake3 {
         problem(None, 0, format!("the file's BLAKE3 is {}, {} expected", scan.blake3, shard.blake3));
+    }
+    if scan.blake3 == shard.blake3 && scan.frames != shard.frames {
+        let what = "the manifest's table of zstd frames is not the shard's";
+        problems.push(Problem { shard: shard.location.clone(), entry: None, offset: 0, what: what.into() });
     }
     if problems.len() == before && scan.tar_blake3 != shard.tar_blake3 {
         let what = format!("its tar stream's BLAKE3 is {}, {} expected", scan.tar_blake3, shard.tar_blake3);

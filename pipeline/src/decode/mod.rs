@@ -1,7 +1,11 @@
 //! Decodes JPEG, PNG and WebP to RGB. The format is told from the content, never from the name.
 //!
-//! Anything that is not a whole, sound picture is [`Damage`] with a reason, never an empty or half picture. EXIF
-//! orientation is not applied, alpha is dropped, 16 bits are cut to 8, as the field's loaders do.
+//! Anything that is not a whole, sound picture is [`Damage`] with a reason, never an empty or half picture. Alpha is
+//! dropped, grey is repeated, palettes are looked up, 16 bits are cut to 8, CMYK is multiplied out, as the field's
+//! loaders do. Pictures are turned upright by their EXIF orientation only on request.
+
+mod exif;
+mod libjpeg;
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -68,6 +72,20 @@ pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
     }
 }
 
+/// Decodes a picture of at most `max_pixels` pixels, and turns it as its EXIF orientation says.
+///
+/// # Errors
+/// The damage: what kind, and what was found.
+pub fn decode_upright(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
+    let image = decode(bytes, max_pixels)?;
+    let orientation = match sniff(bytes)? {
+        Format::Jpeg => exif::jpeg_orientation(bytes),
+        Format::Png => exif::orientation(png(bytes).ok().and_then(|mut png| png.exif_metadata().ok().flatten())),
+        Format::WebP => exif::orientation(webp(bytes).ok().and_then(|mut webp| webp.exif_metadata().ok().flatten())),
+    };
+    Ok(exif::upright(image, orientation))
+}
+
 /// Decodes a picture of at most `max_pixels` pixels.
 ///
 /// # Errors
@@ -101,6 +119,11 @@ fn check_size(width: u64, height: u64, max_pixels: u64) -> Result<(), Damage> {
 }
 
 fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
+    // What the fast decoder refuses the general one may know, and if not it knows the reason.
+    decode_common_jpeg(bytes, max_pixels).or_else(|_| libjpeg::decode(bytes, max_pixels))
+}
+
+fn decode_common_jpeg(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     let options = DecoderOptions::default()
         .jpeg_set_out_colorspace(ColorSpace::RGB)
         .set_strict_mode(true)
@@ -130,16 +153,24 @@ fn jpeg_damage(error: &DecodeErrors) -> Damage {
 
 fn decode_png(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     let damage = |error: ImageError| image_damage("PNG", &error);
-    let mut decoder = image::codecs::png::PngDecoder::new(Cursor::new(bytes)).map_err(damage)?;
+    let mut decoder = png(bytes).map_err(damage)?;
     limit(&mut decoder, max_pixels)?;
     to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
 }
 
 fn decode_webp(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     let damage = |error: ImageError| image_damage("WebP", &error);
-    let mut decoder = image::codecs::webp::WebPDecoder::new(Cursor::new(bytes)).map_err(damage)?;
+    let mut decoder = webp(bytes).map_err(damage)?;
     limit(&mut decoder, max_pixels)?;
     to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
+}
+
+fn png(bytes: &[u8]) -> Result<image::codecs::png::PngDecoder<Cursor<&[u8]>>, ImageError> {
+    image::codecs::png::PngDecoder::new(Cursor::new(bytes))
+}
+
+fn webp(bytes: &[u8]) -> Result<image::codecs::webp::WebPDecoder<Cursor<&[u8]>>, ImageError> {
+    image::codecs::webp::WebPDecoder::new(Cursor::new(bytes))
 }
 
 fn limit(decoder: &mut impl ImageDecoder, max_pixels: u64) -> Result<(), Damage> {

@@ -1,0 +1,117 @@
+//! Which samples a plan takes from its manifest: those of some classes, or those that a list names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{DataConfig, PlanError};
+use crate::manifest::Manifest;
+use crate::sample::split_name;
+
+/// How many wrong names a message lists.
+const SHOWN: usize = 3;
+
+/// For each shard the samples wanted, in order; `None` if all are.
+pub(super) fn select(manifest: &Manifest, data: &DataConfig) -> Result<Option<Vec<Vec<u32>>>, PlanError> {
+    let classes = classes(manifest, &data.classes)?;
+    let listed = if data.subset.as_os_str().is_empty() { None } else { Some(listed(manifest, data)?) };
+    if classes.is_none() && listed.is_none() {
+        return Ok(None);
+    }
+    let is_wanted = |shard: usize, i: usize| {
+        let of_class =
+            classes.as_ref().is_none_or(|wanted| manifest.shards[shard].label(i).is_some_and(|l| wanted.contains(&l)));
+        of_class && listed.as_ref().is_none_or(|wanted| wanted.contains(&(shard as u32, i as u32)))
+    };
+    let selected: Vec<Vec<u32>> = manifest
+        .shards
+        .iter()
+        .enumerate()
+        .map(|(shard, s)| (0..s.num_samples()).filter(|&i| is_wanted(shard, i)).map(|i| i as u32).collect())
+        .collect();
+    if selected.iter().all(Vec::is_empty) {
+        let found = format!("classes {:?} and subset {:?}", data.classes, data.subset);
+        return Err(wrong("data", found, "no sample of the manifest is of both; at least one is wanted".into()));
+    }
+    Ok(Some(selected))
+}
+
+/// BLAKE3 of a selection, in hex.
+pub(super) fn digest(selected: &[Vec<u32>]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for shard in selected {
+        hasher.update(&(shard.len() as u64).to_le_bytes());
+        for index in shard {
+            hasher.update(&index.to_le_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The classes that names or indices stand for.
+fn classes(manifest: &Manifest, wanted: &[String]) -> Result<Option<BTreeSet<u32>>, PlanError> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    if !manifest.is_labelled() {
+        return Err(wrong("data.classes", format!("{wanted:?}"), "the manifest has no labels".into()));
+    }
+    let class = |name: &String| {
+        let named = manifest.classes.iter().position(|known| known == name).map(|i| i as u32);
+        let index = || name.parse().ok().filter(|&i: &u32| (i as usize) < manifest.num_classes());
+        named.or_else(index).ok_or_else(|| {
+            let known = manifest.classes.iter().max_by(|a, b| {
+                let likeness = |known: &str| known.chars().zip(name.chars()).take_while(|(a, b)| a == b).count();
+                likeness(a).cmp(&likeness(b))
+            });
+            let hint = known.map_or(String::new(), |known| format!(", such as {known}"));
+            let wanted = format!("a class name{hint}, or an index below {} is wanted", manifest.num_classes());
+            wrong("data.classes", name.clone(), wanted)
+        })
+    };
+    wanted.iter().map(class).collect::<Result<_, _>>().map(Some)
+}
+
+/// The samples, by shard and index, that the subset's file names.
+fn listed(manifest: &Manifest, data: &DataConfig) -> Result<BTreeSet<(u32, u32)>, PlanError> {
+    let key = "data.subset";
+    let path = data.subset.display().to_string();
+    let text = std::fs::read_to_string(&data.subset)
+        .map_err(|error| wrong(key, path.clone(), format!("a list of file names is wanted: {error}")))?;
+    let mut names: BTreeMap<&str, Vec<(u32, u32)>> = BTreeMap::new();
+    for (shard, s) in manifest.shards.iter().enumerate() {
+        for (i, entry) in s.entries.iter().enumerate() {
+            let key = split_name(entry).0;
+            let base = key.rsplit('/').next().expect("a key has a last part");
+            names.entry(key).or_default().push((shard as u32, i as u32));
+            if base != key {
+                names.entry(base).or_default().push((shard as u32, i as u32));
+            }
+        }
+    }
+    let (mut found, mut unknown, mut lines) = (BTreeSet::new(), Vec::new(), 0);
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        lines += 1;
+        match names.get(split_name(line).0).map(Vec::as_slice) {
+            Some([one]) => {
+                found.insert(*one);
+            }
+            Some(several) => {
+                let wanted = format!("{} samples have that name; their keys (folder/name) are wanted", several.len());
+                return Err(wrong(key, format!("{path}: {line}"), wanted));
+            }
+            None => unknown.push(line),
+        }
+    }
+    if lines == 0 {
+        return Err(wrong(key, path, "names no sample; one file name on a line is wanted".into()));
+    }
+    if !unknown.is_empty() {
+        let some: Vec<&str> = unknown.iter().take(SHOWN).copied().collect();
+        let found = format!("{path}: {} of {lines} names, such as {}", unknown.len(), some.join(", "));
+        return Err(wrong(key, found, "names of samples in the manifest are wanted".into()));
+    }
+    Ok(found)
+}
+
+fn wrong(key: &'static str, found: String, wanted: String) -> PlanError {
+    PlanError::Value { key, found, wanted }
+}

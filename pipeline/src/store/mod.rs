@@ -1,0 +1,467 @@
+//! Where samples' bytes come from, and the promise that they are the manifest's.
+//!
+//! A plain local shard is read in place, sample by sample. Any other shard (zstd, or on a server) is held whole while
+//! it is in use: in the disk cache if there is one, else in memory, fetched and checked against its digest once. What
+//! is not held yet, or does not fit, is read sample by sample through the manifest's index, where that is possible.
+//! Knows where shards are, not in which order their samples are wanted.
+
+mod cache;
+mod frames;
+mod hold;
+mod location;
+mod pace;
+mod remote;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt};
+
+pub use frames::{FRAME_BYTES, Frames, MAX_TABLE_BYTES};
+pub use location::{BadLocation, Location, SCHEMES};
+pub use remote::{FetchError, Remote, RemoteOptions};
+pub use stream::{list, open_tar, read_whole, reader};
+
+use crate::manifest::Manifest;
+use crate::metrics::{PipelineMetrics, Stage, Waiting};
+use crate::order::SampleRef;
+use crate::sample::Check;
+use hold::{Held, Holder};
+
+/// How many plain shards are kept open.
+const OPEN_FILES: u64 = 128;
+
+/// How often bytes that came wrong from a server are asked for again.
+const WRONG_BYTES_RETRIES: usize = 3;
+
+/// A shard of which less than this share is wanted is read sample by sample rather than whole.
+const WORTH_HOLDING: f64 = 0.25;
+
+/// Why bytes can't be had. The message names the shard, and the entry where there is one.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The shard can't be opened or read.
+    #[error("shard {place}: cannot be read: {why}")]
+    Io {
+        /// The shard.
+        place: String,
+        /// Why.
+        why: String,
+    },
+    /// The shard is not the one that the manifest describes.
+    #[error(
+        "shard {place}: {what}; it is not the shard that the manifest describes: `manifest verify` lists every difference"
+    )]
+    Changed {
+        /// The shard.
+        place: String,
+        /// What was found and what was expected.
+        what: String,
+    },
+    /// The shards that must be held at the same time do not fit.
+    #[error(
+        "the shards in use at the same time need {needed} bytes, but machine.{key} = {allowed}: raise it, or lower order.lanes or order.shuffle_block_shards, or store the shards uncompressed"
+    )]
+    Memory {
+        /// Bytes that the shards in use need.
+        needed: u64,
+        /// The key that bounds them.
+        key: &'static str,
+        /// Bytes allowed.
+        allowed: u64,
+    },
+    /// The cache folder can't be used.
+    #[error("machine.cache_dir = {}: {why}", folder.display())]
+    Cache {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What a store may use; none of it changes what it reads.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StoreOptions {
+    /// Bytes for shards held in memory.
+    pub memory_bytes: u64,
+    /// The folder of the disk cache and its bytes; without one, shards are held in memory.
+    pub cache: Option<(PathBuf, u64)>,
+    /// Patience with storage servers.
+    pub remote: RemoteOptions,
+}
+
+/// The shards of a manifest, open for reading from any thread.
+pub struct Store {
+    manifest: Arc<Manifest>,
+    places: Vec<Location>,
+    remote: Arc<Remote>,
+    metrics: PipelineMetrics,
+    files: Mutex<OpenFiles>,
+    holder: Arc<Holder>,
+    /// Which shards are held whole; decided by [`Store::prepare`].
+    held: OnceLock<Vec<bool>>,
+}
+
+/// Where a sample's bytes are at this moment.
+enum Source {
+    File(Arc<File>),
+    Held(Arc<Held>),
+    Direct,
+}
+
+impl Store {
+    /// A store over `manifest`. Nothing is read yet.
+    ///
+    /// # Errors
+    /// If the cache folder can't be used.
+    pub fn new(manifest: Arc<Manifest>, options: &StoreOptions, metrics: PipelineMetrics) -> Result<Self, StoreError> {
+        let places: Vec<Location> = (0..manifest.shards.len()).map(|i| manifest.shard_place(i)).collect();
+        let remote = Arc::new(Remote::new(options.remote, metrics.clone()));
+        let cache = match &options.cache {
+            None => None,
+            Some((folder, bytes)) => {
+                let error =
+                    |error: std::io::Error| StoreError::Cache { folder: folder.clone(), why: error.to_string() };
+                Some(cache::DiskCache::open(folder, *bytes, metrics.clone()).map_err(error)?)
+            }
+        };
+        let holder =
+            Holder::new(manifest.clone(), places.clone(), remote.clone(), options.memory_bytes, cache, metrics.clone());
+        let (files, held) = (Mutex::default(), OnceLock::new());
+        Ok(Self { manifest, places, remote, metrics, files, holder: Arc::new(holder), held })
+    }
+
+    /// The manifest that the store reads.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The servers that the store reads from.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// Decides which shards are held whole, if `wanted[i]` samples of shard `i` are read and `open` shards are in use
+    /// at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Memory`] if shards that can't be read sample by sample do not fit together.
+    pub fn prepare(&self, open: usize, wanted: &[u32]) -> Result<(), StoreError> {
+        let used: Vec<usize> = (0..self.places.len()).filter(|&i| wanted[i] > 0 && !self.is_plain_file(i)).collect();
+        let needed = |shards: &[usize]| -> u64 {
+            let mut sizes: Vec<u64> = shards.iter().map(|&i| self.manifest.shards[i].tar_bytes).collect();
+            sizes.sort_unstable_by(|a, b| b.cmp(a));
+            sizes.iter().take(open).sum()
+        };
+        let worth = |&&i: &&usize| {
+            let shard = &self.manifest.shards[i];
+            !self.has_index(i) || f64::from(wanted[i]) >= WORTH_HOLDING * shard.num_samples() as f64
+        };
+        let (worth, must): (Vec<usize>, Vec<usize>) = (
+            used.iter().filter(worth).copied().collect(),
+            used.iter().filter(|&&i| !self.has_index(i)).copied().collect(),
+        );
+        let (key, allowed) = self.holder.bound();
+        let held = if needed(&worth) <= allowed {
+            worth
+        } else if needed(&must) <= allowed {
+            tracing::info!(
+                needed = needed(&worth),
+                allowed,
+                "shards in use exceed machine.{key}: samples are read one by one"
+            );
+            must
+        } else {
+            return Err(StoreError::Memory { needed: needed(&must), key, allowed });
+        };
+        let mut whole = vec![false; self.places.len()];
+        held.into_iter().for_each(|i| whole[i] = true);
+        let _ = self.held.set(whole);
+        Ok(())
+    }
+
+    /// Starts fetching the shards `next`, in this order, as far as they fit beside `now`, those in use.
+    pub fn prefetch(&self, now: &[u32], next: &[u32]) {
+        let held = |shard: &&u32| self.is_held(**shard as usize);
+        let (now, next): (Vec<u32>, Vec<u32>) =
+            (now.iter().filter(held).copied().collect(), next.iter().filter(held).copied().collect());
+        self.holder.prefetch(&now, &next);
+    }
+
+    /// The bytes of samples, in their order, each equal to what the manifest was made from.
+    ///
+    /// # Errors
+    /// If a shard can't be read or differs from the manifest.
+    pub async fn read(&self, samples: &[SampleRef]) -> Result<Vec<Vec<u8>>, StoreError> {
+        let began = Instant::now();
+        let mut waited = Duration::ZERO;
+        let mut sources = Vec::with_capacity(samples.len());
+        for sample in samples {
+            let source = self.source(sample.shard as usize).await?;
+            sources.push((*sample, source));
+        }
+        if sources.iter().any(|(_, source)| !matches!(source, Source::File(_))) {
+            waited = began.elapsed();
+        }
+        // What is on this machine is read in one go, by a thread that may block.
+        let (mut local, mut direct) = (Vec::new(), Vec::new());
+        for (i, (sample, source)) in sources.into_iter().enumerate() {
+            match source {
+                Source::Direct => direct.push((i, sample)),
+                Source::File(file) => local.push((i, sample, Ok(file))),
+                Source::Held(held) => local.push((i, sample, Err(held))),
+            }
+        }
+        let mut all: Vec<Option<Vec<u8>>> = vec![None; samples.len()];
+        if !local.is_empty() {
+            let (manifest, metrics) = (self.manifest.clone(), self.metrics.clone());
+            let places: Vec<Location> =
+                local.iter().map(|(_, sample, _)| self.places[sample.shard as usize].clone()).collect();
+            let read = move || {
+                let began = Instant::now();
+                let mut done = Vec::with_capacity(local.len());
+                for ((i, sample, source), place) in local.into_iter().zip(&places) {
+                    done.push((i, sample, read_local(&manifest, sample, source.as_ref(), place)?));
+                }
+                metrics.add_busy(Stage::Read, began.elapsed());
+                Ok::<_, StoreError>(done)
+            };
+            for (i, sample, bytes) in tokio::task::spawn_blocking(read).await.expect("reading does not panic")? {
+                match self.check(sample, &bytes) {
+                    Ok(()) => all[i] = Some(bytes),
+                    // A file in the cache may have been damaged since it was checked; the origin decides.
+                    Err(wrong) if self.holder.forget(sample.shard) && !self.has_index(sample.shard as usize) => {
+                        return Err(wrong);
+                    }
+                    Err(wrong) if self.is_plain_file(sample.shard as usize) => return Err(wrong),
+                    Err(_) => direct.push((i, sample)),
+                }
+            }
+        }
+        if !direct.is_empty() {
+            let began = Instant::now();
+            let reads = direct.into_iter().map(|(i, sample)| async move { Ok((i, self.read_direct(sample).await?)) });
+            let reads: Vec<(usize, Vec<u8>)> =
+                futures::stream::iter(reads).buffer_unordered(samples.len()).try_collect().await?;
+            for (i, bytes) in reads {
+                all[i] = Some(bytes);
+            }
+            waited += began.elapsed();
+        }
+        self.metrics.add_wait(Waiting::ForStorage, waited);
+        let all: Vec<Vec<u8>> = all.into_iter().map(|bytes| bytes.expect("every sample was read")).collect();
+        let scheme = samples.first().map_or("file", |sample| self.places[sample.shard as usize].scheme());
+        self.metrics.add_read_bytes(scheme, all.iter().map(|bytes| bytes.len() as u64).sum());
+        Ok(all)
+    }
+
+    /// Where this shard's bytes are now; fetches the shard if it is to be held and can't be read otherwise.
+    async fn source(&self, shard: usize) -> Result<Source, StoreError> {
+        if self.is_plain_file(shard) {
+            return self.file(shard).map(Source::File);
+        }
+        if !self.is_held(shard) {
+            return Ok(Source::Direct);
+        }
+        let fetching = self.holder.hold(shard as u32);
+        let held = match fetching.peek() {
+            Some(held) => held.clone(),
+            // A shard on a server need not be there whole before its first sample can be read.
+            None if self.places[shard].scheme() != "file" && self.has_index(shard) => return Ok(Source::Direct),
+            None => fetching.await,
+        };
+        match held {
+            Ok(held) => Ok(Source::Held(held)),
+            // Shards that the cache can't hold are read sample by sample.
+            Err(StoreError::Cache { .. }) if self.has_index(shard) => Ok(Source::Direct),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads one sample through the manifest's index.
+    async fn read_direct(&self, sample: SampleRef) -> Result<Vec<u8>, StoreError> {
+        let mut tries = 0;
+        loop {
+            let bytes = match self.read_indexed(sample).await {
+                // The server gives no ranges after all: the shard has to be held.
+                Err(FetchError::NoRanges) => {
+                    let (key, allowed) = self.holder.bound();
+                    let needed = self.manifest.shards[sample.shard as usize].tar_bytes;
+                    if needed > allowed {
+                        return Err(StoreError::Memory { needed, key, allowed });
+                    }
+                    let held = self.holder.hold(sample.shard).await?;
+                    let place = &self.places[sample.shard as usize];
+                    read_local(&self.manifest, sample, Err(&held), place)?
+                }
+                bytes => bytes.map_err(|error| fetch_error(&self.places[sample.shard as usize], error))?,
+            };
+            tries += 1;
+            match self.check(sample, &bytes) {
+                Ok(()) => return Ok(bytes),
+                Err(wrong) if tries > WRONG_BYTES_RETRIES => return Err(wrong),
+                Err(_) => self.metrics.add_retry("wrong_bytes"),
+            }
+        }
+    }
+
+    async fn read_indexed(&self, sample: SampleRef) -> Result<Vec<u8>, FetchError> {
+        let shard = &self.manifest.shards[sample.shard as usize];
+        let place = &self.places[sample.shard as usize];
+        let from = shard.offsets[sample.index as usize];
+        let wanted = from..from + u64::from(shard.sizes[sample.index as usize]);
+        let frames = shard.frames.as_ref();
+        let (stored, skip) = match frames {
+            None => (wanted.clone(), 0),
+            Some(frames) => frames.covering(wanted.clone()),
+        };
+        let bytes = match place {
+            Location::Url(url) => self.remote.range(url, stored, Some(shard.bytes)).await?.to_vec(),
+            Location::File(path) => {
+                let (path, expected) = (path.clone(), shard.bytes);
+                let read = move || {
+                    let file = File::open(&path)?;
+                    let found = file.metadata()?.len();
+                    let mut bytes = vec![0; (stored.end - stored.start) as usize];
+                    if found == expected {
+                        file.read_exact_at(&mut bytes, stored.start)?;
+                    }
+                    Ok::<_, std::io::Error>((bytes, found))
+                };
+                let read = tokio::task::spawn_blocking(read).await.expect("reading does not panic");
+                let (bytes, found) = read.map_err(|error| FetchError::Setup(error.to_string()))?;
+                if found != expected {
+                    return Err(FetchError::Size { found, expected });
+                }
+                bytes
+            }
+        };
+        if frames.is_none() {
+            return Ok(bytes);
+        }
+        let unpacked = zstd::decode_all(&bytes[..]).unwrap_or_default();
+        // Too short or not zstd at all: whatever is there, its check will not be right.
+        let (from, to) = (skip as usize, (skip + wanted.end - wanted.start) as usize);
+        Ok(unpacked.get(from..to).unwrap_or_default().to_vec())
+    }
+
+    fn check(&self, sample: SampleRef, bytes: &[u8]) -> Result<(), StoreError> {
+        let (shard, i) = (&self.manifest.shards[sample.shard as usize], sample.index as usize);
+        let check = Check::of(bytes);
+        if check == shard.checks[i] {
+            return Ok(());
+        }
+        let (entry, offset, wanted) = (&shard.entries[i], shard.offsets[i], shard.checks[i]);
+        let what = format!("the bytes of {entry} (byte {offset}) have XXH3 {check}, {wanted} expected");
+        Err(StoreError::Changed { place: self.places[sample.shard as usize].to_string(), what })
+    }
+
+    /// An open plain shard whose size is the manifest's.
+    fn file(&self, shard: usize) -> Result<Arc<File>, StoreError> {
+        if let Some(file) = self.files.lock().expect("no panic while held").get(shard as u32) {
+            return Ok(file);
+        }
+        let Location::File(path) = &self.places[shard] else { unreachable!("a plain shard on this machine") };
+        let file = open_checked(path, self.manifest.shards[shard].bytes)?;
+        let file = Arc::new(file);
+        self.files.lock().expect("no panic while held").put(shard as u32, file.clone());
+        Ok(file)
+    }
+
+    fn is_plain_file(&self, shard: usize) -> bool {
+        matches!(self.places[shard], Location::File(_)) && !self.places[shard].is_zstd()
+    }
+
+    fn is_held(&self, shard: usize) -> bool {
+        // A store that nobody prepared holds what it must.
+        self.held.get().map_or_else(|| !self.has_index(shard), |held| held[shard])
+    }
+
+    /// Whether single samples can be read.
+    fn has_index(&self, shard: usize) -> bool {
+        let ranges = match &self.places[shard] {
+            Location::File(_) => true,
+            Location::Url(url) => !self.remote.has_no_ranges(url),
+        };
+        ranges && (!self.places[shard].is_zstd() || self.manifest.shards[shard].frames.is_some())
+    }
+}
+
+/// Opens a local shard whose size must be `expected`.
+fn open_checked(path: &Path, expected: u64) -> Result<File, StoreError> {
+    let place = path.display().to_string();
+    let io = |error: std::io::Error| StoreError::Io { place: place.clone(), why: error.to_string() };
+    let file = File::open(path).map_err(io)?;
+    let found = file.metadata().map_err(io)?.len();
+    if found == expected {
+        return Ok(file);
+    }
+    Err(StoreError::Changed { place, what: format!("{found} bytes, {expected} expected") })
+}
+
+fn read_local(
+    manifest: &Manifest,
+    sample: SampleRef,
+    source: Result<&Arc<File>, &Arc<Held>>,
+    place: &Location,
+) -> Result<Vec<u8>, StoreError> {
+    let (shard, i) = (&manifest.shards[sample.shard as usize], sample.index as usize);
+    let (offset, size) = (shard.offsets[i], shard.sizes[i] as usize);
+    let file = match source {
+        Ok(file) => file,
+        Err(held) => match &**held {
+            Held::Memory(tar) => return Ok(tar[offset as usize..][..size].to_vec()),
+            Held::File(file) => file,
+        },
+    };
+    let mut bytes = vec![0; size];
+    let io = |error: std::io::Error| StoreError::Io { place: place.to_string(), why: error.to_string() };
+    file.read_exact_at(&mut bytes, offset).map_err(io)?;
+    Ok(bytes)
+}
+
+/// A fetch's failure with the shard's name.
+fn fetch_error(place: &Location, error: FetchError) -> StoreError {
+    let place = place.to_string();
+    match error {
+        FetchError::Size { .. } => StoreError::Changed { place, what: error.to_string() },
+        error => StoreError::Io { place, why: error.to_string() },
+    }
+}
+
+/// The plain shards that are open, the longest unused closed first.
+#[derive(Default)]
+struct OpenFiles {
+    files: HashMap<u32, Arc<File>>,
+    oldest_first: VecDeque<u32>,
+}
+
+impl OpenFiles {
+    fn get(&mut self, shard: u32) -> Option<Arc<File>> {
+        let file = self.files.get(&shard)?.clone();
+        // The one just used is the last to go. The list is as long as there are shards in use: short.
+        if self.oldest_first.back() != Some(&shard) {
+            self.oldest_first.retain(|&other| other != shard);
+            self.oldest_first.push_back(shard);
+        }
+        Some(file)
+    }
+
+    fn put(&mut self, shard: u32, file: Arc<File>) {
+        if self.files.insert(shard, file).is_none() {
+            self.oldest_first.push_back(shard);
+        }
+        while self.files.len() as u64 > OPEN_FILES {
+            let oldest = self.oldest_first.pop_front().expect("as many as files");
+            self.files.remove(&oldest);
+        }
+    }
+}
