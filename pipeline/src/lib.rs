@@ -5,6 +5,7 @@
 //! 3. [`store`] reads their bytes and holds them against the manifest ([`shard`] and [`sample`] know the layout).
 //! 4. [`decode`] makes pictures of them; what cannot be decoded goes to [`quarantine`] and is replaced by rule.
 //! 5. [`augment`] turns each picture into views, with parameters drawn by [`rng`] from (seed, epoch, sample, view).
+//!    [`views`] puts the two together for one sample.
 //! 6. The views are written straight into their places in a [`batch`], which [`loader`] delivers in order.
 //!
 //! Nothing here knows a tensor, a command line or a web page. [`metrics`] counts on the way; [`drawn`] makes
@@ -18,9 +19,11 @@ pub mod store;
 pub mod shard;
 pub mod sample;
 pub mod decode;
+mod simd;
 pub mod quarantine;
 pub mod rng;
 pub mod augment;
+pub mod views;
 pub mod batch;
 pub mod loader;
 pub mod metrics;

@@ -14,14 +14,13 @@ use async_channel::{Receiver, Sender, bounded};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 
-use crate::augment::Augmenter;
 use crate::batch::{Batch, Filled, Layout, NO_LABEL, Part, Slab, split};
-use crate::decode::{RgbImage, decode, decode_upright};
 use crate::metrics::{PipelineMetrics, Stage, Waiting};
 use crate::order::SampleRef;
 use crate::plan::{Batches, Plan, PlanError, Share, Traversal};
 use crate::quarantine::{BudgetSpent, Damage, Quarantine, QuarantineEntry};
 use crate::store::{Store, StoreError};
+use crate::views::{Key, ViewMaker};
 
 /// Images that a worker takes at a time.
 const PART_IMAGES: usize = 16;
@@ -347,13 +346,13 @@ struct Worker {
 
 impl Worker {
     fn run<S: Slab>(&self, work: &Receiver<Work<S>>) {
-        let mut augmenter = Augmenter::new(&self.source.plan.config.recipe);
+        let mut maker = ViewMaker::new(&self.source.plan.config);
         loop {
             let began = Instant::now();
             let Ok(next) = work.recv_blocking() else { return };
             self.source.metrics.add_wait(Waiting::ForWork, began.elapsed());
             let batch = next.batch.clone();
-            match self.make_part(&mut augmenter, next) {
+            match self.make_part(&mut maker, next) {
                 Ok(None) => {}
                 Ok(Some(slab)) => {
                     // This was the last part; nobody else holds what is known of the batch.
@@ -368,22 +367,18 @@ impl Worker {
     }
 
     /// Fills the places of a part; the slab comes back with the last part of a batch.
-    fn make_part<S: Slab>(&self, augmenter: &mut Augmenter, work: Work<S>) -> Result<Option<S>, LoadError> {
+    fn make_part<S: Slab>(&self, maker: &mut ViewMaker, work: Work<S>) -> Result<Option<S>, LoadError> {
         let source = &self.source;
         let Work { mut part, samples, bytes, batch } = work;
-        let config = &source.plan.config;
         let images = part.images.clone();
         let num_images = images.len();
         for ((image, wanted), bytes) in images.zip(samples).zip(bytes) {
             let began = Instant::now();
-            let (picture, used) = self.decode_or_replace(wanted, bytes)?;
+            let used = self.decode_or_replace(maker, batch.epoch, wanted, bytes)?;
             let decoded = Instant::now();
             source.metrics.add_busy(Stage::Decode, decoded - began);
-            for view in 0..config.recipe.views {
-                // A replacement is augmented as the sample it stands for, so that it differs from itself in its own place.
-                let id = source.plan.sample_id(wanted);
-                let steps = config.recipe.draw(config.seed, batch.epoch, id, view, picture.width, picture.height);
-                augmenter.apply(&picture, &steps, part.view_mut(image, view as usize));
+            for view in 0..source.plan.config.recipe.views as usize {
+                maker.write(view, part.view_mut(image, view));
             }
             source.metrics.add_busy(Stage::Augment, decoded.elapsed());
             if used != wanted {
@@ -400,11 +395,17 @@ impl Worker {
         Ok(part.finish())
     }
 
-    /// Decodes the sample, or if it is damaged the first sound one after it in the manifest.
-    fn decode_or_replace(&self, wanted: SampleRef, bytes: Vec<u8>) -> Result<(RgbImage, SampleRef), LoadError> {
+    /// Decodes the sample, or if it is damaged the first sound one after it in the manifest; which one it was.
+    fn decode_or_replace(
+        &self,
+        maker: &mut ViewMaker,
+        epoch: u64,
+        wanted: SampleRef,
+        bytes: Vec<u8>,
+    ) -> Result<SampleRef, LoadError> {
         let source = &self.source;
-        let max_pixels = source.plan.config.data.max_pixels;
-        let decode = if source.plan.config.data.exif_orientation { decode_upright } else { decode };
+        // A replacement is augmented as the sample it stands for, so that it differs from itself in its own place.
+        let key = Key { seed: source.plan.config.seed, epoch, sample: source.plan.sample_id(wanted) };
         let (mut sample, mut bytes) = (wanted, Some(bytes));
         loop {
             if !source.quarantine.holds(source.plan.sample_id(sample)) {
@@ -412,8 +413,8 @@ impl Worker {
                     Some(bytes) => bytes,
                     None => self.storage.block_on(source.store.read(&[sample]))?.pop().expect("one sample was read"),
                 };
-                match decode(&bytes, max_pixels) {
-                    Ok(picture) => return Ok((picture, sample)),
+                match maker.decode(&bytes, key) {
+                    Ok(()) => return Ok(sample),
                     Err(damage) => source.quarantine.record(entry(source, sample, damage))?,
                 }
             }

@@ -1,7 +1,7 @@
 //! Small packed sets of drawn pictures for this crate's tests.
 
 use crate::augment::{BrightnessRule, ColorJitter, GaussianBlur, Grayscale, HorizontalFlip, Interpolation, Mode, Op};
-use crate::augment::{RandomResizedCrop, RecipeConfig};
+use crate::augment::{DecodePath, RandomResizedCrop, RecipeConfig};
 use crate::drawn;
 use crate::manifest::Manifest;
 use crate::order::OrderConfig;
@@ -67,7 +67,7 @@ pub fn recipe(size: u32) -> RecipeConfig {
         Op::Grayscale(Grayscale { probability: 0.2 }),
         Op::GaussianBlur(GaussianBlur { probability: 0.5, sigma: [0.1, 2.0], kernel: 0.1 }),
     ];
-    RecipeConfig { mode: Mode::Torchvision, size, views: 2, ops }
+    RecipeConfig { mode: Mode::Torchvision, decode: DecodePath::Planar, size, views: 2, ops }
 }
 
 /// A shuffled stream of two small views.

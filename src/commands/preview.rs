@@ -1,12 +1,13 @@
 //! `preview`: a contact sheet of a batch, any moment of any run, since a batch is a value.
 
-use pipeline::augment::{Augmenter, Step};
+use pipeline::augment::Step;
 use pipeline::decode::{RgbImage, decode};
 use pipeline::drawn;
 use pipeline::files::write_whole;
 use pipeline::loader::Source;
 use pipeline::order::SampleRef;
 use pipeline::plan::Share;
+use pipeline::views::{Key, ViewMaker};
 use serde_json::json;
 
 use super::Voice;
@@ -64,7 +65,7 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
         &plan.digest[..16]
     );
     canvas.write(&about, MARGIN, 50, width - 2 * MARGIN, 14.0, Face::Text, FAINT);
-    let mut augmenter = Augmenter::new(recipe);
+    let mut maker = ViewMaker::new(&plan.config);
     let storage = crate::stream::runtime()?;
     for (i, &sample) in samples.iter().enumerate() {
         let (column, row) = (i as u32 % columns, i as u32 / columns);
@@ -99,14 +100,14 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
                 canvas.put(&picture, x + GAP, top, side);
                 let size = format!("{}×{}, {:.0} kB", picture.width, picture.height, bytes.len() as f64 / 1e3);
                 canvas.write(&size, x + GAP, top + side + GAP, side, 12.0, Face::Mono, FAINT);
+                let key = Key { seed: plan.config.seed, epoch: position.epoch, sample: plan.sample_id(sample) };
+                maker.decode(&bytes, key).expect("it was decoded just now");
                 for view in 0..recipe.views {
-                    let id = plan.sample_id(sample);
-                    let steps = recipe.draw(plan.config.seed, position.epoch, id, view, picture.width, picture.height);
                     let mut pixels = vec![0; recipe.view_bytes()];
-                    augmenter.apply(&picture, &steps, &mut pixels);
+                    maker.write(view as usize, &mut pixels);
                     let left = x + GAP + (view + 1) * (side + GAP);
                     canvas.put(&RgbImage { width: recipe.size, height: recipe.size, pixels }, left, top, side);
-                    for (line, text) in captions(&steps).iter().enumerate() {
+                    for (line, text) in captions(&maker.steps()[view as usize]).iter().enumerate() {
                         let y = top + side + GAP + line as u32 * LINE;
                         canvas.write(text, left, y, side, 12.0, Face::Mono, FAINT);
                     }

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::grayscale::gray;
-use super::{Mode, View, check_probability};
+use super::check_probability;
+use super::pixelwise::Change;
 use crate::rng::Draws;
 
 /// Changes the colours with a probability, by factors drawn anew for each view, in an order drawn anew.
@@ -36,21 +36,6 @@ pub enum BrightnessRule {
     Add,
 }
 
-/// One colour change with its drawn amount.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Change {
-    /// Multiply all pixels.
-    Brightness(f32),
-    /// Add this share of full brightness to all pixels.
-    AddBrightness(f32),
-    /// Move pixels from, or towards, their mean.
-    Contrast(f32),
-    /// Move pixels from, or towards, their grey.
-    Saturation(f32),
-    /// Turn the hue by this share of the circle.
-    Hue(f32),
-}
-
 /// Colour changes in the order in which they are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JitterStep {
@@ -68,6 +53,7 @@ impl std::fmt::Display for JitterStep {
                 Change::Contrast(x) => write!(f, "{gap}c×{x:.2}")?,
                 Change::Saturation(x) => write!(f, "{gap}s×{x:.2}")?,
                 Change::Hue(x) => write!(f, "{gap}h{x:+.2}")?,
+                Change::Gray => write!(f, "{gap}grey")?,
             }
         }
         Ok(())
@@ -122,93 +108,4 @@ impl ColorJitter {
         });
         Some(JitterStep { changes: changes.collect() })
     }
-}
-
-impl JitterStep {
-    pub(super) fn apply(&self, mode: Mode, view: &mut View) {
-        for change in &self.changes {
-            change.apply(mode, view);
-        }
-    }
-}
-
-impl Change {
-    /// Makes the change; afterwards all values are in [0, 255], and whole numbers in torchvision's arithmetic.
-    pub(super) fn apply(self, mode: Mode, view: &mut View) {
-        // torchvision stores u8 after each op, cutting off the fraction.
-        let store = move |x: f32| match mode {
-            Mode::Paper => x.clamp(0.0, 255.0),
-            Mode::Torchvision => x.clamp(0.0, 255.0).floor(),
-        };
-        match self {
-            Change::Brightness(factor) => view.map_channels(|x| store(x * factor)),
-            Change::AddBrightness(share) => view.map_channels(|x| store(x + share * 255.0)),
-            Change::Contrast(factor) => match mode {
-                Mode::Paper => {
-                    for plane in &mut view.planes {
-                        let mean = plane.iter().map(|&x| f64::from(x)).sum::<f64>() / plane.len() as f64;
-                        let mean = mean as f32;
-                        for value in plane {
-                            *value = store((*value - mean) * factor + mean);
-                        }
-                    }
-                }
-                Mode::Torchvision => {
-                    let [red, green, blue] = &view.planes;
-                    let grays = red.iter().zip(green).zip(blue).map(|((&r, &g), &b)| f64::from(gray(mode, [r, g, b])));
-                    let mean = (grays.sum::<f64>() / red.len() as f64) as f32;
-                    view.map_channels(|x| store(factor * x + (1.0 - factor) * mean));
-                }
-            },
-            Change::Saturation(factor) => match mode {
-                Mode::Paper => view.map(|pixel| {
-                    // Scaling the saturation of HSV, with the hue and the largest channel kept, moves each channel
-                    // from or towards the largest one.
-                    let max = pixel[0].max(pixel[1]).max(pixel[2]);
-                    let min = pixel[0].min(pixel[1]).min(pixel[2]);
-                    let saturation = if max > 0.0 { (max - min) / max } else { 0.0 };
-                    let scale = if saturation * factor > 1.0 { 1.0 / saturation } else { factor };
-                    pixel.map(|x| store(max - (max - x) * scale))
-                }),
-                Mode::Torchvision => view.map(|pixel| {
-                    let gray = gray(mode, pixel);
-                    pixel.map(|x| store(factor * x + (1.0 - factor) * gray))
-                }),
-            },
-            Change::Hue(turn) => view.map(|pixel| {
-                turn_hue(pixel, turn).map(|x| match mode {
-                    Mode::Paper => x.clamp(0.0, 255.0),
-                    // torchvision goes through floats in [0, 1] and back by × 255.999 and cutting off.
-                    Mode::Torchvision => (x * (255.999 / 255.0)).clamp(0.0, 255.0).floor(),
-                })
-            }),
-        }
-    }
-}
-
-/// Turns the hue of an RGB pixel by a share of the circle in [−0.5, 0.5], or once, keeping value and saturation.
-fn turn_hue([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {
-    let max = r.max(g).max(b);
-    let min = r.min(g).min(b);
-    let range = max - min;
-    // The hue in sixths of the circle, 0 at red; grey has none, and a range of 0 makes any hue grey.
-    let per_range = if range > 0.0 { 1.0 / range } else { 0.0 };
-    let hue = if max == r {
-        (g - b) * per_range
-    } else if max == g {
-        2.0 + (b - r) * per_range
-    } else {
-        4.0 + (r - g) * per_range
-    };
-    let hue = hue + turn * 6.0;
-    // Each channel is a trapezoid of the hue: full for two sixths, sloping for one on either side. The hue is brought
-    // into one turn by selects, since rounding is a function call on processors without SSE4.1.
-    let channel = |offset: f32| {
-        let at = hue + offset;
-        let at = if at < 0.0 { at + 6.0 } else { at };
-        let at = if at >= 6.0 { at - 6.0 } else { at };
-        let at = if at >= 6.0 { at - 6.0 } else { at };
-        max - range * at.min(4.0 - at).clamp(0.0, 1.0)
-    };
-    [channel(5.0), channel(3.0), channel(1.0)]
 }

@@ -8,7 +8,9 @@ mod color_jitter;
 mod gaussian_blur;
 mod grayscale;
 mod horizontal_flip;
+mod pixelwise;
 mod random_resized_crop;
+pub mod resize;
 mod view;
 
 use serde::{Deserialize, Serialize};
@@ -18,10 +20,12 @@ pub use color_jitter::{BrightnessRule, ColorJitter, JitterStep};
 pub use gaussian_blur::{BlurStep, GaussianBlur};
 pub use grayscale::Grayscale;
 pub use horizontal_flip::HorizontalFlip;
+pub use pixelwise::Change;
 pub use random_resized_crop::{CropStep, Interpolation, RandomResizedCrop};
 pub use view::View;
 
 use crate::decode::RgbImage;
+use crate::decode::jpeg::{Planes, Region};
 use crate::plan::PlanError;
 use crate::rng::{Draws, Purpose};
 
@@ -37,12 +41,25 @@ pub enum Mode {
     Torchvision,
 }
 
+/// How pictures become the pixels of a crop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecodePath {
+    /// Only where crops are, each colour plane at its own resolution, colours converted on the view: fast, and within
+    /// the noise of a JPEG of what `full` gives.
+    Planar,
+    /// All pixels, then the reference library's resize: equal to it.
+    Full,
+}
+
 /// What is done to each picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeConfig {
     /// Sampling rules and arithmetic.
     pub mode: Mode,
+    /// How pictures are decoded and resized.
+    pub decode: DecodePath,
     /// Side of a view in pixels.
     pub size: u32,
     /// Views per picture; SimCLR has two.
@@ -135,6 +152,18 @@ impl RecipeConfig {
         self.size as usize * self.size as usize * 3
     }
 
+    /// The smallest region that the crops of all views lie in.
+    ///
+    /// # Panics
+    /// If there is no view, or one without a crop.
+    pub fn region(steps: &[Vec<Step>]) -> Region {
+        let crop = |steps: &Vec<Step>| match steps.first() {
+            Some(Step::Crop(crop)) => crop.region(),
+            other => panic!("a view begins with a crop, not with {other:?}"),
+        };
+        steps.iter().map(crop).reduce(Region::union).expect("at least one view")
+    }
+
     /// Draws the steps for one view of a picture of `width` × `height` pixels.
     pub fn draw(&self, seed: u64, epoch: u64, sample: u64, view: u32, width: u32, height: u32) -> Vec<Step> {
         let mut draws = Draws::new(seed, Purpose::Augment, &[epoch, sample, view.into()]);
@@ -161,51 +190,100 @@ fn check_probability(p: f64) -> Result<(), (String, String)> {
     }
 }
 
+/// A decoded picture, in the form that the recipe's `decode` wants.
+#[derive(Debug, Clone, Copy)]
+pub enum Picture<'a> {
+    /// All of its pixels.
+    Rgb(&'a RgbImage),
+    /// Its planes, at least where the crops are.
+    Planes(&'a Planes),
+}
+
 /// Applies steps to pictures, keeping its buffers.
 pub struct Augmenter {
     mode: Mode,
     size: usize,
     cropper: random_resized_crop::Cropper,
+    resizer: resize::Resizer,
+    /// The crop, as planes of red, green and blue.
+    planes: [Vec<u8>; 3],
     view: View,
     blur: gaussian_blur::BlurBuffers,
+    changes: Vec<Change>,
 }
 
 impl Augmenter {
     /// Buffers for this recipe.
     pub fn new(recipe: &RecipeConfig) -> Self {
-        let size = recipe.size as usize;
-        let cropper = random_resized_crop::Cropper::default();
-        Self { mode: recipe.mode, size, cropper, view: View::default(), blur: Default::default() }
+        Self {
+            mode: recipe.mode,
+            size: recipe.size as usize,
+            cropper: Default::default(),
+            resizer: Default::default(),
+            planes: Default::default(),
+            view: View::default(),
+            blur: Default::default(),
+            changes: Vec::new(),
+        }
     }
 
-    /// Writes the view that `steps` make of `image` to `out` (`size × size × 3` u8, row-major RGB).
+    /// Writes the view that `steps` make of the picture to `out` (`size × size × 3` u8, row-major RGB).
     ///
     /// # Panics
     /// If `out` has another length or the first step is no crop inside the picture.
-    pub fn apply(&mut self, image: &RgbImage, steps: &[Step], out: &mut [u8]) {
+    pub fn apply(&mut self, picture: Picture<'_>, steps: &[Step], out: &mut [u8]) {
         let (size, mode) = (self.size, self.mode);
         assert_eq!(out.len(), size * size * 3, "a view of side {size}");
         let [Step::Crop(crop), rest @ ..] = steps else { panic!("the first of {steps:?} is no crop") };
-        self.cropper.crop(image, crop, mode, size, out);
-        let (flips, colours): (Vec<&Step>, Vec<&Step>) = rest.iter().partition(|step| **step == Step::HorizontalFlip);
-        // A mirror image commutes with all the rest, so it is made while the pixels are u8.
-        if flips.len() % 2 == 1 {
-            horizontal_flip::flip(out, size);
-        }
-        if colours.is_empty() {
-            return;
-        }
-        let view = &mut self.view;
-        view.read(out, size, size);
-        for step in colours {
-            match step {
-                Step::ColorJitter(jitter) => jitter.apply(mode, view),
-                Step::Grayscale => grayscale::drop_color(mode, view),
-                Step::GaussianBlur(blur) => blur.apply(mode, view, &mut self.blur),
-                Step::Crop(_) | Step::HorizontalFlip => unreachable!("handled above"),
+        // A mirror image next to the crop costs nothing there.
+        let (mirror, rest) = match rest {
+            [Step::HorizontalFlip, rest @ ..] => (true, rest),
+            rest => (false, rest),
+        };
+        match picture {
+            Picture::Planes(planes) => {
+                let (region, interpolation) = (crop.region(), crop.interpolation);
+                self.resizer.resize(planes, region, interpolation, mode, size, mirror, &mut self.planes);
+                if rest.is_empty() {
+                    return view::write_planes(&self.planes, out);
+                }
+                self.view.read_planes(&self.planes, size, size);
+            }
+            Picture::Rgb(image) => {
+                self.cropper.crop(image, crop, mode, size, out);
+                if mirror {
+                    horizontal_flip::flip(out, size);
+                }
+                if rest.is_empty() {
+                    return;
+                }
+                self.view.read(out, size, size);
             }
         }
-        view.write(out);
+        self.change(rest);
+        self.view.write(out);
+    }
+
+    /// Makes the steps after the crop; those of each pixel alone that follow each other are made together.
+    fn change(&mut self, steps: &[Step]) {
+        let (mode, view) = (self.mode, &mut self.view);
+        for step in steps {
+            match step {
+                Step::ColorJitter(jitter) => self.changes.extend_from_slice(&jitter.changes),
+                Step::Grayscale => self.changes.push(Change::Gray),
+                _ => {
+                    pixelwise::apply(mode, &self.changes, view);
+                    self.changes.clear();
+                    match step {
+                        Step::HorizontalFlip => view.mirror(),
+                        Step::GaussianBlur(blur) => blur.apply(mode, view, &mut self.blur),
+                        Step::Crop(_) | Step::ColorJitter(_) | Step::Grayscale => unreachable!("handled above"),
+                    }
+                }
+            }
+        }
+        pixelwise::apply(mode, &self.changes, view);
+        self.changes.clear();
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Mode;
 use crate::decode::RgbImage;
+use crate::decode::jpeg::Region;
 use crate::rng::Draws;
 
 /// A random box of the picture, resized to the view.
@@ -42,6 +43,13 @@ pub struct CropStep {
     pub height: u32,
     /// How it is resized.
     pub interpolation: Interpolation,
+}
+
+impl CropStep {
+    /// The box.
+    pub fn region(&self) -> Region {
+        Region { left: self.left, top: self.top, width: self.width, height: self.height }
+    }
 }
 
 impl RandomResizedCrop {

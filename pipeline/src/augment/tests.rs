@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::color_jitter::Change;
 use super::*;
 
 const WIDTH: usize = 24;
@@ -36,13 +35,14 @@ fn apply(mode: Mode, op: &str, params: &Value) -> Vec<u8> {
     }
     let mut view = View::default();
     view.read(&pixels, WIDTH, HEIGHT);
+    let mut change = |change| pixelwise::apply(mode, &[change], &mut view);
     match op {
-        "adjust_brightness" => Change::Brightness(number("factor") as f32).apply(mode, &mut view),
-        "add_brightness" => Change::AddBrightness(number("delta") as f32).apply(mode, &mut view),
-        "adjust_contrast" => Change::Contrast(number("factor") as f32).apply(mode, &mut view),
-        "adjust_saturation" => Change::Saturation(number("factor") as f32).apply(mode, &mut view),
-        "adjust_hue" => Change::Hue(number("delta") as f32).apply(mode, &mut view),
-        "rgb_to_grayscale" => grayscale::drop_color(mode, &mut view),
+        "adjust_brightness" => change(Change::Brightness(number("factor") as f32)),
+        "add_brightness" => change(Change::AddBrightness(number("delta") as f32)),
+        "adjust_contrast" => change(Change::Contrast(number("factor") as f32)),
+        "adjust_saturation" => change(Change::Saturation(number("factor") as f32)),
+        "adjust_hue" => change(Change::Hue(number("delta") as f32)),
+        "rgb_to_grayscale" => change(Change::Gray),
         "gaussian_blur" => {
             let radius = integer("kernel_size") as usize / 2;
             BlurStep { sigma: number("sigma"), radius }.apply(mode, &mut view, &mut Default::default());
@@ -92,7 +92,7 @@ fn blur_and_jitter_keep_what_they_should() {
         ] {
             let mut view = View::default();
             view.read(&picture(), WIDTH, HEIGHT);
-            change.apply(mode, &mut view);
+            pixelwise::apply(mode, &[change], &mut view);
             let mut pixels = picture();
             view.write(&mut pixels);
             let off = pixels.iter().zip(picture()).map(|(a, b)| a.abs_diff(b)).max().unwrap();
@@ -108,7 +108,7 @@ fn a_view_depends_on_its_key_alone() {
     let view = |epoch, sample, view| {
         let steps = recipe.draw(1, epoch, sample, view, image.width, image.height);
         let mut out = vec![0; recipe.view_bytes()];
-        Augmenter::new(&recipe).apply(&image, &steps, &mut out);
+        Augmenter::new(&recipe).apply(Picture::Rgb(&image), &steps, &mut out);
         out
     };
     let base = view(0, 5, 0);

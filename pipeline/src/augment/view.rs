@@ -1,5 +1,7 @@
 //! The working form of a view: three planes of f32 in [0, 255], so that loops over them vectorise.
 
+use crate::simd::vectorized;
+
 /// A view while its colours are being changed.
 #[derive(Debug, Clone, Default)]
 pub struct View {
@@ -22,31 +24,66 @@ impl View {
         }
     }
 
+    /// Takes in planes of red, green and blue (`height × width` u8 each).
+    pub fn read_planes(&mut self, planes: &[Vec<u8>; 3], width: usize, height: usize) {
+        (self.width, self.height) = (width, height);
+        for (plane, from) in self.planes.iter_mut().zip(planes) {
+            assert_eq!(from.len(), width * height, "{width} × {height} pixels");
+            plane.resize(width * height, 0.0);
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (value, &from) in plane.iter_mut().zip(from) {
+                        *value = f32::from(from);
+                    }
+                },
+            );
+        }
+    }
+
     /// Gives out the pixels (`height × width × 3` u8), rounded half up and cut to [0, 255].
     pub fn write(&self, pixels: &mut [u8]) {
         let [red, green, blue] = &self.planes;
-        for (((pixel, r), g), b) in pixels.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
-            // `as` cuts to the range of u8.
-            pixel[0] = (r + 0.5) as u8;
-            pixel[1] = (g + 0.5) as u8;
-            pixel[2] = (b + 0.5) as u8;
-        }
+        // Through the cache in pieces, so that rounding and interleaving each vectorise.
+        const PIECE: usize = 256;
+        let mut bytes = [[0u8; PIECE]; 3];
+        vectorized(
+            #[inline(always)]
+            || {
+                let pieces = red.chunks(PIECE).zip(green.chunks(PIECE)).zip(blue.chunks(PIECE));
+                for (((red, green), blue), out) in pieces.zip(pixels.chunks_mut(3 * PIECE)) {
+                    for (bytes, plane) in bytes.iter_mut().zip([red, green, blue]) {
+                        for (byte, &value) in bytes.iter_mut().zip(plane) {
+                            *byte = (value + 0.5).clamp(0.0, 255.0) as i32 as u8;
+                        }
+                    }
+                    interleave(&bytes, out);
+                }
+            },
+        );
     }
 
-    /// Replaces every pixel's colour.
-    pub(super) fn map(&mut self, f: impl Fn([f32; 3]) -> [f32; 3]) {
-        let [red, green, blue] = &mut self.planes;
-        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-            [*r, *g, *b] = f([*r, *g, *b]);
-        }
-    }
-
-    /// Replaces every channel's value.
-    pub(super) fn map_channels(&mut self, f: impl Fn(f32) -> f32) {
+    /// Mirrors left and right.
+    pub(super) fn mirror(&mut self) {
         for plane in &mut self.planes {
-            for value in plane {
-                *value = f(*value);
-            }
+            plane.chunks_exact_mut(self.width.max(1)).for_each(<[f32]>::reverse);
         }
+    }
+}
+
+/// Writes planes of red, green and blue as pixels.
+pub(super) fn write_planes(planes: &[Vec<u8>; 3], pixels: &mut [u8]) {
+    let [red, green, blue] = planes;
+    vectorized(
+        #[inline(always)]
+        || interleave(&[red, green, blue], pixels),
+    );
+}
+
+#[inline(always)]
+fn interleave(planes: &[impl AsRef<[u8]>; 3], pixels: &mut [u8]) {
+    let [red, green, blue] = planes.each_ref().map(AsRef::as_ref);
+    for (((pixel, &r), &g), &b) in pixels.as_chunks_mut::<3>().0.iter_mut().zip(red).zip(green).zip(blue) {
+        *pixel = [r, g, b];
     }
 }

@@ -28,6 +28,11 @@ pub(super) fn jpeg_orientation(bytes: &[u8]) -> Orientation {
     Orientation::NoTransforms
 }
 
+/// Whether a JPEG's EXIF segment says that the picture is not upright.
+pub(super) fn is_turned(bytes: &[u8]) -> bool {
+    jpeg_orientation(bytes) != Orientation::NoTransforms
+}
+
 /// The orientation in EXIF data.
 pub(super) fn orientation(exif: Option<Vec<u8>>) -> Orientation {
     exif.and_then(|exif| Orientation::from_exif_chunk(&exif)).unwrap_or(Orientation::NoTransforms)

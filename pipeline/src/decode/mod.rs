@@ -5,17 +5,15 @@
 //! loaders do. Pictures are turned upright by their EXIF orientation only on request.
 
 mod exif;
+pub mod jpeg;
 mod libjpeg;
 
+use std::cell::RefCell;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::{DynamicImage, ImageDecoder, ImageError};
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
+use jpeg::{Decoder, Jpeg, Planes, Region};
 
 use crate::quarantine::{Damage, DamageReason};
 
@@ -119,36 +117,63 @@ fn check_size(width: u64, height: u64, max_pixels: u64) -> Result<(), Damage> {
 }
 
 fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
-    // What the fast decoder refuses the general one may know, and if not it knows the reason.
-    decode_common_jpeg(bytes, max_pixels).or_else(|_| libjpeg::decode(bytes, max_pixels))
+    if let Ok(jpeg) = Jpeg::parse(bytes) {
+        let (width, height) = jpeg.size();
+        check_size(width.into(), height.into(), max_pixels)?;
+        let whole = Region { left: 0, top: 0, width, height };
+        if let Ok(planes) = DECODER.with_borrow_mut(|decoder| decoder.decode(&jpeg, whole).map(Planes::to_rgb)) {
+            return Ok(planes);
+        }
+    }
+    // What the fast decoder does not take the general one may know, and if not it knows the reason.
+    libjpeg::decode(bytes, max_pixels)
 }
 
-fn decode_common_jpeg(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
-    let options = DecoderOptions::default()
-        .jpeg_set_out_colorspace(ColorSpace::RGB)
-        .set_strict_mode(true)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX));
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|error| jpeg_damage(&error))?;
-    let (width, height) = decoder.dimensions().expect("known once the headers are read");
-    check_size(width as u64, height as u64, max_pixels)?;
-    let pixels = decoder.decode().map_err(|error| jpeg_damage(&error))?;
-    rgb(width as u32, height as u32, pixels)
+thread_local! {
+    /// Buffers and tables of whole pictures' decoding.
+    static DECODER: RefCell<Decoder> = RefCell::default();
 }
 
-fn jpeg_damage(error: &DecodeErrors) -> Damage {
-    let detail = format!("JPEG: {error}");
-    let reason = match error {
-        DecodeErrors::ExhaustedData | DecodeErrors::IoErrors(_) => DamageReason::Truncated,
-        DecodeErrors::Unsupported(_) => DamageReason::Unsupported,
-        DecodeErrors::ZeroError | DecodeErrors::LargeDimensions(_) => DamageReason::Dimensions,
-        _ if detail.to_lowercase().contains("premature end") => DamageReason::Truncated,
-        // Arithmetic coding, 12 bits and lossless JPEG are refused by marker or precision, in words only.
-        _ if detail.contains("not supported") || detail.contains("nsupported") => DamageReason::Unsupported,
-        _ => DamageReason::Corrupt,
-    };
-    Damage::new(reason, detail)
+/// A picture, or the part of one that is wanted, in the form that is resized.
+pub struct PlanarDecoder {
+    decoder: Decoder,
+    /// Pictures of more pixels are damage.
+    max_pixels: u64,
+    /// Whether pictures are turned as their EXIF orientation says.
+    upright: bool,
+}
+
+impl PlanarDecoder {
+    /// A decoder that refuses pictures of more than `max_pixels` pixels.
+    pub fn new(max_pixels: u64, upright: bool) -> Self {
+        Self { decoder: Decoder::default(), max_pixels, upright }
+    }
+
+    /// The planes that were decoded last.
+    pub fn planes(&self) -> &Planes {
+        self.decoder.planes()
+    }
+
+    /// The planes of a picture, in at least the region that `wanted` gives for its size.
+    ///
+    /// # Errors
+    /// The damage: what kind, and what was found. It does not depend on the region.
+    pub fn decode(&mut self, bytes: &[u8], wanted: impl FnOnce(u32, u32) -> Region) -> Result<&Planes, Damage> {
+        let turned = self.upright && matches!(bytes, [0xFF, 0xD8, ..]) && exif::is_turned(bytes);
+        if !turned && let Ok(jpeg) = Jpeg::parse(bytes) {
+            let (width, height) = jpeg.size();
+            check_size(width.into(), height.into(), self.max_pixels)?;
+            let region = wanted(width, height);
+            if self.decoder.decode(&jpeg, region).is_ok() {
+                return Ok(self.decoder.planes());
+            }
+            return Ok(self.decoder.set_rgb(&libjpeg::decode(bytes, self.max_pixels)?));
+        }
+        let decode = if self.upright { decode_upright } else { decode };
+        let image = decode(bytes, self.max_pixels)?;
+        let _ = wanted(image.width, image.height);
+        Ok(self.decoder.set_rgb(&image))
+    }
 }
 
 fn decode_png(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {

@@ -1,0 +1,221 @@
+//! Changes of each pixel's colour alone, several in one pass.
+//!
+//! A pass goes over the view in tiles that stay in the first-level cache, and makes all changes on each. Contrast needs
+//! the mean of what the changes before it made, so a pass ends there, having summed it up. All arithmetic is in f32,
+//! in an order that is written down here, so that every machine gives the same bytes.
+
+use super::{Mode, View};
+use crate::simd::vectorized;
+
+/// Pixels in a tile.
+const TILE: usize = 1024;
+
+/// Partial sums of a mean, so that they need not wait for each other.
+const LANES: usize = 16;
+
+/// One colour change with its drawn amount.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Change {
+    /// Multiply all pixels.
+    Brightness(f32),
+    /// Add this share of full brightness to all pixels.
+    AddBrightness(f32),
+    /// Move pixels from, or towards, their mean.
+    Contrast(f32),
+    /// Move pixels from, or towards, their grey.
+    Saturation(f32),
+    /// Turn the hue by this share of the circle.
+    Hue(f32),
+    /// Drop the colour.
+    Gray,
+}
+
+/// Makes the changes; after each all values are in [0, 255], and whole numbers in torchvision's arithmetic.
+pub(super) fn apply(mode: Mode, changes: &[Change], view: &mut View) {
+    // As constants, so that the loops are compiled for each.
+    vectorized(
+        #[inline(always)]
+        || match mode {
+            Mode::Paper => run::<false>(changes, view),
+            Mode::Torchvision => run::<true>(changes, view),
+        },
+    );
+}
+
+#[inline(always)]
+fn run<const WHOLE: bool>(changes: &[Change], view: &mut View) {
+    let pixels = view.width * view.height;
+    let mut rest = changes;
+    let mut mean = match rest.first() {
+        Some(Change::Contrast(_)) => Some(mean_of(sum::<WHOLE>(view), pixels)),
+        _ => None,
+    };
+    while !rest.is_empty() {
+        // The next contrast after the first change ends the pass.
+        let end =
+            rest[1..].iter().position(|change| matches!(change, Change::Contrast(_))).map_or(rest.len(), |i| i + 1);
+        let (now, after) = rest.split_at(end);
+        let mut sums = [0.0; 3];
+        let [red, green, blue] = &mut view.planes;
+        let tiles = red.chunks_mut(TILE).zip(green.chunks_mut(TILE)).zip(blue.chunks_mut(TILE));
+        for ((red, green), blue) in tiles {
+            let mut tile = [red, green, blue];
+            for &change in now {
+                make::<WHOLE>(change, &mut tile, mean);
+            }
+            if !after.is_empty() {
+                add_sum::<WHOLE>(&tile, &mut sums);
+            }
+        }
+        mean = Some(mean_of(sums, pixels));
+        rest = after;
+    }
+}
+
+fn mean_of(sums: [f64; 3], pixels: usize) -> [f32; 3] {
+    sums.map(|sum| (sum / pixels as f64) as f32)
+}
+
+#[inline(always)]
+fn sum<const WHOLE: bool>(view: &mut View) -> [f64; 3] {
+    let [red, green, blue] = &mut view.planes;
+    let mut sums = [0.0; 3];
+    for ((red, green), blue) in red.chunks_mut(TILE).zip(green.chunks_mut(TILE)).zip(blue.chunks_mut(TILE)) {
+        add_sum::<WHOLE>(&[red, green, blue], &mut sums);
+    }
+    sums
+}
+
+/// Adds what contrast's mean is made of: each channel, or in torchvision's arithmetic the grey.
+#[inline(always)]
+fn add_sum<const WHOLE: bool>([red, green, blue]: &[&mut [f32]; 3], sums: &mut [f64; 3]) {
+    let mut lanes = [[0f32; LANES]; 3];
+    let chunks = red.chunks(LANES).zip(green.chunks(LANES)).zip(blue.chunks(LANES));
+    for ((r, g), b) in chunks {
+        for (lane, ((&r, &g), &b)) in r.iter().zip(g).zip(b).enumerate() {
+            if WHOLE {
+                lanes[0][lane] += gray::<WHOLE>([r, g, b]);
+            } else {
+                lanes[0][lane] += r;
+                lanes[1][lane] += g;
+                lanes[2][lane] += b;
+            }
+        }
+    }
+    if WHOLE {
+        lanes[2] = lanes[0];
+        lanes[1] = lanes[0];
+    }
+    for (sum, lanes) in sums.iter_mut().zip(lanes) {
+        *sum += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
+    }
+}
+
+/// Makes one change on a tile.
+#[inline(always)]
+fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Option<[f32; 3]>) {
+    // torchvision stores u8 after each op, cutting off the fraction.
+    let store = |x: f32| cut::<WHOLE>(x);
+    match change {
+        Change::Brightness(factor) => each(tile, |x| store(x * factor)),
+        Change::AddBrightness(share) => each(tile, |x| store(x + share * 255.0)),
+        Change::Contrast(factor) => {
+            let mean = mean.expect("summed up in the pass before");
+            for (plane, mean) in tile.iter_mut().zip(mean) {
+                for value in plane.iter_mut() {
+                    *value = if WHOLE {
+                        store(factor * *value + (1.0 - factor) * mean)
+                    } else {
+                        store((*value - mean) * factor + mean)
+                    };
+                }
+            }
+        }
+        Change::Saturation(factor) if WHOLE => pixels(tile, |pixel| {
+            let gray = gray::<WHOLE>(pixel);
+            pixel.map(|x| store(factor * x + (1.0 - factor) * gray))
+        }),
+        Change::Saturation(factor) => pixels(tile, |pixel| {
+            // Scaling the saturation of HSV, with the hue and the largest channel kept, moves each channel from or
+            // towards the largest one.
+            let max = pixel[0].max(pixel[1]).max(pixel[2]);
+            let min = pixel[0].min(pixel[1]).min(pixel[2]);
+            let saturation = if max > 0.0 { (max - min) / max } else { 0.0 };
+            let scale = if saturation * factor > 1.0 { 1.0 / saturation } else { factor };
+            pixel.map(|x| store(max - (max - x) * scale))
+        }),
+        // torchvision goes through floats in [0, 1] and back by × 255.999 and cutting off.
+        Change::Hue(turn) if WHOLE => {
+            pixels(tile, |pixel| turn_hue(pixel, turn).map(|x| cut::<WHOLE>(x * (255.999 / 255.0))))
+        }
+        Change::Hue(turn) => pixels(tile, |pixel| turn_hue(pixel, turn).map(store)),
+        Change::Gray => pixels(tile, |pixel| [gray::<WHOLE>(pixel); 3]),
+    }
+}
+
+#[inline(always)]
+fn each(tile: &mut [&mut [f32]; 3], f: impl Fn(f32) -> f32) {
+    for plane in tile {
+        for value in plane.iter_mut() {
+            *value = f(*value);
+        }
+    }
+}
+
+#[inline(always)]
+fn pixels([red, green, blue]: &mut [&mut [f32]; 3], f: impl Fn([f32; 3]) -> [f32; 3]) {
+    for ((r, g), b) in red.iter_mut().zip(green.iter_mut()).zip(blue.iter_mut()) {
+        [*r, *g, *b] = f([*r, *g, *b]);
+    }
+}
+
+/// A value brought back into [0, 255], and cut down to a whole number where that is the arithmetic.
+#[inline(always)]
+fn cut<const WHOLE: bool>(x: f32) -> f32 {
+    let x = x.clamp(0.0, 255.0);
+    if WHOLE { whole(x) } else { x }
+}
+
+/// The whole part of a value in [0, 255]: through an integer, since that needs no rounding instruction.
+#[inline(always)]
+fn whole(x: f32) -> f32 {
+    x as i32 as f32
+}
+
+/// The weights of red, green and blue in grey (ITU-R 601 to four digits, as TensorFlow and torchvision have them).
+const GRAY: [f32; 3] = [0.2989, 0.587, 0.114];
+
+/// The grey of one pixel, cut down to a whole number in torchvision's arithmetic.
+#[inline(always)]
+fn gray<const WHOLE: bool>([r, g, b]: [f32; 3]) -> f32 {
+    let value = GRAY[0] * r + GRAY[1] * g + GRAY[2] * b;
+    if WHOLE { whole(value) } else { value }
+}
+
+/// Turns the hue of an RGB pixel by a share of the circle in [−0.5, 0.5], or once, keeping value and saturation.
+#[inline(always)]
+fn turn_hue([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {
+    let max = r.max(g).max(b);
+    let min = r.min(g).min(b);
+    let range = max - min;
+    // The hue in sixths of the circle, 0 at red; grey has none, and a range of 0 makes any hue grey.
+    let per_range = if range > 0.0 { 1.0 / range } else { 0.0 };
+    let hue = if max == r {
+        (g - b) * per_range
+    } else if max == g {
+        2.0 + (b - r) * per_range
+    } else {
+        4.0 + (r - g) * per_range
+    };
+    let hue = hue + turn * 6.0;
+    // Each channel is a trapezoid of the hue: full for two sixths, sloping for one on either side. The hue is brought
+    // into one turn by selects.
+    let channel = |offset: f32| {
+        let at = hue + offset;
+        let at = if at < 0.0 { at + 6.0 } else { at };
+        let at = if at >= 6.0 { at - 6.0 } else { at };
+        let at = if at >= 6.0 { at - 6.0 } else { at };
+        max - range * at.min(4.0 - at).clamp(0.0, 1.0)
+    };
+    [channel(5.0), channel(3.0), channel(1.0)]
+}

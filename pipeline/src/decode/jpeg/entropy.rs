@@ -1,0 +1,352 @@
+//! The entropy-coded data of a scan: every block's coefficients, in order.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::Unknown;
+use super::header::{Header, ZIGZAG};
+use super::huffman::{END, Found, Table, TableSpec, extend};
+use super::idct::Block;
+
+/// The place in a block of coefficient `k`, beyond the last for what follows the end of a block.
+const PLACES: [u8; 256] = {
+    let mut places = [64; 256];
+    let mut k = 0;
+    while k < 64 {
+        places[k] = ZIGZAG[k];
+        k += 1;
+    }
+    places
+};
+
+/// Where each row of a scan's units begins, in a file that was found sound.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowIndex {
+    /// For each row: bits from the beginning of the scan's data, stuffed bytes and markers taken out.
+    pub bits: Vec<u32>,
+    /// For each row and component: the value that its first coefficient is counted from.
+    pub predictions: Vec<i16>,
+}
+
+/// The blocks of a component that are wanted: columns and rows.
+pub type Wanted = (Range<u32>, Range<u32>);
+
+/// Decodes scans, keeping buffers and tables.
+#[derive(Default)]
+pub struct Entropy {
+    /// The scan's bytes, stuffed zeros and markers taken out, and some zeros behind.
+    data: Vec<u8>,
+    /// Where in `data` each restart interval ends.
+    ends: Vec<usize>,
+    /// Tables made before; files of one camera have the same.
+    tables: Vec<(bool, Table)>,
+}
+
+/// How many tables are kept.
+const TABLES: usize = 8;
+
+/// Zeros behind the data, so that a look beyond its end finds something.
+const MARGIN: usize = 16;
+
+impl Entropy {
+    /// Calls `place` with each wanted block, in the file's order.
+    ///
+    /// With `known`, only rows that hold wanted blocks are gone through; with `index`, what would be known is noted.
+    #[inline(always)]
+    pub fn decode(
+        &mut self,
+        header: &Header<'_>,
+        wanted: &[Wanted; 3],
+        known: Option<&RowIndex>,
+        mut index: Option<&mut RowIndex>,
+        mut place: impl FnMut(usize, u32, u32, &Block),
+    ) -> Result<(), Unknown> {
+        self.prepare(header)?;
+        let tables = self.take_tables(header)?;
+        let (h, v) = header.components[0].sampling;
+        let (columns, rows) = (header.width.div_ceil(8 * h), header.height.div_ceil(8 * v));
+        let n = header.components.len();
+        // A row of units is needed if it holds a wanted block of any component.
+        let needed_rows = (0..n)
+            .map(|i| {
+                let (_, v) = header.components[i].sampling;
+                wanted[i].1.start / v..wanted[i].1.end.div_ceil(v)
+            })
+            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+            .ok_or(Unknown)?;
+        let (mut bits, mut predictions) = (Bits::new(&self.data, 0), [0i32; 3]);
+        let mut interval = Interval { left: header.restart_interval, number: 0 };
+        let mut block = Block::new();
+        let mut scratch = Block::new();
+        let (first, end) = match known {
+            None => (0, rows),
+            Some(known) => {
+                let at = needed_rows.start as usize;
+                // Restart intervals that do not end with a row have no place in an index.
+                if header.restart_interval > 0 || known.bits.len() != rows as usize {
+                    return Err(Unknown);
+                }
+                bits = Bits::new(&self.data, *known.bits.get(at).ok_or(Unknown)? as usize);
+                let row = known.predictions.get(at * n..(at + 1) * n).ok_or(Unknown)?;
+                predictions.iter_mut().zip(row).for_each(|(prediction, &value)| *prediction = value.into());
+                (needed_rows.start, needed_rows.end)
+            }
+        };
+        for row in first..end {
+            if let Some(index) = &mut index {
+                index.bits.push(bits.position() as u32);
+                index.predictions.extend(predictions[..n].iter().map(|&value| value as i16));
+            }
+            for column in 0..columns {
+                if header.restart_interval > 0 {
+                    if interval.left == 0 {
+                        interval.left = header.restart_interval;
+                        self.end_interval(&bits, interval.number)?;
+                        bits = Bits::new(&self.data, self.ends[interval.number] * 8);
+                        interval.number += 1;
+                        predictions = [0; 3];
+                    }
+                    interval.left -= 1;
+                }
+                for (i, component) in header.components.iter().enumerate() {
+                    let (h, v) = component.sampling;
+                    let (dc, ac) = (&self.tables[tables[i].0].1, &self.tables[tables[i].1].1);
+                    for y in row * v..(row + 1) * v {
+                        let in_row = wanted[i].1.contains(&y);
+                        for x in column * h..(column + 1) * h {
+                            if in_row && wanted[i].0.contains(&x) {
+                                block.clear();
+                                bits.block(dc, ac, &mut predictions[i], &mut block)?;
+                                place(i, x, y, &block);
+                            } else {
+                                bits.block(dc, ac, &mut predictions[i], &mut scratch)?;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if known.is_some() {
+            // The rows after the last one wanted are not looked at, but reading must not have left the data.
+            return if bits.position() <= 8 * (self.data.len() - MARGIN) { Ok(()) } else { Err(Unknown) };
+        }
+        self.end_interval(&bits, interval.number)?;
+        if interval.number + 1 == self.ends.len() { Ok(()) } else { Err(Unknown) }
+    }
+
+    /// Takes the scan's bytes out of the file.
+    fn prepare(&mut self, header: &Header<'_>) -> Result<(), Unknown> {
+        self.data.clear();
+        self.ends.clear();
+        self.data.reserve(header.data.len() + MARGIN);
+        let mut rest = header.data;
+        let mut next_restart = 0xD0;
+        loop {
+            let at = memchr::memchr(0xFF, rest).ok_or(Unknown)?;
+            let marker = *rest.get(at + 1).ok_or(Unknown)?;
+            match marker {
+                0 => self.data.extend_from_slice(&rest[..=at]),
+                0xD0..=0xD7 if header.restart_interval > 0 && marker == next_restart => {
+                    self.data.extend_from_slice(&rest[..at]);
+                    self.ends.push(self.data.len());
+                    next_restart = 0xD0 | ((marker + 1) & 7);
+                }
+                0xD9 => {
+                    self.data.extend_from_slice(&rest[..at]);
+                    self.ends.push(self.data.len());
+                    break;
+                }
+                _ => return Err(Unknown),
+            }
+            rest = &rest[at + 2..];
+        }
+        self.data.extend_from_slice(&[0; MARGIN]);
+        // Positions are counted in bits, as u32 in an index.
+        if self.data.len() < (u32::MAX / 8) as usize { Ok(()) } else { Err(Unknown) }
+    }
+
+    /// Checks that a restart interval was used up: all its bytes and no more.
+    fn end_interval(&self, bits: &Bits<'_>, number: usize) -> Result<(), Unknown> {
+        let end = *self.ends.get(number).ok_or(Unknown)?;
+        if bits.position().div_ceil(8) == end { Ok(()) } else { Err(Unknown) }
+    }
+
+    /// Indices of each component's tables for first and other coefficients.
+    fn take_tables(&mut self, header: &Header<'_>) -> Result<[(usize, usize); 3], Unknown> {
+        if self.tables.len() > TABLES {
+            self.tables.clear();
+        }
+        let mut found = [(0, 0); 3];
+        for (component, place) in header.components.iter().zip(&mut found) {
+            let dc = header.dc[component.dc].as_ref().ok_or(Unknown)?;
+            let ac = header.ac[component.ac].as_ref().ok_or(Unknown)?;
+            *place = (self.table(dc, true)?, self.table(ac, false)?);
+        }
+        Ok(found)
+    }
+
+    fn table(&mut self, spec: &TableSpec, dc: bool) -> Result<usize, Unknown> {
+        if let Some(at) = self.tables.iter().position(|(of_dc, table)| *of_dc == dc && table.is_of(spec)) {
+            return Ok(at);
+        }
+        self.tables.push((dc, Table::new(spec, dc)?));
+        Ok(self.tables.len() - 1)
+    }
+}
+
+/// How far the restart intervals are.
+struct Interval {
+    left: u32,
+    number: usize,
+}
+
+/// A place in the scan's bits.
+struct Bits<'a> {
+    data: &'a [u8],
+    /// The next byte to be taken in.
+    at: usize,
+    /// The bits taken in and not used yet, from the top.
+    next: u64,
+    count: u32,
+}
+
+impl<'a> Bits<'a> {
+    fn new(data: &'a [u8], bit: usize) -> Self {
+        let mut bits = Self { data, at: bit / 8, next: 0, count: 0 };
+        bits.refill();
+        bits.consume((bit % 8) as u32);
+        bits
+    }
+
+    /// Bits used so far.
+    fn position(&self) -> usize {
+        self.at * 8 - self.count as usize
+    }
+
+    /// Takes in bytes until at least 56 bits are there; beyond the end there are zeros, and the position tells.
+    #[inline(always)]
+    fn refill(&mut self) {
+        let bytes = match self.data.get(self.at..self.at + 8) {
+            Some(bytes) => u64::from_be_bytes(bytes.try_into().expect("eight bytes")),
+            None => 0,
+        };
+        self.next |= bytes >> self.count;
+        self.at += ((63 - self.count) >> 3) as usize;
+        self.count |= 56;
+    }
+
+    #[inline(always)]
+    fn consume(&mut self, bits: u32) {
+        self.next <<= bits;
+        self.count -= bits;
+    }
+
+    /// The value of the next `size` bits.
+    #[inline(always)]
+    fn value(&mut self, size: u32) -> i32 {
+        let bits = (self.next >> 1 >> (63 - size)) as u32;
+        self.consume(size);
+        extend(bits, size)
+    }
+
+    /// Decodes a block; its coefficients are added to `block`, which is to be clear.
+    #[inline(always)]
+    fn block(&mut self, dc: &Table, ac: &Table, prediction: &mut i32, block: &mut Block) -> Result<(), Unknown> {
+        self.refill();
+        let found = dc.look(self.next);
+        let difference = if found.is_done() {
+            self.consume(found.bits());
+            i32::from(found.first())
+        } else {
+            self.long_first(dc, found)?
+        };
+        *prediction += difference;
+        if !(-32_768..32_768).contains(prediction) {
+            return Err(Unknown);
+        }
+        block.coefficients[0] = *prediction as i16;
+        let (mut k, mut last) = (0usize, 0usize);
+        while k < 63 {
+            self.refill();
+            let found = ac.look(self.next);
+            if !found.is_done() {
+                let (step, value) = self.long(ac, found)?;
+                k += step;
+                if k >= 64 {
+                    if step == END {
+                        break;
+                    }
+                    return Err(Unknown);
+                }
+                block.coefficients[usize::from(PLACES[k])] = value;
+                last = k;
+                continue;
+            }
+            let first = k + found.step();
+            if first >= 63 {
+                self.consume(found.first_bits());
+                if first == 63 {
+                    block.coefficients[63] = found.first();
+                    last = 63;
+                } else if found.step() != END {
+                    return Err(Unknown);
+                }
+                break;
+            }
+            block.coefficients[usize::from(PLACES[first])] = found.first();
+            let second = first + found.second_step();
+            block.coefficients[usize::from(PLACES[second & 255])] = found.second();
+            self.consume(found.bits());
+            last = first;
+            k = second;
+            if second < 64 {
+                last = second;
+            } else if found.second_step() != END {
+                return Err(Unknown);
+            }
+        }
+        block.last = last;
+        Ok(())
+    }
+
+    /// The difference of a first coefficient whose code and value are longer than a look.
+    #[cold]
+    fn long_first(&mut self, dc: &Table, found: Found) -> Result<i32, Unknown> {
+        let size = if found.is_long_value() {
+            self.consume(found.first_bits());
+            found.first() as u32
+        } else {
+            let (symbol, bits) = dc.long_code(self.next)?;
+            self.consume(bits);
+            u32::from(symbol)
+        };
+        if size > 11 {
+            return Err(Unknown);
+        }
+        Ok(self.value(size))
+    }
+
+    /// The step and value of a coefficient whose code and value are longer than a look.
+    #[inline(always)]
+    fn long(&mut self, ac: &Table, found: Found) -> Result<(usize, i16), Unknown> {
+        let (step, size) = if found.is_long_value() {
+            self.consume(found.first_bits());
+            (found.step(), found.first() as u32)
+        } else {
+            let (symbol, bits) = ac.long_code(self.next)?;
+            self.consume(bits);
+            match symbol {
+                0 => (END, 0),
+                0xF0 => (16, 0),
+                _ if symbol & 15 == 0 => return Err(Unknown),
+                _ => (usize::from(symbol >> 4) + 1, u32::from(symbol & 15)),
+            }
+        };
+        if size > 10 {
+            return Err(Unknown);
+        }
+        Ok((step, if size == 0 { 0 } else { self.value(size) as i16 }))
+    }
+}

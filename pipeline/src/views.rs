@@ -1,0 +1,81 @@
+//! From a sample's bytes to its views: parameters are drawn, what they need is decoded, views are written.
+
+use std::sync::Arc;
+
+use crate::augment::{Augmenter, DecodePath, Picture, RecipeConfig, Step};
+use crate::decode::jpeg::Region;
+use crate::decode::{PlanarDecoder, RgbImage, decode, decode_upright};
+use crate::plan::{DataConfig, StreamConfig};
+use crate::quarantine::Damage;
+
+/// What a sample's parameters are drawn for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// The run's seed.
+    pub seed: u64,
+    /// The epoch, counted from 0.
+    pub epoch: u64,
+    /// The sample's id; of a damaged sample's replacement, the damaged one's.
+    pub sample: u64,
+}
+
+/// Makes views of one sample after the other, keeping its buffers.
+pub struct ViewMaker {
+    recipe: Arc<RecipeConfig>,
+    max_pixels: u64,
+    upright: bool,
+    planar: PlanarDecoder,
+    whole: RgbImage,
+    augmenter: Augmenter,
+    steps: Vec<Vec<Step>>,
+}
+
+impl ViewMaker {
+    /// A maker of the views that this stream has.
+    pub fn new(config: &StreamConfig) -> Self {
+        let DataConfig { max_pixels, exif_orientation: upright, .. } = config.data;
+        let recipe = Arc::new(config.recipe.clone());
+        let planar = PlanarDecoder::new(max_pixels, upright);
+        let augmenter = Augmenter::new(&recipe);
+        Self { recipe, max_pixels, upright, planar, whole: RgbImage::default(), augmenter, steps: Vec::new() }
+    }
+
+    /// Decodes what the sample's views need.
+    ///
+    /// # Errors
+    /// The damage, which depends on the bytes alone.
+    pub fn decode(&mut self, bytes: &[u8], key: Key) -> Result<(), Damage> {
+        let (recipe, steps) = (&self.recipe, &mut self.steps);
+        steps.clear();
+        let mut draw = |width: u32, height: u32| {
+            let view = |view| recipe.draw(key.seed, key.epoch, key.sample, view, width, height);
+            steps.extend((0..recipe.views).map(view));
+            RecipeConfig::region(steps)
+        };
+        match recipe.decode {
+            DecodePath::Planar => {
+                self.planar.decode(bytes, draw)?;
+            }
+            DecodePath::Full => {
+                let decode = if self.upright { decode_upright } else { decode };
+                self.whole = decode(bytes, self.max_pixels)?;
+                let _: Region = draw(self.whole.width, self.whole.height);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes view `view` of the sample decoded last to `out` (`size × size × 3` u8).
+    pub fn write(&mut self, view: usize, out: &mut [u8]) {
+        let picture = match self.recipe.decode {
+            DecodePath::Planar => Picture::Planes(self.planar.planes()),
+            DecodePath::Full => Picture::Rgb(&self.whole),
+        };
+        self.augmenter.apply(picture, &self.steps[view], out);
+    }
+
+    /// The steps of each view of the sample decoded last.
+    pub fn steps(&self) -> &[Vec<Step>] {
+        &self.steps
+    }
+}
