@@ -13,6 +13,46 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Weighted sums of rows of bytes, descaled by `shift` bits and rounded half up.
+#[inline(always)]
+pub fn weigh_bytes<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [u8], out: &mut [i16], shift: u32) {
+    #[cfg(target_arch = "x86_64")]
+    let from = Avx2::detect().map_or(0, |avx2| avx2.weigh_bytes(weights, &row, out, shift));
+    #[cfg(not(target_arch = "x86_64"))]
+    let from = 0;
+    for (x, out) in out.iter_mut().enumerate().skip(from) {
+        let products = weights.iter().enumerate().map(|(i, &weight)| i32::from(weight) * i32::from(row(i)[x]));
+        let sum = products.sum::<i32>() + (1 << (shift - 1));
+        *out = (sum >> shift).clamp(-32_768, 32_767) as i16;
+    }
+}
+
+/// Weighted sums of rows of whole numbers, descaled by `shift` bits, rounded half up and cut to bytes.
+#[inline(always)]
+pub fn weigh_wide<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [u8], shift: u32) {
+    #[cfg(target_arch = "x86_64")]
+    let from = Avx2::detect().map_or(0, |avx2| avx2.weigh_wide(weights, &row, out, shift));
+    #[cfg(not(target_arch = "x86_64"))]
+    let from = 0;
+    for (x, out) in out.iter_mut().enumerate().skip(from) {
+        let products = weights.iter().enumerate().map(|(i, &weight)| i32::from(weight) * i32::from(row(i)[x]));
+        let sum = products.sum::<i32>() + (1 << (shift - 1));
+        *out = (sum >> shift).clamp(0, 255) as u8;
+    }
+}
+
+/// Weighted sums of rows, each product rounded and added in the order of the weights.
+#[inline(always)]
+pub fn weigh_floats<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    let from = Avx2::detect().map_or(0, |avx2| avx2.weigh_floats(weights, &row, out));
+    #[cfg(not(target_arch = "x86_64"))]
+    let from = 0;
+    for (x, out) in out.iter_mut().enumerate().skip(from) {
+        *out = weights.iter().enumerate().fold(0.0, |sum, (i, &weight)| sum + weight * row(i)[x]);
+    }
+}
+
 /// Rows for columns.
 #[inline(always)]
 pub fn transpose8(rows: [[i16; 8]; 8]) -> [[i16; 8]; 8] {
@@ -67,6 +107,39 @@ mod x86 {
         pub fn idct(self, coefficients: &[i16; 64], quantization: &[i16; 64]) -> [[u8; 8]; 8] {
             // SAFETY: as above.
             unsafe { idct(coefficients, quantization) }
+        }
+
+        /// Does as many values of [`super::weigh_bytes`] as fill whole vectors; how many.
+        #[inline(always)]
+        pub fn weigh_bytes<'a>(
+            self,
+            weights: &[i16],
+            row: impl Fn(usize) -> &'a [u8],
+            out: &mut [i16],
+            shift: u32,
+        ) -> usize {
+            // SAFETY: as above.
+            unsafe { weigh_bytes(weights, row, out, shift) }
+        }
+
+        /// Does as many values of [`super::weigh_wide`] as fill whole vectors; how many.
+        #[inline(always)]
+        pub fn weigh_wide<'a>(
+            self,
+            weights: &[i16],
+            row: impl Fn(usize) -> &'a [i16],
+            out: &mut [u8],
+            shift: u32,
+        ) -> usize {
+            // SAFETY: as above.
+            unsafe { weigh_wide(weights, row, out, shift) }
+        }
+
+        /// Does as many values of [`super::weigh_floats`] as fill whole vectors; how many.
+        #[inline(always)]
+        pub fn weigh_floats<'a>(self, weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> usize {
+            // SAFETY: as above.
+            unsafe { weigh_floats(weights, row, out) }
         }
     }
 
@@ -186,6 +259,80 @@ mod x86 {
             _mm256_unpacklo_epi64(high0, high4),
             _mm256_unpackhi_epi64(high0, high4),
         ]
+    }
+
+    /// Sums of two rows' products, sixteen values side by side, then two more rows', and so on.
+    #[target_feature(enable = "avx2")]
+    fn add_pairs(weights: &[i16], load: impl Fn(usize) -> __m256i, shift: u32) -> (__m256i, __m256i) {
+        let half = _mm256_set1_epi32(1 << (shift - 1));
+        let (mut low, mut high) = (half, half);
+        for i in (0..weights.len()).step_by(2) {
+            let (a, b, second) = match weights.get(i + 1) {
+                Some(&second) => (load(i), load(i + 1), second),
+                None => (load(i), _mm256_setzero_si256(), 0),
+            };
+            let factors = factors([weights[i], second]);
+            low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), factors));
+            high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), factors));
+        }
+        let shift = _mm_cvtsi32_si128(shift as i32);
+        (_mm256_sra_epi32(low, shift), _mm256_sra_epi32(high, shift))
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn weigh_bytes<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [u8], out: &mut [i16], shift: u32) -> usize {
+        let (vectors, _) = out.as_chunks_mut::<16>();
+        for (v, out) in vectors.iter_mut().enumerate() {
+            let load = |i: usize| {
+                let bytes: &[u8; 16] = row(i)[16 * v..].first_chunk().expect("rows are as long as the sums");
+                // SAFETY: the reference is to the 16 bytes that are read; unaligned reads are allowed.
+                _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+            };
+            let (low, high) = add_pairs(weights, load, shift);
+            // SAFETY: the reference is to the 32 bytes that are written.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_packs_epi32(low, high)) };
+        }
+        16 * vectors.len()
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn weigh_wide<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [u8], shift: u32) -> usize {
+        let (vectors, _) = out.as_chunks_mut::<16>();
+        for (v, out) in vectors.iter_mut().enumerate() {
+            let load = |i: usize| {
+                let values: &[i16; 16] = row(i)[16 * v..].first_chunk().expect("rows are as long as the sums");
+                // SAFETY: the reference is to the 32 bytes that are read; unaligned reads are allowed.
+                unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
+            };
+            let (low, high) = add_pairs(weights, load, shift);
+            let sums = _mm256_packs_epi32(low, high);
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+            // SAFETY: the reference is to the 16 bytes that are written.
+            unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), bytes) };
+        }
+        16 * vectors.len()
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn weigh_floats<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> usize {
+        let (vectors, _) = out.as_chunks_mut::<32>();
+        for (v, out) in vectors.iter_mut().enumerate() {
+            let mut sums = [_mm256_setzero_ps(); 4];
+            for (i, &weight) in weights.iter().enumerate() {
+                let values: &[f32; 32] = row(i)[32 * v..].first_chunk().expect("rows are as long as the sums");
+                let weight = _mm256_set1_ps(weight);
+                for (sum, values) in sums.iter_mut().zip(values.as_chunks::<8>().0) {
+                    // SAFETY: the reference is to the 32 bytes that are read; unaligned reads are allowed.
+                    let values = unsafe { _mm256_loadu_ps(values.as_ptr()) };
+                    *sum = _mm256_add_ps(*sum, _mm256_mul_ps(weight, values));
+                }
+            }
+            for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+                // SAFETY: the reference is to the 32 bytes that are written.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+            }
+        }
+        32 * vectors.len()
     }
 
     #[target_feature(enable = "avx2")]

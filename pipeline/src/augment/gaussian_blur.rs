@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Mode, View, check_probability};
 use crate::rng::Draws;
-use crate::simd::vectorized;
+use crate::simd::{vectorized, weigh_floats};
 
 /// Blurs with a probability, with a Gaussian whose width is drawn anew for each view.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,7 +84,7 @@ impl BlurStep {
                         for i in (0..radius).chain(radius + width..width + 2 * radius) {
                             padded[i] = outside(mode, i, radius, width).map_or(0.0, |x| row[x]);
                         }
-                        weigh(weights, |tap| &padded[tap..tap + width], out);
+                        weigh_floats(weights, |tap| &padded[tap..tap + width], out);
                     }
                     for i in (0..radius).chain(radius + height..height + 2 * radius) {
                         match outside(mode, i, radius, height) {
@@ -93,7 +93,7 @@ impl BlurStep {
                         }
                     }
                     for (y, out) in plane.chunks_exact_mut(width).enumerate() {
-                        weigh(weights, |tap| &rows[(y + tap) * width..][..width], out);
+                        weigh_floats(weights, |tap| &rows[(y + tap) * width..][..width], out);
                         if mode == Mode::Torchvision {
                             for value in out {
                                 // Half to even, by the rounding that adding a large number brings.
@@ -114,34 +114,6 @@ impl BlurStep {
         let sum: f64 = (-radius..=radius).map(gauss).sum();
         weights.clear();
         weights.extend((-radius..=radius).map(|x| (gauss(x) / sum) as f32));
-    }
-}
-
-/// The weighted sum of rows, in the order of the weights.
-#[inline(always)]
-fn weigh<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
-    const STRIP: usize = 32;
-    let width = out.len();
-    for (strip, out) in out.chunks_mut(STRIP).enumerate() {
-        let from = strip * STRIP;
-        let mut sums = [0f32; STRIP];
-        if out.len() == STRIP {
-            for (tap, &weight) in weights.iter().enumerate() {
-                let row: &[f32; STRIP] = row(tap)[from..].first_chunk().expect("a whole strip");
-                for (sum, &value) in sums.iter_mut().zip(row) {
-                    *sum += weight * value;
-                }
-            }
-            out.copy_from_slice(&sums);
-        } else {
-            for (tap, &weight) in weights.iter().enumerate() {
-                for (sum, &value) in sums.iter_mut().zip(&row(tap)[from..width]) {
-                    *sum += weight * value;
-                }
-            }
-            let n = out.len();
-            out.copy_from_slice(&sums[..n]);
-        }
     }
 }
 

@@ -176,10 +176,10 @@ fn cut<const WHOLE: bool>(x: f32) -> f32 {
     if WHOLE { whole(x) } else { x }
 }
 
-/// The whole part of a value in [0, 255]: through an integer, since that needs no rounding instruction.
+/// The whole part of a value in [0, 255].
 #[inline(always)]
 fn whole(x: f32) -> f32 {
-    x as i32 as f32
+    x.trunc()
 }
 
 /// The weights of red, green and blue in grey (ITU-R 601 to four digits, as TensorFlow and torchvision have them).

@@ -7,7 +7,7 @@
 use super::Interpolation;
 use crate::augment::Mode;
 use crate::decode::jpeg::{Colors, Plane, Planes, Region};
-use crate::simd::vectorized;
+use crate::simd::{transpose8, transpose8_bytes, vectorized, weigh_bytes, weigh_wide};
 
 /// Bits behind the point in a weight.
 const WEIGHT_BITS: u32 = 14;
@@ -15,7 +15,7 @@ const WEIGHT_BITS: u32 = 14;
 /// Bits behind the point between the two passes.
 const MIDDLE_BITS: u32 = 6;
 
-/// Values that are summed side by side.
+/// Values that are summed side by side; a plane's margin is at least as large.
 const LANES: usize = 16;
 
 /// Resizes, keeping its buffers.
@@ -78,8 +78,8 @@ impl Resizer {
             #[inline(always)]
             || {
                 for (span, out) in rows.spans.iter().zip(middle.chunks_exact_mut(padded)) {
-                    let source = |i: usize| plane.row(span.first + i, columns_used.start, columns_used.end);
-                    weigh_rows(rows.of(span), source, &mut out[..width], WEIGHT_BITS - MIDDLE_BITS, |sum| sum as i16);
+                    let source = |i: usize| plane.row_from(span.first + i, columns_used.start, padded);
+                    weigh_bytes(rows.of(span), source, out, WEIGHT_BITS - MIDDLE_BITS);
                 }
                 transpose(middle, padded, size.next_multiple_of(8), turned, side);
                 for (x, span) in columns.spans.iter().enumerate() {
@@ -87,7 +87,7 @@ impl Resizer {
                     let first = span.first - columns_used.start;
                     let source = |i: usize| &turned[(first + i) * side..][..side];
                     let out = &mut view[at * side..][..side];
-                    weigh_rows(columns.of(span), source, out, WEIGHT_BITS + MIDDLE_BITS, |sum| sum.clamp(0, 255) as u8);
+                    weigh_wide(columns.of(span), source, out, WEIGHT_BITS + MIDDLE_BITS);
                 }
                 transpose_bytes(view, side, size, out);
             },
@@ -100,43 +100,6 @@ fn ratio(pixels: u32, samples: usize) -> u32 {
     if samples < pixels as usize { 2 } else { 1 }
 }
 
-/// Sums rows by their weights. Two rows at a time: their products are added before anything else is.
-#[inline(always)]
-fn weigh_rows<'a, T: Copy + Into<i32> + 'a, O>(
-    weights: &[i16],
-    source: impl Fn(usize) -> &'a [T],
-    out: &mut [O],
-    shift: u32,
-    finish: impl Fn(i32) -> O,
-) {
-    const STRIP: usize = 64;
-    let half = 1i32 << (shift - 1);
-    let width = out.len();
-    for (strip, out) in out.chunks_mut(STRIP).enumerate() {
-        let from = strip * STRIP;
-        let mut sums = [half; STRIP];
-        if out.len() == STRIP {
-            for (i, &weight) in weights.iter().enumerate() {
-                let row: &[T; STRIP] = source(i)[from..from + STRIP].first_chunk().expect("a whole strip");
-                let weight = i32::from(weight);
-                for (sum, &value) in sums.iter_mut().zip(row) {
-                    *sum += weight * value.into();
-                }
-            }
-        } else {
-            for (i, &weight) in weights.iter().enumerate() {
-                let weight = i32::from(weight);
-                for (sum, &value) in sums.iter_mut().zip(&source(i)[from..width]) {
-                    *sum += weight * value.into();
-                }
-            }
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = finish(sum >> shift);
-        }
-    }
-}
-
 /// Exchanges the rows and columns of `rows` × `stride` values; both are multiples of eight.
 #[inline(always)]
 fn transpose(from: &[i16], stride: usize, rows: usize, to: &mut [i16], to_stride: usize) {
@@ -144,7 +107,7 @@ fn transpose(from: &[i16], stride: usize, rows: usize, to: &mut [i16], to_stride
         for x in (0..stride).step_by(8) {
             let block: [[i16; 8]; 8] =
                 std::array::from_fn(|i| *from[(y + i) * stride + x..].first_chunk().expect("a multiple of eight"));
-            for (i, row) in crate::simd::transpose8(block).into_iter().enumerate() {
+            for (i, row) in transpose8(block).into_iter().enumerate() {
                 to[(x + i) * to_stride + y..][..8].copy_from_slice(&row);
             }
         }
@@ -159,7 +122,7 @@ fn transpose_bytes(from: &[u8], stride: usize, size: usize, to: &mut [u8]) {
             if y + 8 <= size && x + 8 <= size {
                 let block: [[u8; 8]; 8] =
                     std::array::from_fn(|i| *from[(y + i) * stride + x..].first_chunk().expect("within the square"));
-                for (i, row) in crate::simd::transpose8_bytes(block).into_iter().enumerate() {
+                for (i, row) in transpose8_bytes(block).into_iter().enumerate() {
                     to[(x + i) * size + y..][..8].copy_from_slice(&row);
                 }
             } else {

@@ -54,7 +54,9 @@ impl View {
                 for (((red, green), blue), out) in pieces.zip(pixels.chunks_mut(3 * PIECE)) {
                     for (bytes, plane) in bytes.iter_mut().zip([red, green, blue]) {
                         for (byte, &value) in bytes.iter_mut().zip(plane) {
-                            *byte = (value + 0.5).clamp(0.0, 255.0) as i32 as u8;
+                            // Behind such a large number there is no fraction, and the value stands in its last byte.
+                            const LARGE: f32 = (1 << 23) as f32;
+                            *byte = ((value + 0.5).clamp(0.0, 255.0).trunc() + LARGE).to_bits() as u8;
                         }
                     }
                     interleave(&bytes, out);

@@ -49,7 +49,7 @@ impl Region {
 /// One colour component of a picture, or the part of it that was decoded.
 #[derive(Debug, Clone, Default)]
 pub struct Plane {
-    /// Samples, row-major.
+    /// Samples, row-major, and [`MARGIN`] bytes behind them.
     pub samples: Vec<u8>,
     /// Samples from one row to the next.
     pub stride: usize,
@@ -63,11 +63,19 @@ pub struct Plane {
     pub height: usize,
 }
 
+/// Bytes behind a plane's samples, so that whole vectors can be read at the end of its last row.
+pub const MARGIN: usize = 32;
+
 impl Plane {
     /// The samples of a row of the whole plane, from its column `from` up to before `to`; all must have been decoded.
     pub fn row(&self, y: usize, from: usize, to: usize) -> &[u8] {
         let start = (y - self.top) * self.stride;
         &self.samples[start + from - self.left..start + to - self.left]
+    }
+
+    /// At least `n` samples of a row from its column `from`; those that the row does not have mean nothing.
+    pub fn row_from(&self, y: usize, from: usize, n: usize) -> &[u8] {
+        &self.samples[(y - self.top) * self.stride + from - self.left..][..n]
     }
 }
 
@@ -104,6 +112,7 @@ impl Planes {
         for (channel, plane) in self.planes.iter_mut().enumerate() {
             plane.samples.clear();
             plane.samples.extend(image.pixels.chunks_exact(3).map(|pixel| pixel[channel]));
+            plane.samples.extend([0; MARGIN]);
             (plane.stride, plane.left, plane.top, plane.width, plane.height) = (width, 0, 0, width, height);
         }
     }
@@ -201,7 +210,7 @@ impl Decoder {
             let rows = rows.start / 8..rows.end.min(plane.height as u32).div_ceil(8);
             (plane.left, plane.top) = (columns.start as usize * 8, rows.start as usize * 8);
             plane.stride = columns.len() * 8;
-            plane.samples.resize(plane.stride * rows.len() * 8, 0);
+            plane.samples.resize(plane.stride * rows.len() * 8 + MARGIN, 0);
             blocks[i] = (columns, rows);
             debug_assert_eq!(component.index, i);
         }
