@@ -413,7 +413,9 @@ impl Worker {
                     Some(bytes) => bytes,
                     None => self.storage.block_on(source.store.read(&[sample]))?.pop().expect("one sample was read"),
                 };
-                match maker.decode(&bytes, key) {
+                let decoded = maker.decode(&bytes, key);
+                source.store.recycle([bytes]);
+                match decoded {
                     Ok(()) => return Ok(sample),
                     Err(damage) => source.quarantine.record(entry(source, sample, damage))?,
                 }

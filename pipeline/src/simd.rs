@@ -53,22 +53,83 @@ pub fn weigh_floats<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: 
     }
 }
 
-/// Rows for columns.
-#[inline(always)]
-pub fn transpose8(rows: [[i16; 8]; 8]) -> [[i16; 8]; 8] {
+/// Makes red, green and blue, in place, of luma and the two colour differences.
+pub fn ycc_to_rgb(planes: [&mut [u8]; 3]) {
     #[cfg(target_arch = "x86_64")]
-    return x86::transpose8(rows);
+    let (planes, from) = match Avx2::detect() {
+        Some(avx2) => avx2.ycc_to_rgb(planes),
+        None => (planes, 0),
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    std::array::from_fn(|x| std::array::from_fn(|y| rows[y][x]))
+    let from = 0;
+    let [first, second, third] = planes.map(|plane| &mut plane[from..]);
+    for ((y, cb), cr) in first.iter_mut().zip(second).zip(third) {
+        [*y, *cb, *cr] = crate::decode::jpeg::rgb(*y, *cb, *cr);
+    }
 }
 
-/// Rows for columns.
-#[inline(always)]
-pub fn transpose8_bytes(rows: [[u8; 8]; 8]) -> [[u8; 8]; 8] {
+/// Writes planes of red, green and blue as pixels.
+pub fn interleave(planes: [&[u8]; 3], pixels: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    return x86::transpose8_bytes(rows);
+    let from = Avx2::detect().map_or(0, |avx2| avx2.interleave(planes, pixels));
     #[cfg(not(target_arch = "x86_64"))]
-    std::array::from_fn(|x| std::array::from_fn(|y| rows[y][x]))
+    let from = 0;
+    let [red, green, blue] = planes.map(|plane| &plane[from..]);
+    for (((pixel, &r), &g), &b) in pixels[3 * from..].chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
+        pixel.copy_from_slice(&[r, g, b]);
+    }
+}
+
+/// Writes planes of red, green and blue in [0, 255] as pixels, rounded half up.
+pub fn interleave_floats(planes: [&[f32]; 3], pixels: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    let from = Avx2::detect().map_or(0, |avx2| avx2.interleave_floats(planes, pixels));
+    #[cfg(not(target_arch = "x86_64"))]
+    let from = 0;
+    let [red, green, blue] = planes.map(|plane| &plane[from..]);
+    for (((pixel, &r), &g), &b) in pixels[3 * from..].chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
+        // `as` cuts to the range of u8.
+        pixel.copy_from_slice(&[r, g, b].map(|value| (value + 0.5) as u8));
+    }
+}
+
+/// Sums of every eighth value.
+#[inline(always)]
+pub fn sums8(values: &[f32]) -> [f32; 8] {
+    #[cfg(target_arch = "x86_64")]
+    let (mut sums, from) = Avx2::detect().map_or(([0.0; 8], 0), |avx2| avx2.sums8(values));
+    #[cfg(not(target_arch = "x86_64"))]
+    let (mut sums, from) = ([0.0; 8], 0);
+    for (i, value) in values.iter().enumerate().skip(from) {
+        sums[i % 8] += value;
+    }
+    sums
+}
+
+/// Rows for columns, of eight rows from `from`, `stride` apart, to `to`, `to_stride` apart.
+#[inline(always)]
+pub fn transpose8(from: &[i16], stride: usize, to: &mut [i16], to_stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86::transpose8(from, stride, to, to_stride);
+    #[cfg(not(target_arch = "x86_64"))]
+    for y in 0..8 {
+        for x in 0..8 {
+            to[x * to_stride + y] = from[y * stride + x];
+        }
+    }
+}
+
+/// Rows for columns, of eight rows from `from`, `stride` apart, to `to`, `to_stride` apart.
+#[inline(always)]
+pub fn transpose8_bytes(from: &[u8], stride: usize, to: &mut [u8], to_stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86::transpose8_bytes(from, stride, to, to_stride);
+    #[cfg(not(target_arch = "x86_64"))]
+    for y in 0..8 {
+        for x in 0..8 {
+            to[x * to_stride + y] = from[y * stride + x];
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -107,6 +168,32 @@ mod x86 {
         pub fn idct(self, coefficients: &[i16; 64], quantization: &[i16; 64]) -> [[u8; 8]; 8] {
             // SAFETY: as above.
             unsafe { idct(coefficients, quantization) }
+        }
+
+        /// Does as many values of [`super::ycc_to_rgb`] as fill whole vectors; how many.
+        pub fn ycc_to_rgb<'a>(self, mut planes: [&'a mut [u8]; 3]) -> ([&'a mut [u8]; 3], usize) {
+            // SAFETY: as above.
+            let done = unsafe { ycc_to_rgb(&mut planes) };
+            (planes, done)
+        }
+
+        /// Does as many values of [`super::interleave`] as fill whole vectors; how many.
+        pub fn interleave(self, planes: [&[u8]; 3], pixels: &mut [u8]) -> usize {
+            // SAFETY: as above.
+            unsafe { interleave(planes, pixels) }
+        }
+
+        /// Does as many values of [`super::interleave_floats`] as fill whole vectors; how many.
+        pub fn interleave_floats(self, planes: [&[f32]; 3], pixels: &mut [u8]) -> usize {
+            // SAFETY: as above.
+            unsafe { interleave_floats(planes, pixels) }
+        }
+
+        /// Does as many values of [`super::sums8`] as fill whole vectors; how many.
+        #[inline(always)]
+        pub fn sums8(self, values: &[f32]) -> ([f32; 8], usize) {
+            // SAFETY: as above.
+            unsafe { sums8(values) }
         }
 
         /// Does as many values of [`super::weigh_bytes`] as fill whole vectors; how many.
@@ -150,10 +237,17 @@ mod x86 {
 
     /// Every x86-64 has these instructions.
     #[inline(always)]
-    pub fn transpose8(rows: [[i16; 8]; 8]) -> [[i16; 8]; 8] {
-        // SAFETY: SSE2 is part of x86-64, and the types are plain bytes of the same sizes.
+    pub fn transpose8(from: &[i16], stride: usize, to: &mut [i16], to_stride: usize) {
+        let row = |i: usize| load8(from[i * stride..].first_chunk().expect("eight values in a row"));
+        let mut store = |i: usize, value: __m128i| {
+            let row: &mut [i16; 8] = to[i * to_stride..].first_chunk_mut().expect("eight values in a row");
+            // SAFETY: SSE2 is part of x86-64; the reference is to the 16 bytes that are written.
+            unsafe { _mm_storeu_si128(row.as_mut_ptr().cast(), value) };
+        };
+        // SAFETY: SSE2 is part of x86-64.
         unsafe {
-            let [r0, r1, r2, r3, r4, r5, r6, r7] = rows.map(|row| load8(&row));
+            let (r0, r1, r2, r3) = (row(0), row(1), row(2), row(3));
+            let (r4, r5, r6, r7) = (row(4), row(5), row(6), row(7));
             let (a0, a1) = (_mm_unpacklo_epi16(r0, r1), _mm_unpackhi_epi16(r0, r1));
             let (b0, b1) = (_mm_unpacklo_epi16(r2, r3), _mm_unpackhi_epi16(r2, r3));
             let (c0, c1) = (_mm_unpacklo_epi16(r4, r5), _mm_unpackhi_epi16(r4, r5));
@@ -162,35 +256,44 @@ mod x86 {
             let (e2, e3) = (_mm_unpacklo_epi32(a1, b1), _mm_unpackhi_epi32(a1, b1));
             let (f0, f1) = (_mm_unpacklo_epi32(c0, d0), _mm_unpackhi_epi32(c0, d0));
             let (f2, f3) = (_mm_unpacklo_epi32(c1, d1), _mm_unpackhi_epi32(c1, d1));
-            std::mem::transmute([
-                _mm_unpacklo_epi64(e0, f0),
-                _mm_unpackhi_epi64(e0, f0),
-                _mm_unpacklo_epi64(e1, f1),
-                _mm_unpackhi_epi64(e1, f1),
-                _mm_unpacklo_epi64(e2, f2),
-                _mm_unpackhi_epi64(e2, f2),
-                _mm_unpacklo_epi64(e3, f3),
-                _mm_unpackhi_epi64(e3, f3),
-            ])
+            store(0, _mm_unpacklo_epi64(e0, f0));
+            store(1, _mm_unpackhi_epi64(e0, f0));
+            store(2, _mm_unpacklo_epi64(e1, f1));
+            store(3, _mm_unpackhi_epi64(e1, f1));
+            store(4, _mm_unpacklo_epi64(e2, f2));
+            store(5, _mm_unpackhi_epi64(e2, f2));
+            store(6, _mm_unpacklo_epi64(e3, f3));
+            store(7, _mm_unpackhi_epi64(e3, f3));
         }
     }
 
     /// Every x86-64 has these instructions.
     #[inline(always)]
-    pub fn transpose8_bytes(rows: [[u8; 8]; 8]) -> [[u8; 8]; 8] {
-        // SAFETY: as above.
+    pub fn transpose8_bytes(from: &[u8], stride: usize, to: &mut [u8], to_stride: usize) {
+        let row = |i: usize| {
+            let row: &[u8; 8] = from[i * stride..].first_chunk().expect("eight values in a row");
+            // SAFETY: SSE2 is part of x86-64.
+            unsafe { _mm_cvtsi64_si128(i64::from_le_bytes(*row)) }
+        };
+        let mut store = |i: usize, value: i64| {
+            to[i * to_stride..][..8].copy_from_slice(&value.to_le_bytes());
+        };
+        // SAFETY: SSE2 is part of x86-64.
         unsafe {
-            let [r0, r1, r2, r3, r4, r5, r6, r7] = rows.map(|row| _mm_cvtsi64_si128(i64::from_le_bytes(row)));
-            let (a, b) = (_mm_unpacklo_epi8(r0, r1), _mm_unpacklo_epi8(r2, r3));
-            let (c, d) = (_mm_unpacklo_epi8(r4, r5), _mm_unpacklo_epi8(r6, r7));
+            let (a, b) = (_mm_unpacklo_epi8(row(0), row(1)), _mm_unpacklo_epi8(row(2), row(3)));
+            let (c, d) = (_mm_unpacklo_epi8(row(4), row(5)), _mm_unpacklo_epi8(row(6), row(7)));
             let (e0, e1) = (_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b));
             let (f0, f1) = (_mm_unpacklo_epi16(c, d), _mm_unpackhi_epi16(c, d));
-            std::mem::transmute([
+            let columns = [
                 _mm_unpacklo_epi32(e0, f0),
                 _mm_unpackhi_epi32(e0, f0),
                 _mm_unpacklo_epi32(e1, f1),
                 _mm_unpackhi_epi32(e1, f1),
-            ])
+            ];
+            for (i, columns) in columns.into_iter().enumerate() {
+                store(2 * i, _mm_cvtsi128_si64(columns));
+                store(2 * i + 1, _mm_cvtsi128_si64(_mm_unpackhi_epi64(columns, columns)));
+            }
         }
     }
 
@@ -261,56 +364,105 @@ mod x86 {
         ]
     }
 
-    /// Sums of two rows' products, sixteen values side by side, then two more rows', and so on.
+    /// A run of `16 × N` values of the weighted sums: two rows' products are summed, then two more rows' are added, and
+    /// so on. `load` gives a row's values, sixteen at a time.
     #[target_feature(enable = "avx2")]
-    fn add_pairs(weights: &[i16], load: impl Fn(usize) -> __m256i, shift: u32) -> (__m256i, __m256i) {
+    fn add_pairs<const N: usize>(
+        weights: &[i16],
+        load: impl Fn(usize) -> [__m256i; N],
+        shift: u32,
+    ) -> [(__m256i, __m256i); N] {
         let half = _mm256_set1_epi32(1 << (shift - 1));
-        let (mut low, mut high) = (half, half);
-        for i in (0..weights.len()).step_by(2) {
-            let (a, b, second) = match weights.get(i + 1) {
-                Some(&second) => (load(i), load(i + 1), second),
-                None => (load(i), _mm256_setzero_si256(), 0),
-            };
-            let factors = factors([weights[i], second]);
-            low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), factors));
-            high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), factors));
+        let mut sums = [(half, half); N];
+        let (pairs, last) = weights.as_chunks::<2>();
+        let mut add = |a: [__m256i; N], b: [__m256i; N], weights: [i16; 2]| {
+            let factors = factors(weights);
+            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                sum.0 = _mm256_add_epi32(sum.0, _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), factors));
+                sum.1 = _mm256_add_epi32(sum.1, _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), factors));
+            }
+        };
+        for (i, &weights) in pairs.iter().enumerate() {
+            add(load(2 * i), load(2 * i + 1), weights);
+        }
+        if let [last] = *last {
+            add(load(2 * pairs.len()), [_mm256_setzero_si256(); N], [last, 0]);
         }
         let shift = _mm_cvtsi32_si128(shift as i32);
-        (_mm256_sra_epi32(low, shift), _mm256_sra_epi32(high, shift))
+        sums.map(|(low, high)| (_mm256_sra_epi32(low, shift), _mm256_sra_epi32(high, shift)))
     }
 
     #[target_feature(enable = "avx2")]
     fn weigh_bytes<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [u8], out: &mut [i16], shift: u32) -> usize {
-        let (vectors, _) = out.as_chunks_mut::<16>();
-        for (v, out) in vectors.iter_mut().enumerate() {
-            let load = |i: usize| {
-                let bytes: &[u8; 16] = row(i)[16 * v..].first_chunk().expect("rows are as long as the sums");
+        let (wide, rest) = out.as_chunks_mut::<64>();
+        let narrow_from = 64 * wide.len();
+        for (v, out) in wide.iter_mut().enumerate() {
+            weigh_some_bytes::<4, 64>(weights, |i| row(i)[64 * v..].first_chunk().expect(LONG), out, shift);
+        }
+        let (narrow, _) = rest.as_chunks_mut::<16>();
+        for (v, out) in narrow.iter_mut().enumerate() {
+            let row = |i: usize| row(i)[narrow_from + 16 * v..].first_chunk().expect(LONG);
+            weigh_some_bytes::<1, 16>(weights, row, out, shift);
+        }
+        narrow_from + 16 * narrow.len()
+    }
+
+    const LONG: &str = "rows are as long as the sums";
+
+    #[target_feature(enable = "avx2")]
+    fn weigh_some_bytes<'a, const N: usize, const M: usize>(
+        weights: &[i16],
+        row: impl Fn(usize) -> &'a [u8; M],
+        out: &mut [i16; M],
+        shift: u32,
+    ) {
+        let load = |i: usize| {
+            let row = row(i).as_chunks::<16>().0;
+            std::array::from_fn(|n| {
                 // SAFETY: the reference is to the 16 bytes that are read; unaligned reads are allowed.
-                _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
-            };
-            let (low, high) = add_pairs(weights, load, shift);
+                _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(row[n].as_ptr().cast()) })
+            })
+        };
+        let sums = add_pairs::<N>(weights, load, shift);
+        for (out, (low, high)) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
             // SAFETY: the reference is to the 32 bytes that are written.
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_packs_epi32(low, high)) };
         }
-        16 * vectors.len()
     }
 
     #[target_feature(enable = "avx2")]
     fn weigh_wide<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [u8], shift: u32) -> usize {
-        let (vectors, _) = out.as_chunks_mut::<16>();
-        for (v, out) in vectors.iter_mut().enumerate() {
-            let load = |i: usize| {
-                let values: &[i16; 16] = row(i)[16 * v..].first_chunk().expect("rows are as long as the sums");
-                // SAFETY: the reference is to the 32 bytes that are read; unaligned reads are allowed.
-                unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
-            };
-            let (low, high) = add_pairs(weights, load, shift);
+        let (wide, rest) = out.as_chunks_mut::<64>();
+        let narrow_from = 64 * wide.len();
+        for (v, out) in wide.iter_mut().enumerate() {
+            weigh_some_wide::<4, 64>(weights, |i| row(i)[64 * v..].first_chunk().expect(LONG), out, shift);
+        }
+        let (narrow, _) = rest.as_chunks_mut::<16>();
+        for (v, out) in narrow.iter_mut().enumerate() {
+            let row = |i: usize| row(i)[narrow_from + 16 * v..].first_chunk().expect(LONG);
+            weigh_some_wide::<1, 16>(weights, row, out, shift);
+        }
+        narrow_from + 16 * narrow.len()
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn weigh_some_wide<'a, const N: usize, const M: usize>(
+        weights: &[i16],
+        row: impl Fn(usize) -> &'a [i16; M],
+        out: &mut [u8; M],
+        shift: u32,
+    ) {
+        let load = |i: usize| {
+            let row = row(i).as_chunks::<16>().0;
+            // SAFETY: the reference is to the 32 bytes that are read; unaligned reads are allowed.
+            std::array::from_fn(|n| unsafe { _mm256_loadu_si256(row[n].as_ptr().cast()) })
+        };
+        let sums = add_pairs::<N>(weights, load, shift);
+        for (out, (low, high)) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
             let sums = _mm256_packs_epi32(low, high);
             let bytes = _mm_packus_epi16(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-            // SAFETY: the reference is to the 16 bytes that are written.
-            unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), bytes) };
+            store16(out, bytes);
         }
-        16 * vectors.len()
     }
 
     #[target_feature(enable = "avx2")]
@@ -333,6 +485,113 @@ mod x86 {
             }
         }
         32 * vectors.len()
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn ycc_to_rgb(planes: &mut [&mut [u8]; 3]) -> usize {
+        let [first, second, third] = planes.each_mut().map(|plane| plane.as_chunks_mut::<8>().0);
+        let wide = |bytes: &[u8; 8]| _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*bytes)));
+        let narrow = |values: __m256i| {
+            let values = _mm_packs_epi32(_mm256_castsi256_si128(values), _mm256_extracti128_si256::<1>(values));
+            _mm_cvtsi128_si64(_mm_packus_epi16(values, values)).to_le_bytes()
+        };
+        let (middle, half) = (_mm256_set1_epi32(128), _mm256_set1_epi32(1 << 15));
+        let [red, blue] = [91_881, 116_130].map(|factor| _mm256_set1_epi32(factor));
+        let [green_blue, green_red] = [-22_554, -46_802].map(|factor| _mm256_set1_epi32(factor));
+        for ((y, cb), cr) in first.iter_mut().zip(&mut *second).zip(&mut *third) {
+            let (luma, b, r) = (wide(y), _mm256_sub_epi32(wide(cb), middle), _mm256_sub_epi32(wide(cr), middle));
+            let add =
+                |product: __m256i| _mm256_add_epi32(luma, _mm256_srai_epi32::<16>(_mm256_add_epi32(product, half)));
+            *y = narrow(add(_mm256_mullo_epi32(r, red)));
+            *cr = narrow(add(_mm256_mullo_epi32(b, blue)));
+            *cb = narrow(add(_mm256_add_epi32(_mm256_mullo_epi32(b, green_blue), _mm256_mullo_epi32(r, green_red))));
+        }
+        8 * first.len()
+    }
+
+    /// Sixteen pixels' bytes, colour by colour, as pixels.
+    #[target_feature(enable = "avx2")]
+    fn pixels([r, g, b]: [__m128i; 3]) -> [__m128i; 3] {
+        // Pairs of red and green, and blue with nothing, six pixels a shuffle: where each output byte comes from.
+        const NONE: i8 = -128;
+        const ORDER: [[[i8; 16]; 3]; 3] = {
+            let mut order = [[[NONE; 16]; 3]; 3];
+            let mut i = 0;
+            while i < 48 {
+                order[i / 16][i % 3][i % 16] = (i / 3) as i8;
+                i += 1;
+            }
+            order
+        };
+        let part = |order: &[[i8; 16]; 3]| {
+            let [r, g, b] = [
+                _mm_shuffle_epi8(r, load_order(&order[0])),
+                _mm_shuffle_epi8(g, load_order(&order[1])),
+                _mm_shuffle_epi8(b, load_order(&order[2])),
+            ];
+            _mm_or_si128(_mm_or_si128(r, g), b)
+        };
+        [part(&ORDER[0]), part(&ORDER[1]), part(&ORDER[2])]
+    }
+
+    #[inline(always)]
+    fn load_order(order: &[i8; 16]) -> __m128i {
+        // SAFETY: the reference is to the 16 bytes that are read; unaligned reads are allowed.
+        unsafe { _mm_loadu_si128(order.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store16(bytes: &mut [u8; 16], value: __m128i) {
+        // SAFETY: the reference is to the 16 bytes that are written.
+        unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), value) }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn interleave(planes: [&[u8]; 3], out: &mut [u8]) -> usize {
+        let [red, green, blue] = planes.map(|plane| plane.as_chunks::<16>().0);
+        let out = out.as_chunks_mut::<16>().0.as_chunks_mut::<3>().0;
+        // SAFETY: the reference is to the 16 bytes that are read; unaligned reads are allowed.
+        let load = |bytes: &[u8; 16]| unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+        for (((out, r), g), b) in out.iter_mut().zip(red).zip(green).zip(blue) {
+            for (out, pixels) in out.iter_mut().zip(pixels([load(r), load(g), load(b)])) {
+                store16(out, pixels);
+            }
+        }
+        16 * red.len()
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn interleave_floats(planes: [&[f32]; 3], out: &mut [u8]) -> usize {
+        let [red, green, blue] = planes.map(|plane| plane.as_chunks::<16>().0);
+        let out = out.as_chunks_mut::<16>().0.as_chunks_mut::<3>().0;
+        let half = _mm256_set1_ps(0.5);
+        let bytes = |values: &[f32; 16]| {
+            // SAFETY: the reference is to the 64 bytes that are read; unaligned reads are allowed.
+            let load = |i: usize| unsafe { _mm256_loadu_ps(values[8 * i..].as_ptr()) };
+            let [low, high] = [load(0), load(1)].map(|values| _mm256_cvttps_epi32(_mm256_add_ps(values, half)));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+            _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words))
+        };
+        for (((out, r), g), b) in out.iter_mut().zip(red).zip(green).zip(blue) {
+            for (out, pixels) in out.iter_mut().zip(pixels([bytes(r), bytes(g), bytes(b)])) {
+                store16(out, pixels);
+            }
+        }
+        16 * red.len()
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn sums8(values: &[f32]) -> ([f32; 8], usize) {
+        let chunks = values.as_chunks::<8>().0;
+        let mut sums = _mm256_setzero_ps();
+        for chunk in chunks {
+            // SAFETY: the reference is to the 32 bytes that are read; unaligned reads are allowed.
+            sums = _mm256_add_ps(sums, unsafe { _mm256_loadu_ps(chunk.as_ptr()) });
+        }
+        let mut out = [0.0; 8];
+        // SAFETY: `out` has the 32 bytes that are written.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sums) };
+        (out, 8 * chunks.len())
     }
 
     #[target_feature(enable = "avx2")]

@@ -245,7 +245,7 @@ impl Augmenter {
                 let (region, interpolation) = (crop.region(), crop.interpolation);
                 self.resizer.resize(planes, region, interpolation, mode, size, mirror, &mut self.planes);
                 if rest.is_empty() {
-                    return view::write_planes(&self.planes, out);
+                    return crate::simd::interleave(self.planes.each_ref().map(Vec::as_slice), out);
                 }
                 self.view.read_planes(&self.planes, size, size);
             }

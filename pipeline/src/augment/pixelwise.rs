@@ -5,13 +5,10 @@
 //! in an order that is written down here, so that every machine gives the same bytes.
 
 use super::{Mode, View};
-use crate::simd::vectorized;
+use crate::simd::{sums8, vectorized};
 
 /// Pixels in a tile.
 const TILE: usize = 1024;
-
-/// Partial sums of a mean, so that they need not wait for each other.
-const LANES: usize = 16;
 
 /// One colour change with its drawn amount.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -88,26 +85,20 @@ fn sum<const WHOLE: bool>(view: &mut View) -> [f64; 3] {
 
 /// Adds what contrast's mean is made of: each channel, or in torchvision's arithmetic the grey.
 #[inline(always)]
-fn add_sum<const WHOLE: bool>([red, green, blue]: &[&mut [f32]; 3], sums: &mut [f64; 3]) {
-    let mut lanes = [[0f32; LANES]; 3];
-    let chunks = red.chunks(LANES).zip(green.chunks(LANES)).zip(blue.chunks(LANES));
-    for ((r, g), b) in chunks {
-        for (lane, ((&r, &g), &b)) in r.iter().zip(g).zip(b).enumerate() {
-            if WHOLE {
-                lanes[0][lane] += gray::<WHOLE>([r, g, b]);
-            } else {
-                lanes[0][lane] += r;
-                lanes[1][lane] += g;
-                lanes[2][lane] += b;
-            }
-        }
-    }
+fn add_sum<const WHOLE: bool>(tile: &[&mut [f32]; 3], sums: &mut [f64; 3]) {
+    let total = |values: &[f32]| sums8(values).iter().map(|&sum| f64::from(sum)).sum::<f64>();
     if WHOLE {
-        lanes[2] = lanes[0];
-        lanes[1] = lanes[0];
-    }
-    for (sum, lanes) in sums.iter_mut().zip(lanes) {
-        *sum += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
+        let [red, green, blue] = tile;
+        let mut grays = [0.0; TILE];
+        for (((to, &r), &g), &b) in grays.iter_mut().zip(&**red).zip(&**green).zip(&**blue) {
+            *to = gray::<WHOLE>([r, g, b]);
+        }
+        let sum = total(&grays[..red.len()]);
+        sums.iter_mut().for_each(|all| *all += sum);
+    } else {
+        for (all, plane) in sums.iter_mut().zip(tile) {
+            *all += total(plane);
+        }
     }
 }
 
@@ -138,8 +129,8 @@ fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Opt
         Change::Saturation(factor) => pixels(tile, |pixel| {
             // Scaling the saturation of HSV, with the hue and the largest channel kept, moves each channel from or
             // towards the largest one.
-            let max = pixel[0].max(pixel[1]).max(pixel[2]);
-            let min = pixel[0].min(pixel[1]).min(pixel[2]);
+            let max = larger(larger(pixel[0], pixel[1]), pixel[2]);
+            let min = smaller(smaller(pixel[0], pixel[1]), pixel[2]);
             let saturation = if max > 0.0 { (max - min) / max } else { 0.0 };
             let scale = if saturation * factor > 1.0 { 1.0 / saturation } else { factor };
             pixel.map(|x| store(max - (max - x) * scale))
@@ -172,8 +163,20 @@ fn pixels([red, green, blue]: &mut [&mut [f32]; 3], f: impl Fn([f32; 3]) -> [f32
 /// A value brought back into [0, 255], and cut down to a whole number where that is the arithmetic.
 #[inline(always)]
 fn cut<const WHOLE: bool>(x: f32) -> f32 {
-    let x = x.clamp(0.0, 255.0);
+    let x = larger(smaller(x, 255.0), 0.0);
     if WHOLE { whole(x) } else { x }
+}
+
+/// The larger of two numbers; without the standard library's care for what is none, it is one instruction.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// The smaller of two numbers.
+#[inline(always)]
+fn smaller(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
 }
 
 /// The whole part of a value in [0, 255].
@@ -195,8 +198,8 @@ fn gray<const WHOLE: bool>([r, g, b]: [f32; 3]) -> f32 {
 /// Turns the hue of an RGB pixel by a share of the circle in [−0.5, 0.5], or once, keeping value and saturation.
 #[inline(always)]
 fn turn_hue([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {
-    let max = r.max(g).max(b);
-    let min = r.min(g).min(b);
+    let max = larger(larger(r, g), b);
+    let min = smaller(smaller(r, g), b);
     let range = max - min;
     // The hue in sixths of the circle, 0 at red; grey has none, and a range of 0 makes any hue grey.
     let per_range = if range > 0.0 { 1.0 / range } else { 0.0 };
@@ -215,7 +218,7 @@ fn turn_hue([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {
         let at = if at < 0.0 { at + 6.0 } else { at };
         let at = if at >= 6.0 { at - 6.0 } else { at };
         let at = if at >= 6.0 { at - 6.0 } else { at };
-        max - range * at.min(4.0 - at).clamp(0.0, 1.0)
+        max - range * larger(smaller(smaller(at, 4.0 - at), 1.0), 0.0)
     };
     [channel(5.0), channel(3.0), channel(1.0)]
 }

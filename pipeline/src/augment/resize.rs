@@ -7,7 +7,7 @@
 use super::Interpolation;
 use crate::augment::Mode;
 use crate::decode::jpeg::{Colors, Plane, Planes, Region};
-use crate::simd::{transpose8, transpose8_bytes, vectorized, weigh_bytes, weigh_wide};
+use crate::simd::{transpose8, transpose8_bytes, vectorized, weigh_bytes, weigh_wide, ycc_to_rgb};
 
 /// Bits behind the point in a weight.
 const WEIGHT_BITS: u32 = 14;
@@ -56,7 +56,7 @@ impl Resizer {
             self.plane(plane, size, mirror, out);
         }
         match planes.colors {
-            Colors::YCbCr => to_rgb(out),
+            Colors::YCbCr => ycc_to_rgb(out.each_mut().map(Vec::as_mut_slice)),
             Colors::Rgb => {}
             Colors::Gray => {
                 let [gray, others @ ..] = out;
@@ -105,11 +105,7 @@ fn ratio(pixels: u32, samples: usize) -> u32 {
 fn transpose(from: &[i16], stride: usize, rows: usize, to: &mut [i16], to_stride: usize) {
     for y in (0..rows).step_by(8) {
         for x in (0..stride).step_by(8) {
-            let block: [[i16; 8]; 8] =
-                std::array::from_fn(|i| *from[(y + i) * stride + x..].first_chunk().expect("a multiple of eight"));
-            for (i, row) in transpose8(block).into_iter().enumerate() {
-                to[(x + i) * to_stride + y..][..8].copy_from_slice(&row);
-            }
+            transpose8(&from[y * stride + x..], stride, &mut to[x * to_stride + y..], to_stride);
         }
     }
 }
@@ -120,11 +116,7 @@ fn transpose_bytes(from: &[u8], stride: usize, size: usize, to: &mut [u8]) {
     for y in (0..size).step_by(8) {
         for x in (0..size).step_by(8) {
             if y + 8 <= size && x + 8 <= size {
-                let block: [[u8; 8]; 8] =
-                    std::array::from_fn(|i| *from[(y + i) * stride + x..].first_chunk().expect("within the square"));
-                for (i, row) in transpose8_bytes(block).into_iter().enumerate() {
-                    to[(x + i) * size + y..][..8].copy_from_slice(&row);
-                }
+                transpose8_bytes(&from[y * stride + x..], stride, &mut to[x * size + y..], size);
             } else {
                 for i in y..(y + 8).min(size) {
                     for k in x..(x + 8).min(size) {
@@ -134,19 +126,6 @@ fn transpose_bytes(from: &[u8], stride: usize, size: usize, to: &mut [u8]) {
             }
         }
     }
-}
-
-/// YCbCr to RGB in place.
-fn to_rgb(planes: &mut [Vec<u8>; 3]) {
-    let [first, second, third] = planes;
-    vectorized(
-        #[inline(always)]
-        || {
-            for ((y, cb), cr) in first.iter_mut().zip(second).zip(third) {
-                [*y, *cb, *cr] = crate::decode::jpeg::rgb(*y, *cb, *cr);
-            }
-        },
-    );
 }
 
 /// How values between samples are found.

@@ -1,6 +1,6 @@
 //! The working form of a view: three planes of f32 in [0, 255], so that loops over them vectorise.
 
-use crate::simd::vectorized;
+use crate::simd::{interleave_floats, vectorized};
 
 /// A view while its colours are being changed.
 #[derive(Debug, Clone, Default)]
@@ -43,26 +43,7 @@ impl View {
 
     /// Gives out the pixels (`height × width × 3` u8), rounded half up and cut to [0, 255].
     pub fn write(&self, pixels: &mut [u8]) {
-        let [red, green, blue] = &self.planes;
-        // Through the cache in pieces, so that rounding and interleaving each vectorise.
-        const PIECE: usize = 256;
-        let mut bytes = [[0u8; PIECE]; 3];
-        vectorized(
-            #[inline(always)]
-            || {
-                let pieces = red.chunks(PIECE).zip(green.chunks(PIECE)).zip(blue.chunks(PIECE));
-                for (((red, green), blue), out) in pieces.zip(pixels.chunks_mut(3 * PIECE)) {
-                    for (bytes, plane) in bytes.iter_mut().zip([red, green, blue]) {
-                        for (byte, &value) in bytes.iter_mut().zip(plane) {
-                            // Behind such a large number there is no fraction, and the value stands in its last byte.
-                            const LARGE: f32 = (1 << 23) as f32;
-                            *byte = ((value + 0.5).clamp(0.0, 255.0).trunc() + LARGE).to_bits() as u8;
-                        }
-                    }
-                    interleave(&bytes, out);
-                }
-            },
-        );
+        interleave_floats(self.planes.each_ref().map(Vec::as_slice), pixels);
     }
 
     /// Mirrors left and right.
@@ -70,22 +51,5 @@ impl View {
         for plane in &mut self.planes {
             plane.chunks_exact_mut(self.width.max(1)).for_each(<[f32]>::reverse);
         }
-    }
-}
-
-/// Writes planes of red, green and blue as pixels.
-pub(super) fn write_planes(planes: &[Vec<u8>; 3], pixels: &mut [u8]) {
-    let [red, green, blue] = planes;
-    vectorized(
-        #[inline(always)]
-        || interleave(&[red, green, blue], pixels),
-    );
-}
-
-#[inline(always)]
-fn interleave(planes: &[impl AsRef<[u8]>; 3], pixels: &mut [u8]) {
-    let [red, green, blue] = planes.each_ref().map(AsRef::as_ref);
-    for (((pixel, &r), &g), &b) in pixels.as_chunks_mut::<3>().0.iter_mut().zip(red).zip(green).zip(blue) {
-        *pixel = [r, g, b];
     }
 }

@@ -41,6 +41,9 @@ const OPEN_FILES: u64 = 128;
 /// How often bytes that came wrong from a server are asked for again.
 const WRONG_BYTES_RETRIES: usize = 3;
 
+/// How many samples' memory is kept to be used again.
+const SPARE: usize = 512;
+
 /// A shard of which less than this share is wanted is read sample by sample rather than whole.
 const WORTH_HOLDING: f64 = 0.25;
 
@@ -108,6 +111,8 @@ pub struct Store {
     holder: Arc<Holder>,
     /// Which shards are held whole; decided by [`Store::prepare`].
     held: OnceLock<Vec<bool>>,
+    /// Samples' memory, to be used again: fresh memory costs more than the bytes read into it.
+    spare: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 /// Where a sample's bytes are at this moment.
@@ -135,8 +140,8 @@ impl Store {
         };
         let holder =
             Holder::new(manifest.clone(), places.clone(), remote.clone(), options.memory_bytes, cache, metrics.clone());
-        let (files, held) = (Mutex::default(), OnceLock::new());
-        Ok(Self { manifest, places, remote, metrics, files, holder: Arc::new(holder), held })
+        let (files, held, spare) = (Mutex::default(), OnceLock::new(), Arc::default());
+        Ok(Self { manifest, places, remote, metrics, files, holder: Arc::new(holder), held, spare })
     }
 
     /// The manifest that the store reads.
@@ -223,13 +228,19 @@ impl Store {
         let mut all: Vec<Option<Vec<u8>>> = vec![None; samples.len()];
         if !local.is_empty() {
             let (manifest, metrics) = (self.manifest.clone(), self.metrics.clone());
+            let mut memory = {
+                let mut spare = self.spare.lock().expect("no panic while held");
+                let from = spare.len().saturating_sub(local.len());
+                spare.split_off(from)
+            };
             let places: Vec<Location> =
                 local.iter().map(|(_, sample, _)| self.places[sample.shard as usize].clone()).collect();
             let read = move || {
                 let began = Instant::now();
                 let mut done = Vec::with_capacity(local.len());
                 for ((i, sample, source), place) in local.into_iter().zip(&places) {
-                    done.push((i, sample, read_local(&manifest, sample, source.as_ref(), place)?));
+                    let memory = memory.pop().unwrap_or_default();
+                    done.push((i, sample, read_local(&manifest, sample, source.as_ref(), place, memory)?));
                 }
                 metrics.add_busy(Stage::Read, began.elapsed());
                 Ok::<_, StoreError>(done)
@@ -261,6 +272,13 @@ impl Store {
         let scheme = samples.first().map_or("file", |sample| self.places[sample.shard as usize].scheme());
         self.metrics.add_read_bytes(scheme, all.iter().map(|bytes| bytes.len() as u64).sum());
         Ok(all)
+    }
+
+    /// Takes back memory of samples that are done with.
+    pub fn recycle(&self, bytes: impl IntoIterator<Item = Vec<u8>>) {
+        let mut spare = self.spare.lock().expect("no panic while held");
+        let room = SPARE.saturating_sub(spare.len());
+        spare.extend(bytes.into_iter().take(room));
     }
 
     /// Where this shard's bytes are now; fetches the shard if it is to be held and can't be read otherwise.
@@ -300,7 +318,7 @@ impl Store {
                     }
                     let held = self.holder.hold(sample.shard).await?;
                     let place = &self.places[sample.shard as usize];
-                    read_local(&self.manifest, sample, Err(&held), place)?
+                    read_local(&self.manifest, sample, Err(&held), place, Vec::new())?
                 }
                 bytes => bytes.map_err(|error| fetch_error(&self.places[sample.shard as usize], error))?,
             };
@@ -412,20 +430,25 @@ fn read_local(
     sample: SampleRef,
     source: Result<&Arc<File>, &Arc<Held>>,
     place: &Location,
+    mut memory: Vec<u8>,
 ) -> Result<Vec<u8>, StoreError> {
     let (shard, i) = (&manifest.shards[sample.shard as usize], sample.index as usize);
     let (offset, size) = (shard.offsets[i], shard.sizes[i] as usize);
     let file = match source {
         Ok(file) => file,
         Err(held) => match &**held {
-            Held::Memory(tar) => return Ok(tar[offset as usize..][..size].to_vec()),
+            Held::Memory(tar) => {
+                memory.clear();
+                memory.extend_from_slice(&tar[offset as usize..][..size]);
+                return Ok(memory);
+            }
             Held::File(file) => file,
         },
     };
-    let mut bytes = vec![0; size];
+    memory.resize(size, 0);
     let io = |error: std::io::Error| StoreError::Io { place: place.to_string(), why: error.to_string() };
-    file.read_exact_at(&mut bytes, offset).map_err(io)?;
-    Ok(bytes)
+    file.read_exact_at(&mut memory, offset).map_err(io)?;
+    Ok(memory)
 }
 
 /// A fetch's failure with the shard's name.
