@@ -7,7 +7,9 @@
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
-    if let Some(avx2) = Avx2::detect() {
+    if let Some(avx512) = x86::Avx512::detect() {
+        return avx512.run(f);
+    } else if let Some(avx2) = Avx2::detect() {
         return avx2.run(f);
     }
     f()
@@ -225,9 +227,41 @@ mod x86 {
         /// Does as many values of [`super::weigh_floats`] as fill whole vectors; how many.
         #[inline(always)]
         pub fn weigh_floats<'a>(self, weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> usize {
+            if let Some(_avx512) = Avx512::detect() {
+                // SAFETY: an `Avx512` exists only where the instructions were detected.
+                return unsafe { weigh_floats512(weights, row, out) };
+            }
             // SAFETY: as above.
             unsafe { weigh_floats(weights, row, out) }
         }
+    }
+
+    /// Proof that this machine has AVX-512 as servers have had it since 2017, and all of [`Avx2`].
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Avx512(());
+
+    impl Avx512 {
+        /// The proof, if it is so.
+        #[inline(always)]
+        pub fn detect() -> Option<Self> {
+            let there = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            (there && Avx2::detect().is_some()).then_some(Self(()))
+        }
+
+        /// Runs `f`, compiled with these instructions as far as it is inlined.
+        #[inline(always)]
+        pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
+            // SAFETY: an `Avx512` exists only where the instructions were detected.
+            unsafe { run512(f) }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt")]
+    fn run512<R>(f: impl FnOnce() -> R) -> R {
+        f()
     }
 
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
@@ -392,12 +426,83 @@ mod x86 {
         sums.map(|(low, high)| (_mm256_sra_epi32(low, shift), _mm256_sra_epi32(high, shift)))
     }
 
+    /// As [`add_pairs`], thirty-two values side by side.
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    fn add_pairs512<const N: usize>(
+        weights: &[i16],
+        load: impl Fn(usize) -> [__m512i; N],
+        shift: u32,
+    ) -> [(__m512i, __m512i); N] {
+        let half = _mm512_set1_epi32(1 << (shift - 1));
+        let mut sums = [(half, half); N];
+        let (pairs, last) = weights.as_chunks::<2>();
+        let mut add = |a: [__m512i; N], b: [__m512i; N], [first, second]: [i16; 2]| {
+            let factors = _mm512_set1_epi32((first as u16 as i32) | (second as i32) << 16);
+            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                sum.0 = _mm512_add_epi32(sum.0, _mm512_madd_epi16(_mm512_unpacklo_epi16(a, b), factors));
+                sum.1 = _mm512_add_epi32(sum.1, _mm512_madd_epi16(_mm512_unpackhi_epi16(a, b), factors));
+            }
+        };
+        for (i, &weights) in pairs.iter().enumerate() {
+            add(load(2 * i), load(2 * i + 1), weights);
+        }
+        if let [last] = *last {
+            add(load(2 * pairs.len()), [_mm512_setzero_si512(); N], [last, 0]);
+        }
+        let shift = _mm_cvtsi32_si128(shift as i32);
+        sums.map(|(low, high)| (_mm512_sra_epi32(low, shift), _mm512_sra_epi32(high, shift)))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    fn weigh_bytes512<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [u8], out: &mut [i16], shift: u32) -> usize {
+        let (wide, _) = out.as_chunks_mut::<64>();
+        for (v, out) in wide.iter_mut().enumerate() {
+            let load = |i: usize| {
+                let row: &[u8; 64] = row(i)[64 * v..].first_chunk().expect(LONG);
+                // SAFETY: the reference is to the 64 bytes that are read; unaligned reads are allowed.
+                [0, 32].map(|at| _mm512_cvtepu8_epi16(unsafe { _mm256_loadu_si256(row[at..].as_ptr().cast()) }))
+            };
+            let sums = add_pairs512::<2>(weights, load, shift);
+            for (out, (low, high)) in out.as_chunks_mut::<32>().0.iter_mut().zip(sums) {
+                // SAFETY: the reference is to the 64 bytes that are written.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_packs_epi32(low, high)) };
+            }
+        }
+        64 * wide.len()
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    fn weigh_wide512<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [u8], shift: u32) -> usize {
+        let (wide, _) = out.as_chunks_mut::<64>();
+        for (v, out) in wide.iter_mut().enumerate() {
+            let load = |i: usize| {
+                let row: &[i16; 64] = row(i)[64 * v..].first_chunk().expect(LONG);
+                // SAFETY: the reference is to the 128 bytes that are read; unaligned reads are allowed.
+                [0, 32].map(|at| unsafe { _mm512_loadu_si512(row[at..].as_ptr().cast()) })
+            };
+            let sums = add_pairs512::<2>(weights, load, shift);
+            for (out, (low, high)) in out.as_chunks_mut::<32>().0.iter_mut().zip(sums) {
+                // Cut to bytes: negative values to 0 first, then what is too large.
+                let values = _mm512_max_epi16(_mm512_packs_epi32(low, high), _mm512_setzero_si512());
+                let bytes = _mm512_cvtusepi16_epi8(values);
+                // SAFETY: the reference is to the 32 bytes that are written.
+                unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) };
+            }
+        }
+        64 * wide.len()
+    }
+
     #[target_feature(enable = "avx2")]
     fn weigh_bytes<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [u8], out: &mut [i16], shift: u32) -> usize {
         let (wide, rest) = out.as_chunks_mut::<64>();
         let narrow_from = 64 * wide.len();
-        for (v, out) in wide.iter_mut().enumerate() {
-            weigh_some_bytes::<4, 64>(weights, |i| row(i)[64 * v..].first_chunk().expect(LONG), out, shift);
+        if Avx512::detect().is_some() {
+            // SAFETY: an `Avx512` exists only where the instructions were detected.
+            unsafe { weigh_bytes512(weights, &row, wide.as_flattened_mut(), shift) };
+        } else {
+            for (v, out) in wide.iter_mut().enumerate() {
+                weigh_some_bytes::<4, 64>(weights, |i| row(i)[64 * v..].first_chunk().expect(LONG), out, shift);
+            }
         }
         let (narrow, _) = rest.as_chunks_mut::<16>();
         for (v, out) in narrow.iter_mut().enumerate() {
@@ -434,8 +539,13 @@ mod x86 {
     fn weigh_wide<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [u8], shift: u32) -> usize {
         let (wide, rest) = out.as_chunks_mut::<64>();
         let narrow_from = 64 * wide.len();
-        for (v, out) in wide.iter_mut().enumerate() {
-            weigh_some_wide::<4, 64>(weights, |i| row(i)[64 * v..].first_chunk().expect(LONG), out, shift);
+        if Avx512::detect().is_some() {
+            // SAFETY: an `Avx512` exists only where the instructions were detected.
+            unsafe { weigh_wide512(weights, &row, wide.as_flattened_mut(), shift) };
+        } else {
+            for (v, out) in wide.iter_mut().enumerate() {
+                weigh_some_wide::<4, 64>(weights, |i| row(i)[64 * v..].first_chunk().expect(LONG), out, shift);
+            }
         }
         let (narrow, _) = rest.as_chunks_mut::<16>();
         for (v, out) in narrow.iter_mut().enumerate() {
@@ -485,6 +595,42 @@ mod x86 {
             }
         }
         32 * vectors.len()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn weigh_floats512<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> usize {
+        let (vectors, _) = out.as_chunks_mut::<32>();
+        let groups = vectors.as_chunks_mut::<4>();
+        let done = groups.0.len() * 4;
+        for (v, out) in groups.0.iter_mut().enumerate() {
+            some_floats512::<8, 128>(weights, |i| row(i)[128 * v..].first_chunk().expect(LONG), out.as_flattened_mut());
+        }
+        for (v, out) in groups.1.iter_mut().enumerate() {
+            let row = |i: usize| row(i)[32 * (done + v)..].first_chunk().expect(LONG);
+            some_floats512::<2, 32>(weights, row, out);
+        }
+        32 * vectors.len()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn some_floats512<'a, const N: usize, const M: usize>(
+        weights: &[f32],
+        row: impl Fn(usize) -> &'a [f32; M],
+        out: &mut [f32],
+    ) {
+        let mut sums = [_mm512_setzero_ps(); N];
+        for (i, &weight) in weights.iter().enumerate() {
+            let weight = _mm512_set1_ps(weight);
+            for (sum, values) in sums.iter_mut().zip(row(i).as_chunks::<16>().0) {
+                // SAFETY: the reference is to the 64 bytes that are read; unaligned reads are allowed.
+                let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+                *sum = _mm512_add_ps(*sum, _mm512_mul_ps(weight, values));
+            }
+        }
+        for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+            // SAFETY: the reference is to the 64 bytes that are written.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+        }
     }
 
     #[target_feature(enable = "avx2")]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Unknown;
 use super::header::{Header, ZIGZAG};
-use super::huffman::{END, Found, Table, TableSpec, extend};
+use super::huffman::{END, Found, LOOKUP_BITS, Table, TableSpec, extend};
 use super::idct::Block;
 
 /// The place in a block of coefficient `k`, beyond the last for what follows the end of a block.
@@ -46,6 +46,9 @@ pub struct Entropy {
 
 /// How many tables are kept.
 const TABLES: usize = 8;
+
+/// How many looks the bits of one refill are enough for.
+const LOOKS_PER_REFILL: u32 = 56 / LOOKUP_BITS - 1;
 
 /// Zeros behind the data, so that a look beyond its end finds something.
 const MARGIN: usize = 16;
@@ -268,43 +271,46 @@ impl<'a> Bits<'a> {
         }
         block.coefficients[0] = *prediction as i16;
         let (mut k, mut last) = (0usize, 0usize);
-        while k < 63 {
+        'block: while k < 63 {
             self.refill();
-            let found = ac.look(self.next);
-            if !found.is_done() {
-                let (step, value) = self.long(ac, found)?;
-                k += step;
-                if k >= 64 {
-                    if step == END {
-                        break;
+            for _ in 0..LOOKS_PER_REFILL {
+                let found = ac.look(self.next);
+                if !found.is_done() {
+                    let (step, value) = self.long(ac, found)?;
+                    k += step;
+                    if k >= 64 {
+                        if step == END {
+                            break 'block;
+                        }
+                        return Err(Unknown);
                     }
-                    return Err(Unknown);
+                    block.coefficients[usize::from(PLACES[k])] = value;
+                    last = k;
+                    continue 'block;
                 }
-                block.coefficients[usize::from(PLACES[k])] = value;
+                let first = k + found.step();
+                if first >= 63 {
+                    self.consume(found.first_bits());
+                    if first == 63 {
+                        block.coefficients[63] = found.first();
+                        last = 63;
+                    } else if found.step() != END {
+                        return Err(Unknown);
+                    }
+                    break 'block;
+                }
+                block.coefficients[usize::from(PLACES[first])] = found.first();
+                k = first + found.second_step();
+                block.coefficients[usize::from(PLACES[k & 255])] = found.second();
+                self.consume(found.bits());
+                if k >= 63 {
+                    last = if k == 63 { 63 } else { first };
+                    if k > 63 && found.second_step() != END {
+                        return Err(Unknown);
+                    }
+                    break 'block;
+                }
                 last = k;
-                continue;
-            }
-            let first = k + found.step();
-            if first >= 63 {
-                self.consume(found.first_bits());
-                if first == 63 {
-                    block.coefficients[63] = found.first();
-                    last = 63;
-                } else if found.step() != END {
-                    return Err(Unknown);
-                }
-                break;
-            }
-            block.coefficients[usize::from(PLACES[first])] = found.first();
-            let second = first + found.second_step();
-            block.coefficients[usize::from(PLACES[second & 255])] = found.second();
-            self.consume(found.bits());
-            last = first;
-            k = second;
-            if second < 64 {
-                last = second;
-            } else if found.second_step() != END {
-                return Err(Unknown);
             }
         }
         block.last = last;
@@ -331,6 +337,7 @@ impl<'a> Bits<'a> {
     /// The step and value of a coefficient whose code and value are longer than a look.
     #[inline(always)]
     fn long(&mut self, ac: &Table, found: Found) -> Result<(usize, i16), Unknown> {
+        self.refill();
         let (step, size) = if found.is_long_value() {
             self.consume(found.first_bits());
             (found.step(), found.first() as u32)

@@ -39,58 +39,59 @@ impl Found {
     const LONG_VALUE: u64 = 1;
     const LONG_CODE: u64 = 2;
 
+    /// Bits stand lowest, since the next look waits for them and for nothing else.
     fn pack(values: [i16; 2], steps: [usize; 2], bits: [u32; 2], kind: u64) -> Self {
         let [v1, v2] = values.map(|value| u64::from(value as u16));
         let [b1, b2] = bits.map(u64::from);
-        Self(v1 | v2 << 16 | (steps[0] as u64) << 32 | (steps[1] as u64) << 40 | b1 << 48 | b2 << 54 | kind << 60)
+        Self(b2 | b1 << 6 | kind << 12 | (steps[0] as u64) << 16 | (steps[1] as u64) << 24 | v1 << 32 | v2 << 48)
     }
 
     /// The first coefficient's value; its size in bits if the value has to be read.
     #[inline(always)]
     pub fn first(self) -> i16 {
-        self.0 as i16
+        (self.0 >> 32) as i16
     }
 
     /// The second coefficient's value; the first's again if there is none.
     #[inline(always)]
     pub fn second(self) -> i16 {
-        (self.0 >> 16) as i16
+        (self.0 >> 48) as i16
     }
 
     /// How many places further the first coefficient is; [`END`] if the block ends.
     #[inline(always)]
     pub fn step(self) -> usize {
-        (self.0 >> 32) as u8 as usize
+        (self.0 >> 16) as u8 as usize
     }
 
     /// How many places further the second is; 0 if there is none.
     #[inline(always)]
     pub fn second_step(self) -> usize {
-        (self.0 >> 40) as u8 as usize
+        (self.0 >> 24) as u8 as usize
     }
 
     /// Bits of the first code and its value, or of the code alone if the value has to be read.
     #[inline(always)]
     pub fn first_bits(self) -> u32 {
-        (self.0 >> 48) as u32 & 63
+        (self.0 >> 6) as u32 & 63
     }
 
     /// Bits of all that was found.
     #[inline(always)]
     pub fn bits(self) -> u32 {
-        (self.0 >> 54) as u32 & 63
+        self.0 as u32 & 63
     }
 
     /// Whether the coefficients are there, values and all.
     #[inline(always)]
     pub fn is_done(self) -> bool {
-        self.0 >> 60 == Self::DONE
+        self.0 >> 12 & 3 == Self::DONE
     }
 
     /// Whether the code is known and its value has to be read.
     #[inline(always)]
     pub fn is_long_value(self) -> bool {
-        self.0 >> 60 == Self::LONG_VALUE
+        self.0 >> 12 & 3 == Self::LONG_VALUE
     }
 }
 
