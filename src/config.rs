@@ -205,7 +205,7 @@ impl Config {
             data: DataConfig { manifest, limit: 0, max_damaged: 1.0, ..self.data.clone() },
             traversal: Traversal::Sequential,
             batch: BatchConfig { size: 256 },
-            recipe: RecipeConfig { views: 1, ops: vec![crop], ..self.recipe.clone() },
+            recipe: RecipeConfig { views: 1, ops: vec![crop], branches: vec![], ..self.recipe.clone() },
         }
     }
 

@@ -4,9 +4,7 @@
 //! a file of yours.
 
 use divan::Bencher;
-use pipeline::augment::{
-    Augmenter, BlurStep, Change, CropStep, DecodePath, Interpolation, JitterStep, Mode, Picture, RecipeConfig, Step,
-};
+use pipeline::augment::{Augmenter, BlurStep, Change, CropStep, Interpolation, Mode, Picture, Step};
 use pipeline::decode::jpeg::{Decoder, Jpeg, Planes, Region};
 
 fn main() {
@@ -72,10 +70,9 @@ fn planes_to_rgb(bencher: Bencher) {
 fn view(bencher: Bencher, what: &str) {
     let planes = planes();
     let mode = if std::env::var_os("BENCH_TORCHVISION").is_some() { Mode::Torchvision } else { Mode::Paper };
-    let recipe = RecipeConfig { mode, decode: DecodePath::Planar, size: 224, views: 1, ops: vec![] };
     let interpolation = if what == "crop bilinear" { Interpolation::Bilinear } else { Interpolation::Bicubic };
     let crop = CropStep { left: 90, top: 40, width: 320, height: 280, interpolation };
-    let jitter = |changes: &[Change]| Step::ColorJitter(JitterStep { changes: changes.to_vec() });
+    let jitter = |changes: &[Change]| Step::Colors(changes.to_vec());
     let all = [Change::Brightness(1.3), Change::Contrast(0.6), Change::Saturation(1.4), Change::Hue(0.1)];
     let mut steps = vec![Step::Crop(crop)];
     steps.extend(match what {
@@ -84,12 +81,12 @@ fn view(bencher: Bencher, what: &str) {
         "saturation" => Some(jitter(&all[2..3])),
         "hue" => Some(jitter(&all[3..])),
         "all four" => Some(jitter(&all)),
-        "grey" => Some(Step::Grayscale),
+        "grey" => Some(Step::Colors(vec![Change::Gray])),
         "blur 0.5" => Some(Step::GaussianBlur(BlurStep { sigma: 0.5, radius: 11 })),
         "blur 2" => Some(Step::GaussianBlur(BlurStep { sigma: 2.0, radius: 11 })),
         _ => None,
     });
-    let mut augmenter = Augmenter::new(&recipe);
-    let mut out = vec![0; recipe.view_bytes()];
-    bencher.bench_local(|| augmenter.apply(Picture::Planes(&planes), &steps, &mut out));
+    let mut augmenter = Augmenter::new(mode);
+    let mut out = vec![0; 224 * 224 * 3];
+    bencher.bench_local(|| augmenter.apply(Picture::Planes(&planes), &steps, 224, &mut out));
 }

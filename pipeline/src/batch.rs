@@ -49,27 +49,37 @@ pub struct Batch<S: Slab> {
     home: async_channel::Sender<S>,
 }
 
-/// How the views of a batch lie in its slab: `[views, N, size, size, 3]` u8.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the views of a batch lie in its slab: for each view `[N, size, size, 3]` u8, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// Views per image.
-    pub views: usize,
     /// Images, `N`.
     pub images: usize,
-    /// Bytes per view.
-    pub view_bytes: usize,
+    /// Bytes of each of an image's views.
+    pub view_bytes: Arc<[usize]>,
 }
 
 impl Layout {
-    /// Bytes of all views.
-    pub fn bytes(&self) -> usize {
-        self.views * self.images * self.view_bytes
+    /// Views per image.
+    pub fn views(&self) -> usize {
+        self.view_bytes.len()
     }
 
+    /// Bytes of all views.
+    pub fn bytes(&self) -> usize {
+        self.images * self.view_bytes.iter().sum::<usize>()
+    }
+
+    /// Where one view of all images lies.
+    fn of_view(&self, view: usize) -> Range<usize> {
+        let from = self.images * self.view_bytes[..view].iter().sum::<usize>();
+        from..from + self.images * self.view_bytes[view]
+    }
+
+    /// Where one view of one image lies.
     fn view(&self, image: usize, view: usize) -> Range<usize> {
-        assert!(image < self.images && view < self.views, "view {view} of image {image} in {self:?}");
-        let from = (view * self.images + image) * self.view_bytes;
-        from..from + self.view_bytes
+        assert!(image < self.images && view < self.views(), "view {view} of image {image} in {self:?}");
+        let from = self.of_view(view).start + image * self.view_bytes[view];
+        from..from + self.view_bytes[view]
     }
 }
 
@@ -85,7 +95,7 @@ impl<S: Slab> Batch<S> {
         self.slab.as_ref().expect("a batch has its slab until it is dropped")
     }
 
-    /// All pixels: `[views, N, size, size, 3]` u8.
+    /// All pixels: `[views, N, size, size, 3]` u8, where views have one size.
     pub fn pixels(&self) -> &[u8] {
         &self.slab().bytes()[..self.layout.bytes()]
     }
@@ -104,10 +114,9 @@ impl<S: Slab> Batch<S> {
 /// BLAKE3 of the global batch whose shares these are, in the order of ranks: pixels, labels, sample ids.
 pub fn digest<S: Slab>(shares: &[Batch<S>]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
-    for view in 0..shares.first().map_or(0, |share| share.layout.views) {
+    for view in 0..shares.first().map_or(0, |share| share.layout.views()) {
         for share in shares {
-            let bytes = share.layout.images * share.layout.view_bytes;
-            hasher.update(&share.pixels()[view * bytes..][..bytes]);
+            hasher.update(&share.pixels()[share.layout.of_view(view)]);
         }
     }
     for label in shares.iter().flat_map(|share| &share.labels) {
@@ -164,11 +173,12 @@ unsafe impl<S: Slab> Send for SharedSlab<S> {}
 /// If the slab is smaller than the layout.
 pub(crate) fn split<S: Slab>(slab: S, layout: Layout, part_images: usize) -> Vec<Part<S>> {
     let part_images = part_images.max(1);
+    let images = layout.images;
     let shared = Arc::new(SharedSlab {
         slab: UnsafeCell::new(slab),
         base: UnsafeCell::new(std::ptr::null_mut()),
-        layout,
-        parts: layout.images.div_ceil(part_images),
+        layout: layout.clone(),
+        parts: images.div_ceil(part_images),
         finished: AtomicUsize::new(0),
     });
     {
@@ -179,9 +189,9 @@ pub(crate) fn split<S: Slab>(slab: S, layout: Layout, part_images: usize) -> Vec
         // SAFETY: as above.
         unsafe { *shared.base.get() = bytes.as_mut_ptr() };
     }
-    (0..layout.images)
+    (0..images)
         .step_by(part_images)
-        .map(|from| Part { shared: shared.clone(), images: from..(from + part_images).min(layout.images) })
+        .map(|from| Part { shared: shared.clone(), images: from..(from + part_images).min(images) })
         .collect()
 }
 
@@ -214,7 +224,7 @@ mod tests {
 
     #[test]
     fn parts_fill_their_places_and_the_last_gets_the_slab() {
-        let layout = Layout { views: 2, images: 5, view_bytes: 3 };
+        let layout = Layout { images: 5, view_bytes: [3, 2].into() };
         let parts = split(vec![0u8; 40], layout, 2);
         assert_eq!(parts.iter().map(|p| p.images.clone()).collect::<Vec<_>>(), [0..2, 2..4, 4..5]);
         let slabs: Vec<Option<Vec<u8>>> = std::thread::scope(|scope| {
@@ -232,13 +242,13 @@ mod tests {
         let mut slabs = slabs.into_iter().flatten();
         let slab = slabs.next().expect("one of them was the last");
         assert!(slabs.next().is_none());
-        let wanted: Vec<u8> = (0..2).flat_map(|v| (0..5).flat_map(move |i| [10 * v + i; 3])).collect();
-        assert_eq!(slab[..30], wanted);
+        let of_view = |v: u8, bytes| (0..5).flat_map(move |i| vec![10 * v + i; bytes]);
+        assert_eq!(slab[..25], of_view(0, 3).chain(of_view(1, 2)).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_slab_with_an_unfilled_part_is_given_to_nobody() {
-        let mut parts = split(vec![0u8; 40], Layout { views: 2, images: 5, view_bytes: 3 }, 2);
+        let mut parts = split(vec![0u8; 40], Layout { images: 5, view_bytes: [3, 3].into() }, 2);
         drop(parts.pop());
         assert!(parts.into_iter().all(|part| part.finish().is_none()));
     }

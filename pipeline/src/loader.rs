@@ -14,6 +14,7 @@ use async_channel::{Receiver, Sender, bounded};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 
+use crate::augment::view_bytes;
 use crate::batch::{Batch, Filled, Layout, NO_LABEL, Part, Slab, split};
 use crate::metrics::{PipelineMetrics, Stage, Waiting};
 use crate::order::SampleRef;
@@ -186,14 +187,13 @@ impl<S: Slab> Drop for Loader<S> {
     }
 }
 
-/// Bytes that a slab needs for this share of the plan: `views × B / world × size × size × 3`.
+/// Bytes that a slab needs for this share of the plan: `views × B / world × size × size × 3`, where views have one size.
 pub fn slab_bytes(plan: &Plan, share: Share) -> usize {
     layout(plan, (plan.config.batch.size / share.world) as usize).bytes()
 }
 
 fn layout(plan: &Plan, images: usize) -> Layout {
-    let recipe = &plan.config.recipe;
-    Layout { views: recipe.views as usize, images, view_bytes: recipe.view_bytes() }
+    Layout { images, view_bytes: plan.config.recipe.sizes().map(view_bytes).collect() }
 }
 
 /// Reads what comes next and hands it to the workers.
@@ -322,7 +322,7 @@ impl<S: Slab> Parts<'_, S> {
             |s: &SampleRef| manifest.shards[s.shard as usize].label(s.index as usize).map_or(NO_LABEL, i64::from);
         let filled = Filled {
             position,
-            layout,
+            layout: layout.clone(),
             labels: samples.iter().map(label).collect(),
             sample_ids: samples.iter().map(|&sample| plan.sample_id(sample)).collect(),
             replaced: Vec::new(),
@@ -377,7 +377,7 @@ impl Worker {
             let used = self.decode_or_replace(maker, batch.epoch, wanted, bytes)?;
             let decoded = Instant::now();
             source.metrics.add_busy(Stage::Decode, decoded - began);
-            for view in 0..source.plan.config.recipe.views as usize {
+            for view in 0..maker.steps().len() {
                 maker.write(view, part.view_mut(image, view));
             }
             source.metrics.add_busy(Stage::Augment, decoded.elapsed());

@@ -47,7 +47,15 @@ pub fn weigh_wide<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &m
 #[inline(always)]
 pub fn weigh_floats<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    let from = Avx2::detect().map_or(0, |avx2| avx2.weigh_floats(weights, &row, out));
+    let from = Avx2::detect().map_or(0, |avx2| {
+        let done = avx2.weigh_floats(weights, &row, out);
+        // The last values are made in whole vectors too, some of them twice.
+        let last = out.len() - 32.min(out.len());
+        if done < out.len() && out.len() >= 32 {
+            return last + avx2.weigh_floats(weights, |i| &row(i)[last..], &mut out[last..]);
+        }
+        done
+    });
     #[cfg(not(target_arch = "x86_64"))]
     let from = 0;
     for (x, out) in out.iter_mut().enumerate().skip(from) {
@@ -173,7 +181,7 @@ mod x86 {
         }
 
         /// Does as many values of [`super::ycc_to_rgb`] as fill whole vectors; how many.
-        pub fn ycc_to_rgb<'a>(self, mut planes: [&'a mut [u8]; 3]) -> ([&'a mut [u8]; 3], usize) {
+        pub fn ycc_to_rgb(self, mut planes: [&mut [u8]; 3]) -> ([&mut [u8]; 3], usize) {
             // SAFETY: as above.
             let done = unsafe { ycc_to_rgb(&mut planes) };
             (planes, done)

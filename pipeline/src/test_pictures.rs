@@ -67,7 +67,7 @@ pub fn recipe(size: u32) -> RecipeConfig {
         Op::Grayscale(Grayscale { probability: 0.2 }),
         Op::GaussianBlur(GaussianBlur { probability: 0.5, sigma: [0.1, 2.0], kernel: 0.1 }),
     ];
-    RecipeConfig { mode: Mode::Torchvision, decode: DecodePath::Planar, size, views: 2, ops }
+    RecipeConfig { mode: Mode::Torchvision, decode: DecodePath::Planar, size, views: 2, ops, branches: vec![] }
 }
 
 /// A shuffled stream of two small views.

@@ -27,6 +27,7 @@ pub struct ViewMaker {
     planar: PlanarDecoder,
     whole: RgbImage,
     augmenter: Augmenter,
+    sizes: Vec<u32>,
     steps: Vec<Vec<Step>>,
 }
 
@@ -36,8 +37,9 @@ impl ViewMaker {
         let DataConfig { max_pixels, exif_orientation: upright, .. } = config.data;
         let recipe = Arc::new(config.recipe.clone());
         let planar = PlanarDecoder::new(max_pixels, upright);
-        let augmenter = Augmenter::new(&recipe);
-        Self { recipe, max_pixels, upright, planar, whole: RgbImage::default(), augmenter, steps: Vec::new() }
+        let augmenter = Augmenter::new(recipe.mode);
+        let sizes = recipe.sizes().collect();
+        Self { recipe, max_pixels, upright, planar, whole: RgbImage::default(), augmenter, sizes, steps: Vec::new() }
     }
 
     /// Decodes what the sample's views need.
@@ -48,8 +50,7 @@ impl ViewMaker {
         let (recipe, steps) = (&self.recipe, &mut self.steps);
         steps.clear();
         let mut draw = |width: u32, height: u32| {
-            let view = |view| recipe.draw(key.seed, key.epoch, key.sample, view, width, height);
-            steps.extend((0..recipe.views).map(view));
+            *steps = recipe.draw(key.seed, key.epoch, key.sample, width, height);
             RecipeConfig::region(steps)
         };
         match recipe.decode {
@@ -71,7 +72,7 @@ impl ViewMaker {
             DecodePath::Planar => Picture::Planes(self.planar.planes()),
             DecodePath::Full => Picture::Rgb(&self.whole),
         };
-        self.augmenter.apply(picture, &self.steps[view], out);
+        self.augmenter.apply(picture, &self.steps[view], self.sizes[view] as usize, out);
     }
 
     /// The steps of each view of the sample decoded last.

@@ -33,15 +33,12 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
     if let Traversal::Shuffled(order) = &mut wanted.traversal {
         order.lanes = 1;
     }
-    let views = match args.variant {
-        Variant::Decode | Variant::Rrc1 => 1,
-        Variant::Rrc2 => 2,
-        Variant::Simclr => wanted.recipe.views,
-    };
-    wanted.recipe.views = views;
     if args.variant != Variant::Simclr {
+        wanted.recipe.views = if args.variant == Variant::Rrc2 { 2 } else { 1 };
+        wanted.recipe.branches.clear();
         wanted.recipe.ops.retain(|op| matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_)));
     }
+    let views = wanted.recipe.count();
     let source = stream::open(wanted, &config.machine)?;
     let runtime = stream::runtime()?;
     let (before, began) = (cpu_seconds(), Instant::now());

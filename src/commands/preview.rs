@@ -1,6 +1,6 @@
 //! `preview`: a contact sheet of a batch, any moment of any run, since a batch is a value.
 
-use pipeline::augment::Step;
+use pipeline::augment::{Op, Step, view_bytes};
 use pipeline::decode::{RgbImage, decode};
 use pipeline::drawn;
 use pipeline::files::write_whole;
@@ -44,11 +44,17 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
     let recipe = &plan.config.recipe;
     let samples: Vec<SampleRef> = plan.batches(Share::ALL).samples(batch).into_iter().take(images).collect();
     // Small views are shown larger, in whole steps.
-    let side = if recipe.size >= 160 { recipe.size } else { recipe.size * 160u32.div_ceil(recipe.size) };
-    let pictures = 1 + recipe.views;
+    let sizes: Vec<u32> = recipe.sizes().collect();
+    let largest = sizes.iter().copied().max().expect("a recipe has views");
+    let side = if largest >= 160 { largest } else { largest * 160u32.div_ceil(largest) };
+    let pictures = 1 + sizes.len() as u32;
     let columns = if samples.len() > 3 && pictures <= 3 { 2 } else { 1 };
     let rows = (samples.len() as u32).div_ceil(columns);
-    let lines = 1 + recipe.ops.len() as u32;
+    // Colour changes and an automatic policy may take two lines.
+    let lines =
+        |ops: &[Op]| ops.iter().map(|op| 1 + u32::from(matches!(op, Op::ColorJitter(_) | Op::AutoAugment(_)))).sum();
+    let ways = std::iter::once(&recipe.ops).chain(recipe.branches.iter().map(|branch| &branch.ops));
+    let lines: u32 = ways.map(|ops| lines(ops)).max().expect("a recipe has views");
     let card_width = pictures * side + (pictures + 1) * GAP;
     let card_height = 30 + side + GAP + lines * LINE + GAP;
     let width = 2 * MARGIN + columns * card_width + (columns - 1) * GAP * 2;
@@ -102,12 +108,12 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
                 canvas.write(&size, x + GAP, top + side + GAP, side, 12.0, Face::Mono, FAINT);
                 let key = Key { seed: plan.config.seed, epoch: position.epoch, sample: plan.sample_id(sample) };
                 maker.decode(&bytes, key).expect("it was decoded just now");
-                for view in 0..recipe.views {
-                    let mut pixels = vec![0; recipe.view_bytes()];
-                    maker.write(view as usize, &mut pixels);
-                    let left = x + GAP + (view + 1) * (side + GAP);
-                    canvas.put(&RgbImage { width: recipe.size, height: recipe.size, pixels }, left, top, side);
-                    for (line, text) in captions(&maker.steps()[view as usize]).iter().enumerate() {
+                for (view, &size) in sizes.iter().enumerate() {
+                    let mut pixels = vec![0; view_bytes(size)];
+                    maker.write(view, &mut pixels);
+                    let left = x + GAP + (view as u32 + 1) * (side + GAP);
+                    canvas.put(&RgbImage { width: size, height: size, pixels }, left, top, side);
+                    for (line, text) in captions(&maker.steps()[view]).iter().enumerate() {
                         let y = top + side + GAP + line as u32 * LINE;
                         canvas.write(text, left, y, side, 12.0, Face::Mono, FAINT);
                     }
@@ -124,7 +130,7 @@ fn captions(steps: &[Step]) -> Vec<String> {
     for step in steps {
         let text = step.to_string();
         match (step, text.match_indices(' ').nth(1)) {
-            (Step::ColorJitter(_), Some((middle, _))) => {
+            (Step::Colors(changes), Some((middle, _))) if changes.len() > 2 => {
                 lines.push(text[..middle].to_owned());
                 lines.push(text[middle + 1..].to_owned());
             }

@@ -111,10 +111,15 @@ impl Slab for DeviceSlab {
 ///
 /// # Errors
 /// If the device's memory is full.
+///
+/// # Panics
+/// If the views are of several sizes.
 pub fn upload(batch: &Batch<DeviceSlab>, device: Device) -> Result<Tensor, TrainError> {
-    let layout = batch.layout;
-    let side = ((layout.view_bytes / 3) as f64).sqrt() as i64;
-    let images = (layout.views * layout.images) as i64;
+    let layout = &batch.layout;
+    let view_bytes = layout.view_bytes[0];
+    assert!(layout.view_bytes.iter().all(|&bytes| bytes == view_bytes), "views of one size, not {layout:?}");
+    let side = ((view_bytes / 3) as f64).sqrt() as i64;
+    let images = (layout.views() * layout.images) as i64;
     let pixels = batch.slab().tensor.f_narrow(0, 0, layout.bytes() as i64)?.f_view([images, side, side, 3])?;
     let pixels = pixels.f_to_device(device)?.f_permute([0, 3, 1, 2])?;
     Ok(pixels.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?)

@@ -140,9 +140,14 @@ impl Training {
         metrics: TrainerMetrics,
     ) -> Result<Self, TrainError> {
         config.check()?;
-        if plan.config.recipe.views != 2 {
-            let found = plan.config.recipe.views.to_string();
-            return Err(TrainError::Value { key: "recipe.views", found, wanted: "2 is wanted for training".into() });
+        let sizes: Vec<u32> = plan.config.recipe.sizes().collect();
+        if !matches!(sizes[..], [first, second] if first == second) {
+            let found = if sizes.len() == 2 { format!("2, of sides {sizes:?}") } else { sizes.len().to_string() };
+            return Err(TrainError::Value {
+                key: "recipe.views",
+                found,
+                wanted: "2 of one side are wanted for training".into(),
+            });
         }
         let model = SimClr::new(&config.model, plan.config.seed, device, precision)?;
         let optimizer = Optimizer::new(&config.optimizer, &model.parameters);

@@ -36,30 +36,6 @@ pub enum BrightnessRule {
     Add,
 }
 
-/// Colour changes in the order in which they are made.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JitterStep {
-    /// The changes; those whose strength is 0 are left out.
-    pub changes: Vec<Change>,
-}
-
-impl std::fmt::Display for JitterStep {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, change) in self.changes.iter().enumerate() {
-            let gap = if i > 0 { " " } else { "" };
-            match change {
-                Change::Brightness(x) => write!(f, "{gap}b×{x:.2}")?,
-                Change::AddBrightness(x) => write!(f, "{gap}b{x:+.2}")?,
-                Change::Contrast(x) => write!(f, "{gap}c×{x:.2}")?,
-                Change::Saturation(x) => write!(f, "{gap}s×{x:.2}")?,
-                Change::Hue(x) => write!(f, "{gap}h{x:+.2}")?,
-                Change::Gray => write!(f, "{gap}grey")?,
-            }
-        }
-        Ok(())
-    }
-}
-
 impl ColorJitter {
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
@@ -83,7 +59,8 @@ impl ColorJitter {
         Ok(())
     }
 
-    pub(super) fn draw(&self, draws: &mut Draws) -> Option<JitterStep> {
+    /// The changes in the order in which they are made; those whose strength is 0 are left out.
+    pub(super) fn draw(&self, draws: &mut Draws) -> Option<Vec<Change>> {
         if !draws.chance(self.probability) {
             return None;
         }
@@ -106,6 +83,6 @@ impl ColorJitter {
             2 => factor(draws, self.saturation).map(Change::Saturation),
             _ => shift(draws, self.hue).map(Change::Hue),
         });
-        Some(JitterStep { changes: changes.collect() })
+        Some(changes.collect())
     }
 }

@@ -3,26 +3,45 @@
 //! A new augmentation is one file here, one row of [`Op`] and one of [`Step`]. Two arithmetics are offered:
 //! `torchvision` (the v2 ops on uint8) and `paper` (the TensorFlow ops of the official code); see [`Mode`].
 
+mod auto_augment;
 mod center_crop;
 mod color_jitter;
+mod cutout;
+mod filter;
 mod gaussian_blur;
+mod gaussian_noise;
 mod grayscale;
 mod horizontal_flip;
+mod levels;
+mod motion_blur;
 mod pixelwise;
 mod random_resized_crop;
 pub mod resize;
+mod sobel;
+mod solarize;
 mod view;
+mod warp;
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+pub use auto_augment::AutoAugment;
 pub use center_crop::CenterCrop;
-pub use color_jitter::{BrightnessRule, ColorJitter, JitterStep};
+pub use color_jitter::{BrightnessRule, ColorJitter};
+pub use cutout::{Cutout, CutoutStep};
 pub use gaussian_blur::{BlurStep, GaussianBlur};
+pub use gaussian_noise::{GaussianNoise, NoiseStep};
 pub use grayscale::Grayscale;
 pub use horizontal_flip::HorizontalFlip;
+pub use levels::{Equalize, Levels};
+pub use motion_blur::{MotionBlur, MotionStep};
 pub use pixelwise::Change;
 pub use random_resized_crop::{CropStep, Interpolation, RandomResizedCrop};
+pub use sobel::Sobel;
+pub use solarize::Solarize;
 pub use view::View;
+pub use warp::{Rotation, Warp};
 
 use crate::decode::RgbImage;
 use crate::decode::jpeg::{Planes, Region};
@@ -62,7 +81,22 @@ pub struct RecipeConfig {
     pub decode: DecodePath,
     /// Side of a view in pixels.
     pub size: u32,
-    /// Views per picture; SimCLR has two.
+    /// Views per picture that are made by `ops`; SimCLR has two.
+    pub views: u32,
+    /// What is done, in this order; a crop comes first.
+    pub ops: Vec<Op>,
+    /// Further views of the same picture, made in other ways; they come after those of `ops`, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<Branch>,
+}
+
+/// Views that are made in a way of their own: another side's recipe, or the small crops of multi-crop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Branch {
+    /// Side of a view in pixels.
+    pub size: u32,
+    /// Views per picture.
     pub views: u32,
     /// What is done, in this order; a crop comes first.
     pub ops: Vec<Op>,
@@ -84,6 +118,22 @@ pub enum Op {
     Grayscale(Grayscale),
     /// Blurs with a Gaussian.
     GaussianBlur(GaussianBlur),
+    /// Covers a square.
+    Cutout(Cutout),
+    /// Keeps the edges.
+    Sobel(Sobel),
+    /// Adds noise.
+    GaussianNoise(GaussianNoise),
+    /// Turns the view.
+    Rotation(Rotation),
+    /// Inverts what is bright.
+    Solarize(Solarize),
+    /// Makes all levels about as frequent.
+    Equalize(Equalize),
+    /// Blurs along a line.
+    MotionBlur(MotionBlur),
+    /// AutoAugment's policy for ImageNet.
+    AutoAugment(AutoAugment),
 }
 
 /// An augmentation with its drawn parameters.
@@ -93,12 +143,22 @@ pub enum Step {
     Crop(CropStep),
     /// Mirror left and right.
     HorizontalFlip,
-    /// Change the colours so.
-    ColorJitter(JitterStep),
-    /// Drop the colour.
-    Grayscale,
+    /// Change the colours so, in this order.
+    Colors(Vec<Change>),
     /// Blur so.
     GaussianBlur(BlurStep),
+    /// Cover this.
+    Cutout(CutoutStep),
+    /// Keep the edges.
+    Sobel,
+    /// Add this noise.
+    Noise(NoiseStep),
+    /// Turn or shear so.
+    Warp(Warp),
+    /// Change by the view's own histogram or surroundings.
+    Levels(Levels),
+    /// Blur along this line.
+    MotionBlur(MotionStep),
 }
 
 impl std::fmt::Display for Step {
@@ -106,9 +166,24 @@ impl std::fmt::Display for Step {
         match self {
             Step::Crop(crop) => write!(f, "crop {}×{} at {},{}", crop.width, crop.height, crop.left, crop.top),
             Step::HorizontalFlip => write!(f, "flip"),
-            Step::ColorJitter(jitter) => write!(f, "{jitter}"),
-            Step::Grayscale => write!(f, "grey"),
+            Step::Colors(changes) => {
+                for (i, change) in changes.iter().enumerate() {
+                    write!(f, "{}{change}", if i > 0 { " " } else { "" })?;
+                }
+                Ok(())
+            }
             Step::GaussianBlur(blur) => write!(f, "blur σ {:.2}", blur.sigma),
+            Step::Cutout(CutoutStep { left, top, width, height, .. }) => {
+                write!(f, "cutout {width}×{height} at {left},{top}")
+            }
+            Step::Sobel => write!(f, "Sobel"),
+            Step::Noise(noise) => write!(f, "noise σ {:.1}", noise.sigma),
+            Step::Warp(Warp::Rotate(degrees) | Warp::RotateNearest(degrees)) => write!(f, "turn {degrees:+.0}°"),
+            Step::Warp(Warp::ShearNearest(shear)) => write!(f, "shear {shear:+.2}"),
+            Step::Levels(Levels::Equalize) => write!(f, "equalise"),
+            Step::Levels(Levels::AutoContrast) => write!(f, "autocontrast"),
+            Step::Levels(Levels::Sharpness(factor)) => write!(f, "sharpness {factor:.2}"),
+            Step::MotionBlur(blur) => write!(f, "motion blur {:.1} at {:.0}°", blur.length, blur.degrees),
         }
     }
 }
@@ -119,37 +194,36 @@ impl RecipeConfig {
     /// # Errors
     /// Names the key, what was found and what would be right.
     pub fn check(&self) -> Result<(), PlanError> {
-        let wrong = |key, found: String, wanted: &str| Err(PlanError::Value { key, found, wanted: wanted.into() });
-        if !(1..=4096).contains(&self.size) {
-            return wrong("recipe.size", self.size.to_string(), "a side between 1 and 4096 pixels is wanted");
+        check_way("recipe", self.size, self.views, &self.ops)?;
+        for (i, branch) in self.branches.iter().enumerate() {
+            check_way(&format!("recipe.branches.{i}"), branch.size, branch.views, &branch.ops)?;
         }
-        if !(1..=64).contains(&self.views) {
-            return wrong("recipe.views", self.views.to_string(), "between 1 and 64 views are wanted");
-        }
-        let is_crop = |op: &Op| matches!(op, Op::RandomResizedCrop(_) | Op::CenterCrop(_));
-        if !self.ops.first().is_some_and(is_crop) || self.ops.iter().skip(1).any(is_crop) {
-            let found = format!("{} ops", self.ops.len());
-            return wrong("recipe.ops", found, "the first op, and only that, is random_resized_crop or center_crop");
-        }
-        for op in &self.ops {
-            let result = match op {
-                Op::RandomResizedCrop(op) => op.check(),
-                Op::CenterCrop(op) => op.check(),
-                Op::HorizontalFlip(op) => check_probability(op.probability),
-                Op::ColorJitter(op) => op.check(),
-                Op::Grayscale(op) => check_probability(op.probability),
-                Op::GaussianBlur(op) => op.check(),
-            };
-            if let Err((found, wanted)) = result {
-                return Err(PlanError::Value { key: "recipe.ops", found, wanted });
-            }
+        if self.count() > MOST_VIEWS as usize {
+            let found = format!("{} views in all", self.count());
+            let wanted = format!("at most {MOST_VIEWS} are wanted");
+            return Err(PlanError::Value { key: "recipe.branches".into(), found, wanted });
         }
         Ok(())
     }
 
-    /// Bytes of one view: `size × size × 3`.
-    pub fn view_bytes(&self) -> usize {
-        self.size as usize * self.size as usize * 3
+    /// Side and ops of each view.
+    fn ways(&self) -> impl Iterator<Item = (u32, &[Op])> {
+        let own = std::iter::repeat_n((self.size, &self.ops[..]), self.views as usize);
+        own.chain(
+            self.branches
+                .iter()
+                .flat_map(|branch| std::iter::repeat_n((branch.size, &branch.ops[..]), branch.views as usize)),
+        )
+    }
+
+    /// Side in pixels of each view of a picture.
+    pub fn sizes(&self) -> impl Iterator<Item = u32> {
+        self.ways().map(|(size, _)| size)
+    }
+
+    /// Views per picture, all branches together.
+    pub fn count(&self) -> usize {
+        self.ways().count()
     }
 
     /// The smallest region that the crops of all views lie in.
@@ -164,21 +238,83 @@ impl RecipeConfig {
         steps.iter().map(crop).reduce(Region::union).expect("at least one view")
     }
 
-    /// Draws the steps for one view of a picture of `width` × `height` pixels.
-    pub fn draw(&self, seed: u64, epoch: u64, sample: u64, view: u32, width: u32, height: u32) -> Vec<Step> {
-        let mut draws = Draws::new(seed, Purpose::Augment, &[epoch, sample, view.into()]);
-        let draws = &mut draws;
-        self.ops
-            .iter()
-            .filter_map(|op| match op {
-                Op::RandomResizedCrop(op) => Some(Step::Crop(op.draw(self.mode, draws, width, height))),
-                Op::CenterCrop(op) => Some(Step::Crop(op.crop(width, height))),
-                Op::HorizontalFlip(op) => draws.chance(op.probability).then_some(Step::HorizontalFlip),
-                Op::ColorJitter(op) => op.draw(draws).map(Step::ColorJitter),
-                Op::Grayscale(op) => draws.chance(op.probability).then_some(Step::Grayscale),
-                Op::GaussianBlur(op) => op.draw(draws, self.size).map(Step::GaussianBlur),
-            })
-            .collect()
+    /// Draws the steps for each view of a picture of `width` × `height` pixels.
+    pub fn draw(&self, seed: u64, epoch: u64, sample: u64, width: u32, height: u32) -> Vec<Vec<Step>> {
+        let view = |(view, (size, ops)): (usize, (u32, &[Op]))| {
+            let mut draws = Draws::new(seed, Purpose::Augment, &[epoch, sample, view as u64]);
+            let mut steps = Vec::with_capacity(ops.len());
+            ops.iter().for_each(|op| op.draw(self.mode, &mut draws, [width, height], size, &mut steps));
+            steps
+        };
+        self.ways().enumerate().map(view).collect()
+    }
+}
+
+/// Bytes of a view of this side: `size × size × 3`.
+pub fn view_bytes(size: u32) -> usize {
+    size as usize * size as usize * 3
+}
+
+/// More views than anybody has wanted of a picture.
+const MOST_VIEWS: u32 = 64;
+
+/// Checks how some of a picture's views are made; `at` is the configuration's key.
+fn check_way(at: &str, size: u32, views: u32, ops: &[Op]) -> Result<(), PlanError> {
+    let wrong =
+        |key: &str, found, wanted| Err(PlanError::Value { key: Cow::Owned(format!("{at}.{key}")), found, wanted });
+    if !(1..=4096).contains(&size) {
+        return wrong("size", size.to_string(), "a side between 1 and 4096 pixels is wanted".into());
+    }
+    if !(1..=MOST_VIEWS).contains(&views) {
+        return wrong("views", views.to_string(), format!("between 1 and {MOST_VIEWS} views are wanted"));
+    }
+    let is_crop = |op: &Op| matches!(op, Op::RandomResizedCrop(_) | Op::CenterCrop(_));
+    if !ops.first().is_some_and(is_crop) || ops.iter().skip(1).any(is_crop) {
+        let wanted = "the first op, and only that, is random_resized_crop or center_crop".into();
+        return wrong("ops", format!("{} ops", ops.len()), wanted);
+    }
+    ops.iter().try_for_each(|op| op.check().or_else(|(found, wanted)| wrong("ops", found, wanted)))
+}
+
+impl Op {
+    fn check(&self) -> Result<(), (String, String)> {
+        match self {
+            Op::RandomResizedCrop(op) => op.check(),
+            Op::CenterCrop(op) => op.check(),
+            Op::HorizontalFlip(HorizontalFlip { probability })
+            | Op::Grayscale(Grayscale { probability })
+            | Op::Sobel(Sobel { probability })
+            | Op::Equalize(Equalize { probability }) => check_probability(*probability),
+            Op::ColorJitter(op) => op.check(),
+            Op::GaussianBlur(op) => op.check(),
+            Op::Cutout(op) => op.check(),
+            Op::GaussianNoise(op) => op.check(),
+            Op::Rotation(op) => op.check(),
+            Op::Solarize(op) => op.check(),
+            Op::MotionBlur(op) => op.check(),
+            Op::AutoAugment(op) => op.check(),
+        }
+    }
+
+    /// Draws the op's steps, often none, for a view of side `size` of a picture of this width and height.
+    fn draw(&self, mode: Mode, draws: &mut Draws, [width, height]: [u32; 2], size: u32, steps: &mut Vec<Step>) {
+        let step = match self {
+            Op::RandomResizedCrop(op) => Some(Step::Crop(op.draw(mode, draws, width, height))),
+            Op::CenterCrop(op) => Some(Step::Crop(op.crop(width, height))),
+            Op::HorizontalFlip(op) => draws.chance(op.probability).then_some(Step::HorizontalFlip),
+            Op::ColorJitter(op) => op.draw(draws).map(Step::Colors),
+            Op::Grayscale(op) => draws.chance(op.probability).then(|| Step::Colors(vec![Change::Gray])),
+            Op::GaussianBlur(op) => op.draw(draws, size).map(Step::GaussianBlur),
+            Op::Cutout(op) => op.draw(draws, size).map(Step::Cutout),
+            Op::Sobel(op) => draws.chance(op.probability).then_some(Step::Sobel),
+            Op::GaussianNoise(op) => op.draw(draws).map(Step::Noise),
+            Op::Rotation(op) => op.draw(draws).map(Step::Warp),
+            Op::Solarize(op) => op.draw(draws).map(|change| Step::Colors(vec![change])),
+            Op::Equalize(op) => draws.chance(op.probability).then_some(Step::Levels(Levels::Equalize)),
+            Op::MotionBlur(op) => op.draw(draws).map(Step::MotionBlur),
+            Op::AutoAugment(op) => return op.draw(draws, steps),
+        };
+        steps.extend(step);
     }
 }
 
@@ -202,7 +338,6 @@ pub enum Picture<'a> {
 /// Applies steps to pictures, keeping its buffers.
 pub struct Augmenter {
     mode: Mode,
-    size: usize,
     cropper: random_resized_crop::Cropper,
     resizer: resize::Resizer,
     /// The crop, as planes of red, green and blue.
@@ -213,11 +348,10 @@ pub struct Augmenter {
 }
 
 impl Augmenter {
-    /// Buffers for this recipe.
-    pub fn new(recipe: &RecipeConfig) -> Self {
+    /// Buffers for views in this arithmetic.
+    pub fn new(mode: Mode) -> Self {
         Self {
-            mode: recipe.mode,
-            size: recipe.size as usize,
+            mode,
             cropper: Default::default(),
             resizer: Default::default(),
             planes: Default::default(),
@@ -227,12 +361,12 @@ impl Augmenter {
         }
     }
 
-    /// Writes the view that `steps` make of the picture to `out` (`size × size × 3` u8, row-major RGB).
+    /// Writes the view of side `size` that `steps` make of the picture to `out` (`size × size × 3` u8, row-major RGB).
     ///
     /// # Panics
     /// If `out` has another length or the first step is no crop inside the picture.
-    pub fn apply(&mut self, picture: Picture<'_>, steps: &[Step], out: &mut [u8]) {
-        let (size, mode) = (self.size, self.mode);
+    pub fn apply(&mut self, picture: Picture<'_>, steps: &[Step], size: usize, out: &mut [u8]) {
+        let mode = self.mode;
         assert_eq!(out.len(), size * size * 3, "a view of side {size}");
         let [Step::Crop(crop), rest @ ..] = steps else { panic!("the first of {steps:?} is no crop") };
         // A mirror image next to the crop costs nothing there.
@@ -242,12 +376,16 @@ impl Augmenter {
         };
         match picture {
             Picture::Planes(planes) => {
-                let (region, interpolation) = (crop.region(), crop.interpolation);
-                self.resizer.resize(planes, region, interpolation, mode, size, mirror, &mut self.planes);
+                let antialias = mode == Mode::Torchvision;
+                let cut =
+                    resize::Cut { region: crop.region(), interpolation: crop.interpolation, antialias, size, mirror };
+                self.resizer.resize(planes, &cut, &mut self.planes);
                 if rest.is_empty() {
                     return crate::simd::interleave(self.planes.each_ref().map(Vec::as_slice), out);
                 }
-                self.view.read_planes(&self.planes, size, size);
+                self.view.set_size(size, size);
+                let pixels = self.planes.each_ref().map(Vec::as_slice);
+                Self::change(mode, rest, Some(pixels), &mut self.view, &mut self.changes, &mut self.blur);
             }
             Picture::Rgb(image) => {
                 self.cropper.crop(image, crop, mode, size, out);
@@ -258,32 +396,45 @@ impl Augmenter {
                     return;
                 }
                 self.view.read(out, size, size);
+                Self::change(mode, rest, None, &mut self.view, &mut self.changes, &mut self.blur);
             }
         }
-        self.change(rest);
         self.view.write(out);
     }
 
-    /// Makes the steps after the crop; those of each pixel alone that follow each other are made together.
-    fn change(&mut self, steps: &[Step]) {
-        let (mode, view) = (self.mode, &mut self.view);
+    /// Makes the steps after the crop on the view, or first makes the view of `pixels`; those steps that change each
+    /// pixel alone and follow each other are made together.
+    fn change(
+        mode: Mode,
+        steps: &[Step],
+        mut pixels: Option<[&[u8]; 3]>,
+        view: &mut View,
+        changes: &mut Vec<Change>,
+        buffers: &mut gaussian_blur::BlurBuffers,
+    ) {
+        let whole = mode == Mode::Torchvision;
         for step in steps {
+            if let Step::Colors(colors) = step {
+                changes.extend_from_slice(colors);
+                continue;
+            }
+            pixelwise::apply(mode, changes, pixels.take(), view);
+            changes.clear();
             match step {
-                Step::ColorJitter(jitter) => self.changes.extend_from_slice(&jitter.changes),
-                Step::Grayscale => self.changes.push(Change::Gray),
-                _ => {
-                    pixelwise::apply(mode, &self.changes, view);
-                    self.changes.clear();
-                    match step {
-                        Step::HorizontalFlip => view.mirror(),
-                        Step::GaussianBlur(blur) => blur.apply(mode, view, &mut self.blur),
-                        Step::Crop(_) | Step::ColorJitter(_) | Step::Grayscale => unreachable!("handled above"),
-                    }
-                }
+                Step::Crop(_) => unreachable!("a crop comes first only"),
+                Step::Colors(_) => unreachable!("handled above"),
+                Step::HorizontalFlip => view.mirror(),
+                Step::GaussianBlur(blur) => blur.apply(mode, view, buffers),
+                Step::Cutout(cutout) => cutout.apply(view),
+                Step::Sobel => sobel::apply(whole, view),
+                Step::Noise(noise) => noise.apply(whole, view),
+                Step::Warp(warp) => warp.apply(whole, view),
+                Step::Levels(levels) => levels.apply(view),
+                Step::MotionBlur(blur) => blur.apply(whole, view),
             }
         }
-        pixelwise::apply(mode, &self.changes, view);
-        self.changes.clear();
+        pixelwise::apply(mode, changes, pixels, view);
+        changes.clear();
     }
 }
 

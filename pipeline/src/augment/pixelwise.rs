@@ -25,38 +25,66 @@ pub enum Change {
     Hue(f32),
     /// Drop the colour.
     Gray,
+    /// Invert values that are at least this large.
+    Solarize(f32),
+    /// Keep this many of a value's eight bits.
+    Posterize(u32),
+    /// Exchange dark and bright.
+    Invert,
 }
 
-/// Makes the changes; after each all values are in [0, 255], and whole numbers in torchvision's arithmetic.
-pub(super) fn apply(mode: Mode, changes: &[Change], view: &mut View) {
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Change::Brightness(x) => write!(f, "b×{x:.2}"),
+            Change::AddBrightness(x) => write!(f, "b{x:+.2}"),
+            Change::Contrast(x) => write!(f, "c×{x:.2}"),
+            Change::Saturation(x) => write!(f, "s×{x:.2}"),
+            Change::Hue(x) => write!(f, "h{x:+.2}"),
+            Change::Gray => write!(f, "grey"),
+            Change::Solarize(x) => write!(f, "solarise ≥ {x:.0}"),
+            Change::Posterize(bits) => write!(f, "posterise {bits}"),
+            Change::Invert => write!(f, "invert"),
+        }
+    }
+}
+
+/// Makes the changes; after each all values are in [0, 255], and whole numbers in torchvision's arithmetic. With
+/// `pixels`, planes of red, green and blue, the view is made of them first.
+pub(super) fn apply(mode: Mode, changes: &[Change], pixels: Option<[&[u8]; 3]>, view: &mut View) {
     // As constants, so that the loops are compiled for each.
     vectorized(
         #[inline(always)]
         || match mode {
-            Mode::Paper => run::<false>(changes, view),
-            Mode::Torchvision => run::<true>(changes, view),
+            Mode::Paper => run::<false>(changes, pixels, view),
+            Mode::Torchvision => run::<true>(changes, pixels, view),
         },
     );
 }
 
 #[inline(always)]
-fn run<const WHOLE: bool>(changes: &[Change], view: &mut View) {
+fn run<const WHOLE: bool>(changes: &[Change], mut source: Option<[&[u8]; 3]>, view: &mut View) {
     let pixels = view.width * view.height;
     let mut rest = changes;
-    let mut mean = match rest.first() {
-        Some(Change::Contrast(_)) => Some(mean_of(sum::<WHOLE>(view), pixels)),
-        _ => None,
-    };
-    while !rest.is_empty() {
-        // The next contrast after the first change ends the pass.
-        let end =
-            rest[1..].iter().position(|change| matches!(change, Change::Contrast(_))).map_or(rest.len(), |i| i + 1);
+    let mut mean = None;
+    while !rest.is_empty() || source.is_some() {
+        // A contrast ends the pass before it, which sums up its mean; if it comes first, that pass does nothing else.
+        let begin = usize::from(mean.is_some());
+        let is_contrast = |change: &Change| matches!(change, Change::Contrast(_));
+        let end = rest.iter().skip(begin).position(is_contrast).map_or(rest.len(), |i| i + begin);
         let (now, after) = rest.split_at(end);
         let mut sums = [0.0; 3];
         let [red, green, blue] = &mut view.planes;
         let tiles = red.chunks_mut(TILE).zip(green.chunks_mut(TILE)).zip(blue.chunks_mut(TILE));
-        for ((red, green), blue) in tiles {
+        for (number, ((red, green), blue)) in tiles.enumerate() {
             let mut tile = [red, green, blue];
+            if let Some(source) = source {
+                for (plane, source) in tile.iter_mut().zip(source) {
+                    for (value, &byte) in plane.iter_mut().zip(&source[number * TILE..]) {
+                        *value = f32::from(byte);
+                    }
+                }
+            }
             for &change in now {
                 make::<WHOLE>(change, &mut tile, mean);
             }
@@ -64,23 +92,13 @@ fn run<const WHOLE: bool>(changes: &[Change], view: &mut View) {
                 add_sum::<WHOLE>(&tile, &mut sums);
             }
         }
-        mean = Some(mean_of(sums, pixels));
-        rest = after;
+        mean = (!after.is_empty()).then(|| mean_of(sums, pixels));
+        (rest, source) = (after, None);
     }
 }
 
 fn mean_of(sums: [f64; 3], pixels: usize) -> [f32; 3] {
     sums.map(|sum| (sum / pixels as f64) as f32)
-}
-
-#[inline(always)]
-fn sum<const WHOLE: bool>(view: &mut View) -> [f64; 3] {
-    let [red, green, blue] = &mut view.planes;
-    let mut sums = [0.0; 3];
-    for ((red, green), blue) in red.chunks_mut(TILE).zip(green.chunks_mut(TILE)).zip(blue.chunks_mut(TILE)) {
-        add_sum::<WHOLE>(&[red, green, blue], &mut sums);
-    }
-    sums
 }
 
 /// Adds what contrast's mean is made of: each channel, or in torchvision's arithmetic the grey.
@@ -141,6 +159,12 @@ fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Opt
         }
         Change::Hue(turn) => pixels(tile, |pixel| turn_hue(pixel, turn).map(store)),
         Change::Gray => pixels(tile, |pixel| [gray::<WHOLE>(pixel); 3]),
+        Change::Solarize(threshold) => each(tile, |x| if x >= threshold { 255.0 - x } else { x }),
+        Change::Posterize(bits) => {
+            let step = (1u32 << (8 - bits.min(8))) as f32;
+            each(tile, |x| whole(x / step) * step);
+        }
+        Change::Invert => each(tile, |x| 255.0 - x),
     }
 }
 

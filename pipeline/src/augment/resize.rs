@@ -4,8 +4,9 @@
 //! that vector instructions do all of it. Weights have 14 bits behind the point, what is between the two 6; every
 //! machine gives the same bytes. Colours are converted afterwards, on the view's pixels alone.
 
+use std::ops::Range;
+
 use super::Interpolation;
-use crate::augment::Mode;
 use crate::decode::jpeg::{Colors, Plane, Planes, Region};
 use crate::simd::{transpose8, transpose8_bytes, vectorized, weigh_bytes, weigh_wide, ycc_to_rgb};
 
@@ -18,41 +19,50 @@ const MIDDLE_BITS: u32 = 6;
 /// Values that are summed side by side; a plane's margin is at least as large.
 const LANES: usize = 16;
 
+/// Rows that are turned into columns together.
+const STRIP: usize = 8;
+
 /// Resizes, keeping its buffers.
 #[derive(Default)]
 pub struct Resizer {
     rows: Weights,
     columns: Weights,
-    /// Rows done: `size × width`, padded to whole lanes.
+    /// Some rows done, padded to whole lanes.
     middle: Vec<i16>,
-    /// The same, columns and rows exchanged.
+    /// All rows done, columns and rows exchanged.
     turned: Vec<i16>,
-    /// Both done, columns and rows still exchanged.
+    /// Some columns done as well, as rows.
     view: Vec<u8>,
 }
 
+/// What a view shows of a picture, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    /// The part of the picture, in its pixels.
+    pub region: Region,
+    /// How values between pixels are found.
+    pub interpolation: Interpolation,
+    /// Whether the kernel widens where the part is made smaller.
+    pub antialias: bool,
+    /// Side of the view in pixels.
+    pub size: usize,
+    /// Whether left and right are exchanged.
+    pub mirror: bool,
+}
+
 impl Resizer {
-    /// Writes the box of the picture, resized to `size` × `size`, to three planes of red, green and blue, mirrored if
-    /// that is wanted.
-    pub fn resize(
-        &mut self,
-        planes: &Planes,
-        crop: Region,
-        interpolation: Interpolation,
-        mode: Mode,
-        size: usize,
-        mirror: bool,
-        out: &mut [Vec<u8>; 3],
-    ) {
+    /// Writes the cut of the picture to three planes of red, green and blue, `size` × `size` each.
+    pub fn resize(&mut self, planes: &Planes, cut: &Cut, out: &mut [Vec<u8>; 3]) {
+        let Cut { region, interpolation, antialias, size, mirror } = *cut;
+        let kernel = Kernel { interpolation, antialias };
         let used = if planes.colors == Colors::Gray { 1 } else { 3 };
         for (plane, out) in planes.planes[..used].iter().zip(out.iter_mut()) {
             out.resize(size * size, 0);
             // A plane of half the samples has half the box.
             let across = ratio(planes.width, plane.width);
             let down = ratio(planes.height, plane.height);
-            let kernel = Kernel { interpolation, antialias: mode == Mode::Torchvision };
-            self.columns.set(crop.left, crop.width, across, plane.width, size, kernel);
-            self.rows.set(crop.top, crop.height, down, plane.height, size, kernel);
+            self.columns.set(region.left, region.width, across, plane.width, size, kernel);
+            self.rows.set(region.top, region.height, down, plane.height, size, kernel);
             self.plane(plane, size, mirror, out);
         }
         match planes.colors {
@@ -71,25 +81,31 @@ impl Resizer {
         let width = columns_used.len();
         let padded = width.next_multiple_of(LANES);
         let side = size.next_multiple_of(LANES);
-        middle.resize(size.next_multiple_of(8) * padded, 0);
+        middle.resize(STRIP * padded, 0);
         turned.resize(padded * side, 0);
-        view.resize(side * side, 0);
+        view.resize(STRIP * side, 0);
         vectorized(
             #[inline(always)]
             || {
-                for (span, out) in rows.spans.iter().zip(middle.chunks_exact_mut(padded)) {
-                    let source = |i: usize| plane.row_from(span.first + i, columns_used.start, padded);
-                    weigh_bytes(rows.of(span), source, out, WEIGHT_BITS - MIDDLE_BITS);
+                for (strip, spans) in rows.spans.chunks(STRIP).enumerate() {
+                    for (span, out) in spans.iter().zip(middle.chunks_exact_mut(padded)) {
+                        let source = |i: usize| plane.row_from(span.first + i, columns_used.start, padded);
+                        weigh_bytes(rows.of(span), source, out, WEIGHT_BITS - MIDDLE_BITS);
+                    }
+                    for x in (0..padded).step_by(STRIP) {
+                        transpose8(&middle[x..], padded, &mut turned[x * side + strip * STRIP..], side);
+                    }
                 }
-                transpose(middle, padded, size.next_multiple_of(8), turned, side);
-                for (x, span) in columns.spans.iter().enumerate() {
-                    let at = if mirror { size - 1 - x } else { x };
-                    let first = span.first - columns_used.start;
-                    let source = |i: usize| &turned[(first + i) * side..][..side];
-                    let out = &mut view[at * side..][..side];
-                    weigh_wide(columns.of(span), source, out, WEIGHT_BITS + MIDDLE_BITS);
+                for from in (0..size).step_by(STRIP) {
+                    let strip = from..(from + STRIP).min(size);
+                    for (x, out) in strip.clone().zip(view.chunks_exact_mut(side)) {
+                        let span = &columns.spans[if mirror { size - 1 - x } else { x }];
+                        let first = span.first - columns_used.start;
+                        let source = |i: usize| &turned[(first + i) * side..][..side];
+                        weigh_wide(columns.of(span), source, out, WEIGHT_BITS + MIDDLE_BITS);
+                    }
+                    turn_strip(view, side, strip, size, out);
                 }
-                transpose_bytes(view, side, size, out);
             },
         );
     }
@@ -100,30 +116,16 @@ fn ratio(pixels: u32, samples: usize) -> u32 {
     if samples < pixels as usize { 2 } else { 1 }
 }
 
-/// Exchanges the rows and columns of `rows` × `stride` values; both are multiples of eight.
+/// Writes rows, `stride` apart, as the columns `strip` of a square of side `size`.
 #[inline(always)]
-fn transpose(from: &[i16], stride: usize, rows: usize, to: &mut [i16], to_stride: usize) {
-    for y in (0..rows).step_by(8) {
-        for x in (0..stride).step_by(8) {
-            transpose8(&from[y * stride + x..], stride, &mut to[x * to_stride + y..], to_stride);
-        }
+fn turn_strip(rows: &[u8], stride: usize, strip: Range<usize>, size: usize, out: &mut [u8]) {
+    let whole = if strip.len() == STRIP { size / STRIP * STRIP } else { 0 };
+    for y in (0..whole).step_by(STRIP) {
+        transpose8_bytes(&rows[y..], stride, &mut out[y * size + strip.start..], size);
     }
-}
-
-/// Exchanges the rows and columns of a square of `size` × `size` bytes whose rows are `stride` apart.
-#[inline(always)]
-fn transpose_bytes(from: &[u8], stride: usize, size: usize, to: &mut [u8]) {
-    for y in (0..size).step_by(8) {
-        for x in (0..size).step_by(8) {
-            if y + 8 <= size && x + 8 <= size {
-                transpose8_bytes(&from[y * stride + x..], stride, &mut to[x * size + y..], size);
-            } else {
-                for i in y..(y + 8).min(size) {
-                    for k in x..(x + 8).min(size) {
-                        to[k * size + i] = from[i * stride + k];
-                    }
-                }
-            }
+    for y in whole..size {
+        for (i, x) in strip.clone().enumerate() {
+            out[y * size + x] = rows[i * stride + y];
         }
     }
 }
@@ -182,17 +184,20 @@ impl Weights {
         let scale = length / size as f64;
         let stretch = if kernel.antialias { scale.max(1.0) } else { 1.0 };
         let reach = stretch * if kernel.interpolation == Interpolation::Bicubic { 2.0 } else { 1.0 };
-        let inside = (from.floor() as i64)..(((from + length).ceil() as i64).min(samples as i64));
+        let inside = from as i64..(((from + length).ceil() as i64).min(samples as i64));
         for i in 0..size {
             let centre = from + (i as f64 + 0.5) * scale;
-            let first = ((centre - reach - 0.5).ceil() as i64).clamp(inside.start, inside.end - 1);
-            let end = ((centre + reach - 0.5).floor() as i64 + 1).clamp(first + 1, inside.end);
+            // Numbers are cut, not rounded, to whole ones: that needs no call, and what is below 0 lies outside anyway.
+            let first = ((centre - reach + 0.5) as i64).clamp(inside.start, inside.end - 1);
+            let end = ((centre + reach + 0.5) as i64).clamp(first + 1, inside.end);
             self.exact.clear();
             self.exact.extend((first..end).map(|x| kernel.at((x as f64 + 0.5 - centre) / stretch)));
             let sum: f64 = self.exact.iter().sum();
             let span = Span { first: first as usize, count: (end - first) as usize, weights: self.weights.len() };
             let one = f64::from(1 << WEIGHT_BITS);
-            self.weights.extend(self.exact.iter().map(|weight| (weight / sum * one).round() as i16));
+            let scale = one / sum;
+            let nearest = |weight: f64| (weight * scale + if weight < 0.0 { -0.5 } else { 0.5 }) as i16;
+            self.weights.extend(self.exact.iter().map(|&weight| nearest(weight)));
             // What rounding took or gave goes to the largest, so that a flat picture stays flat.
             let weights = &mut self.weights[span.weights..];
             let missing = (1 << WEIGHT_BITS) - weights.iter().map(|&weight| i32::from(weight)).sum::<i32>();

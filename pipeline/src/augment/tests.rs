@@ -35,7 +35,7 @@ fn apply(mode: Mode, op: &str, params: &Value) -> Vec<u8> {
     }
     let mut view = View::default();
     view.read(&pixels, WIDTH, HEIGHT);
-    let mut change = |change| pixelwise::apply(mode, &[change], &mut view);
+    let mut change = |change| pixelwise::apply(mode, &[change], None, &mut view);
     match op {
         "adjust_brightness" => change(Change::Brightness(number("factor") as f32)),
         "add_brightness" => change(Change::AddBrightness(number("delta") as f32)),
@@ -79,7 +79,8 @@ fn augmentations_equal_the_reference_libraries() {
 #[test]
 fn blur_and_jitter_keep_what_they_should() {
     for mode in [Mode::Paper, Mode::Torchvision] {
-        let mut flat = View { width: 32, height: 32, planes: std::array::from_fn(|_| vec![77.0; 1024]) };
+        let planes = std::array::from_fn(|_| vec![77.0; 1024]);
+        let mut flat = View { width: 32, height: 32, planes, ..View::default() };
         BlurStep { sigma: 2.0, radius: 3 }.apply(mode, &mut flat, &mut Default::default());
         let inner = flat.planes[0][16 * 32 + 16];
         assert!((inner - 77.0).abs() < 1e-3, "blur keeps a flat image flat: {inner}");
@@ -92,7 +93,7 @@ fn blur_and_jitter_keep_what_they_should() {
         ] {
             let mut view = View::default();
             view.read(&picture(), WIDTH, HEIGHT);
-            pixelwise::apply(mode, &[change], &mut view);
+            pixelwise::apply(mode, &[change], None, &mut view);
             let mut pixels = picture();
             view.write(&mut pixels);
             let off = pixels.iter().zip(picture()).map(|(a, b)| a.abs_diff(b)).max().unwrap();
@@ -105,10 +106,10 @@ fn blur_and_jitter_keep_what_they_should() {
 fn a_view_depends_on_its_key_alone() {
     let recipe = crate::test_pictures::recipe(16);
     let image = RgbImage { width: WIDTH as u32, height: HEIGHT as u32, pixels: picture() };
-    let view = |epoch, sample, view| {
-        let steps = recipe.draw(1, epoch, sample, view, image.width, image.height);
-        let mut out = vec![0; recipe.view_bytes()];
-        Augmenter::new(&recipe).apply(Picture::Rgb(&image), &steps, &mut out);
+    let view = |epoch, sample, view: usize| {
+        let steps = recipe.draw(1, epoch, sample, image.width, image.height);
+        let mut out = vec![0; view_bytes(recipe.size)];
+        Augmenter::new(recipe.mode).apply(Picture::Rgb(&image), &steps[view], recipe.size as usize, &mut out);
         out
     };
     let base = view(0, 5, 0);
@@ -116,4 +117,90 @@ fn a_view_depends_on_its_key_alone() {
     assert_ne!(base, view(1, 5, 0));
     assert_ne!(base, view(0, 6, 0));
     assert_ne!(base, view(0, 5, 1));
+}
+
+/// `golden/studies.py` says how, and with which versions, `golden/studies.json` was made.
+#[test]
+fn augmentations_for_studies_equal_the_reference_libraries() {
+    let golden: Value = serde_json::from_str(include_str!("golden/studies.json")).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 24);
+    for case in cases {
+        let (op, params) = (case["op"].as_str().unwrap(), &case["params"]);
+        let number = |key: &str| params[key].as_f64().unwrap_or_else(|| panic!("{op} has {key}"));
+        let mut pixels = picture();
+        if params["coarse"] == true {
+            pixels.iter_mut().for_each(|value| *value = *value / 2 + 40);
+        }
+        let step = match op {
+            "solarize" => Step::Colors(vec![Change::Solarize(number("threshold") as f32)]),
+            "posterize" => Step::Colors(vec![Change::Posterize(number("bits") as u32)]),
+            "invert" => Step::Colors(vec![Change::Invert]),
+            "equalize" => Step::Levels(Levels::Equalize),
+            "autocontrast" => Step::Levels(Levels::AutoContrast),
+            "sharpness" => Step::Levels(Levels::Sharpness(number("factor") as f32)),
+            "rotate_nearest" => Step::Warp(Warp::RotateNearest(number("degrees"))),
+            "rotate" => Step::Warp(Warp::Rotate(number("degrees"))),
+            "shear_nearest" => Step::Warp(Warp::ShearNearest(number("shear"))),
+            "sobel" => Step::Sobel,
+            other => panic!("no augmentation is tested as {other}"),
+        };
+        let mut view = View::default();
+        view.read(&pixels, WIDTH, HEIGHT);
+        Augmenter::change(Mode::Torchvision, &[step], None, &mut view, &mut Vec::new(), &mut Default::default());
+        view.write(&mut pixels);
+        let wanted = case["pixels"].as_array().unwrap();
+        assert_eq!(pixels.len(), wanted.len(), "{op}");
+        let differing = |most: u64| {
+            pixels.iter().zip(wanted).filter(|(a, b)| u64::from(**a).abs_diff(b.as_u64().unwrap()) > most).count()
+        };
+        let (off, far) = (differing(0), differing(1));
+        println!("{op} {params}: {off} of {} differ, {far} by more than 1", wanted.len());
+        assert_eq!(far, 0, "{op} {params}");
+    }
+}
+
+/// Each op with all of its draws, in any order, at odd and tiny sizes: views stay in range and depend on the key alone.
+#[test]
+fn every_op_works_in_any_order_and_size() {
+    let crop = Op::RandomResizedCrop(RandomResizedCrop {
+        scale: [0.08, 1.0],
+        ratio: [0.75, 4.0 / 3.0],
+        interpolation: Interpolation::Bilinear,
+    });
+    let others = [
+        Op::HorizontalFlip(HorizontalFlip { probability: 0.5 }),
+        Op::Cutout(Cutout { probability: 1.0, side: 0.5, value: 127.0 }),
+        Op::Sobel(Sobel { probability: 0.3 }),
+        Op::GaussianNoise(GaussianNoise { probability: 1.0, sigma: [0.0, 20.0] }),
+        Op::Rotation(Rotation { probability: 1.0, degrees: vec![90.0, 180.0, 270.0, -33.3] }),
+        Op::Solarize(Solarize { probability: 0.5, threshold: 128.0 }),
+        Op::Equalize(Equalize { probability: 0.5 }),
+        Op::MotionBlur(MotionBlur { probability: 1.0, length: [1.0, 12.0] }),
+        Op::AutoAugment(AutoAugment { probability: 1.0 }),
+        Op::Grayscale(Grayscale { probability: 0.3 }),
+        Op::GaussianBlur(GaussianBlur { probability: 0.5, sigma: [0.1, 2.0], kernel: 0.1 }),
+    ];
+    let image = RgbImage { width: WIDTH as u32, height: HEIGHT as u32, pixels: picture() };
+    for (round, mode) in [Mode::Paper, Mode::Torchvision].into_iter().cycle().take(60).enumerate() {
+        let mut ops = others.to_vec();
+        Draws::new(round as u64, Purpose::PackOrder, &[]).shuffle(&mut ops);
+        ops.insert(0, crop.clone());
+        let size = [1, 2, 3, 17, 32, 45][round % 6];
+        let branch = Branch { size: size + 1, views: 2, ops: ops.clone() };
+        let recipe = RecipeConfig { mode, decode: DecodePath::Full, size, views: 1, ops, branches: vec![branch] };
+        recipe.check().unwrap();
+        assert_eq!(recipe.sizes().collect::<Vec<_>>(), [size, size + 1, size + 1]);
+        let mut augmenter = Augmenter::new(mode);
+        let all_steps = recipe.draw(round as u64, 0, 7, image.width, image.height);
+        for (steps, size) in all_steps.iter().zip(recipe.sizes()) {
+            let mut make = || {
+                let mut out = vec![0; view_bytes(size)];
+                augmenter.apply(Picture::Rgb(&image), steps, size as usize, &mut out);
+                out
+            };
+            assert_eq!(make(), make(), "{steps:?}");
+        }
+        assert_ne!(all_steps[1], all_steps[2]);
+    }
 }

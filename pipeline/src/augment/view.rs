@@ -1,6 +1,6 @@
 //! The working form of a view: three planes of f32 in [0, 255], so that loops over them vectorise.
 
-use crate::simd::{interleave_floats, vectorized};
+use crate::simd::interleave_floats;
 
 /// A view while its colours are being changed.
 #[derive(Debug, Clone, Default)]
@@ -11,6 +11,8 @@ pub struct View {
     pub height: usize,
     /// Red, green and blue, row-major, in [0, 255].
     pub planes: [Vec<f32>; 3],
+    /// Room for a plane while one is made of another.
+    pub(super) spare: Vec<f32>,
 }
 
 impl View {
@@ -24,21 +26,10 @@ impl View {
         }
     }
 
-    /// Takes in planes of red, green and blue (`height × width` u8 each).
-    pub fn read_planes(&mut self, planes: &[Vec<u8>; 3], width: usize, height: usize) {
+    /// Makes room for `width` × `height` pixels.
+    pub(super) fn set_size(&mut self, width: usize, height: usize) {
         (self.width, self.height) = (width, height);
-        for (plane, from) in self.planes.iter_mut().zip(planes) {
-            assert_eq!(from.len(), width * height, "{width} × {height} pixels");
-            plane.resize(width * height, 0.0);
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (value, &from) in plane.iter_mut().zip(from) {
-                        *value = f32::from(from);
-                    }
-                },
-            );
-        }
+        self.planes.iter_mut().for_each(|plane| plane.resize(width * height, 0.0));
     }
 
     /// Gives out the pixels (`height × width × 3` u8), rounded half up and cut to [0, 255].

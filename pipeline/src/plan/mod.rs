@@ -6,6 +6,7 @@
 mod selection;
 mod shuffle;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -108,7 +109,7 @@ pub enum PlanError {
     #[error("{key} = {found}: {wanted}")]
     Value {
         /// The key in the configuration.
-        key: &'static str,
+        key: Cow<'static, str>,
         /// The value found.
         found: String,
         /// What would be right.
@@ -123,7 +124,8 @@ impl Plan {
     /// If a value is out of its range: a batch larger than the data set, lanes that do not divide it, a recipe that
     /// makes no sense.
     pub fn new(manifest: &Manifest, config: StreamConfig) -> Result<Self, PlanError> {
-        let value = |key, found: String, wanted: String| PlanError::Value { key, found, wanted };
+        let value =
+            |key: &'static str, found: String, wanted: String| PlanError::Value { key: key.into(), found, wanted };
         let size = u64::from(config.batch.size);
         if size == 0 {
             return Err(value("batch.size", "0".into(), "at least one image per batch is wanted".into()));
@@ -308,7 +310,7 @@ impl Plan {
         }
         let found = format!("{lanes}, for rank {} of {}", share.rank, share.world);
         let wanted = "each of the ranks owns the same number of lanes, so their number must divide order.lanes".into();
-        Err(PlanError::Value { key: "order.lanes", found, wanted })
+        Err(PlanError::Value { key: "order.lanes".into(), found, wanted })
     }
 }
 

@@ -113,5 +113,5 @@ fn listed(manifest: &Manifest, data: &DataConfig) -> Result<BTreeSet<(u32, u32)>
 }
 
 fn wrong(key: &'static str, found: String, wanted: String) -> PlanError {
-    PlanError::Value { key, found, wanted }
+    PlanError::Value { key: key.into(), found, wanted }
 }

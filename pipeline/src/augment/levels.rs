@@ -1,0 +1,89 @@
+//! Changes that need to know the whole view: equalising its histogram, stretching its contrast, sharpening it.
+
+use serde::{Deserialize, Serialize};
+
+use super::View;
+use super::filter::each_plane_framed;
+
+/// Equalises each channel's histogram with a probability, as Pillow and torchvision do. Part of the SimCLR paper's
+/// appendix B.2.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Equalize {
+    /// In [0, 1].
+    pub probability: f64,
+}
+
+/// A change of each channel by its own histogram or surroundings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Levels {
+    /// Makes all values about as frequent.
+    Equalize,
+    /// Stretches the smallest and largest value to 0 and 255.
+    AutoContrast,
+    /// Moves values away from (factor above 1), or towards, the mean of their surroundings, in which they themselves
+    /// count five times. The outermost pixels stay.
+    Sharpness(f32),
+}
+
+impl Levels {
+    /// Makes the change, with values rounded to whole ones where torchvision has them.
+    pub(super) fn apply(self, view: &mut View) {
+        match self {
+            Levels::Equalize => view.planes.iter_mut().for_each(|plane| equalize(plane)),
+            Levels::AutoContrast => view.planes.iter_mut().for_each(|plane| stretch(plane)),
+            Levels::Sharpness(factor) => sharpen(factor, view),
+        }
+    }
+}
+
+/// The whole number nearest to a value in [0, 255].
+fn level(value: f32) -> usize {
+    (value + 0.5) as usize
+}
+
+fn equalize(plane: &mut [f32]) {
+    let mut histogram = [0u32; 256];
+    plane.iter().for_each(|&value| histogram[level(value)] += 1);
+    let last = histogram.iter().rev().find(|&&count| count > 0).copied().unwrap_or(0);
+    let step = (plane.len() as u32 - last) / 255;
+    if step == 0 {
+        return;
+    }
+    let mut below = step / 2;
+    let table = histogram.map(|count| {
+        let to = (below / step).min(255);
+        below += count;
+        to as f32
+    });
+    plane.iter_mut().for_each(|value| *value = table[level(*value)]);
+}
+
+fn stretch(plane: &mut [f32]) {
+    let min = plane.iter().copied().fold(f32::INFINITY, f32::min);
+    let max = plane.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max > min {
+        let scale = (max - min) * (1.0 / 255.0);
+        plane.iter_mut().for_each(|value| *value = ((*value - min) / scale).clamp(0.0, 255.0).trunc());
+    }
+}
+
+fn sharpen(factor: f32, view: &mut View) {
+    let height = view.height;
+    each_plane_framed(
+        view,
+        1,
+        |i, n| i.clamp(0, n - 1),
+        |framed, stride, plane, width| {
+            for (y, row) in plane.chunks_exact_mut(width).enumerate().take(height.saturating_sub(1)).skip(1) {
+                let [above, here, below] = [0, 1, 2].map(|i| &framed[(y + i) * stride..][..stride]);
+                for x in 1..width.saturating_sub(1) {
+                    let around: f32 = [above, below].iter().flat_map(|line| &line[x..x + 3]).sum();
+                    let mean = (around + here[x] + here[x + 2] + 5.0 * here[x + 1]) / 13.0;
+                    let smooth = mean.round_ties_even();
+                    row[x] = (row[x] + (1.0 - factor) * (smooth - row[x])).clamp(0.0, 255.0).trunc();
+                }
+            }
+        },
+    );
+}
