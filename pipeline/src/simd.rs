@@ -43,23 +43,23 @@ pub fn weigh_wide<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &m
     }
 }
 
-/// Weighted sums of rows, each product rounded and added in the order of the weights.
+/// Symmetric weighted sums of rows: the middle one, number `weights.len() - 1`, by `weights[0]`, and those `i` rows
+/// before and behind it by `weights[i]`, each product in 15 bits behind the point and rounded half up.
+///
+/// Values are at most 16,383, weights sum to 1.
 #[inline(always)]
-pub fn weigh_floats<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
+pub fn weigh_symmetric<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [i16]) {
     #[cfg(target_arch = "x86_64")]
-    let from = Avx2::detect().map_or(0, |avx2| {
-        let done = avx2.weigh_floats(weights, &row, out);
-        // The last values are made in whole vectors too, some of them twice.
-        let last = out.len() - 32.min(out.len());
-        if done < out.len() && out.len() >= 32 {
-            return last + avx2.weigh_floats(weights, |i| &row(i)[last..], &mut out[last..]);
-        }
-        done
-    });
+    let from = Avx2::detect().map_or(0, |avx2| avx2.weigh_symmetric(weights, &row, out));
     #[cfg(not(target_arch = "x86_64"))]
     let from = 0;
+    let middle = weights.len() - 1;
     for (x, out) in out.iter_mut().enumerate().skip(from) {
-        *out = weights.iter().enumerate().fold(0.0, |sum, (i, &weight)| sum + weight * row(i)[x]);
+        let product = |value: i16, weight: i16| ((i32::from(value) * i32::from(weight) + (1 << 14)) >> 15) as i16;
+        let others = weights.iter().enumerate().skip(1);
+        *out = others.fold(product(row(middle)[x], weights[0]), |sum, (i, &weight)| {
+            sum + product(row(middle - i)[x] + row(middle + i)[x], weight)
+        });
     }
 }
 
@@ -90,16 +90,16 @@ pub fn interleave(planes: [&[u8]; 3], pixels: &mut [u8]) {
     }
 }
 
-/// Writes planes of red, green and blue in [0, 255] as pixels, rounded half up.
-pub fn interleave_floats(planes: [&[f32]; 3], pixels: &mut [u8]) {
+/// Values in [0, 255] as bytes, rounded half up.
+#[inline(always)]
+pub fn round_to_bytes(values: &[f32], bytes: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    let from = Avx2::detect().map_or(0, |avx2| avx2.interleave_floats(planes, pixels));
+    let from = Avx2::detect().map_or(0, |avx2| avx2.round_to_bytes(values, bytes));
     #[cfg(not(target_arch = "x86_64"))]
     let from = 0;
-    let [red, green, blue] = planes.map(|plane| &plane[from..]);
-    for (((pixel, &r), &g), &b) in pixels[3 * from..].chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
+    for (byte, value) in bytes.iter_mut().zip(values).skip(from) {
         // `as` cuts to the range of u8.
-        pixel.copy_from_slice(&[r, g, b].map(|value| (value + 0.5) as u8));
+        *byte = (value + 0.5) as u8;
     }
 }
 
@@ -175,7 +175,7 @@ mod x86 {
 
         /// The inverse transform of a block.
         #[inline(always)]
-        pub fn idct(self, coefficients: &[i16; 64], quantization: &[i16; 64]) -> [[u8; 8]; 8] {
+        pub fn idct(self, coefficients: &[i16; 64], quantization: &[i16; 64]) -> ([[u8; 8]; 8], bool) {
             // SAFETY: as above.
             unsafe { idct(coefficients, quantization) }
         }
@@ -191,12 +191,6 @@ mod x86 {
         pub fn interleave(self, planes: [&[u8]; 3], pixels: &mut [u8]) -> usize {
             // SAFETY: as above.
             unsafe { interleave(planes, pixels) }
-        }
-
-        /// Does as many values of [`super::interleave_floats`] as fill whole vectors; how many.
-        pub fn interleave_floats(self, planes: [&[f32]; 3], pixels: &mut [u8]) -> usize {
-            // SAFETY: as above.
-            unsafe { interleave_floats(planes, pixels) }
         }
 
         /// Does as many values of [`super::sums8`] as fill whole vectors; how many.
@@ -232,15 +226,22 @@ mod x86 {
             unsafe { weigh_wide(weights, row, out, shift) }
         }
 
-        /// Does as many values of [`super::weigh_floats`] as fill whole vectors; how many.
+        /// Does as many values of [`super::weigh_symmetric`] as fill whole vectors; how many.
         #[inline(always)]
-        pub fn weigh_floats<'a>(self, weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> usize {
-            if let Some(_avx512) = Avx512::detect() {
+        pub fn weigh_symmetric<'a>(self, weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [i16]) -> usize {
+            if Avx512::detect().is_some() {
                 // SAFETY: an `Avx512` exists only where the instructions were detected.
-                return unsafe { weigh_floats512(weights, row, out) };
+                return unsafe { weigh_symmetric512(weights, row, out) };
             }
             // SAFETY: as above.
-            unsafe { weigh_floats(weights, row, out) }
+            unsafe { weigh_symmetric(weights, row, out) }
+        }
+
+        /// Does as many values of [`super::round_to_bytes`] as fill whole vectors; how many.
+        #[inline(always)]
+        pub fn round_to_bytes(self, values: &[f32], bytes: &mut [u8]) -> usize {
+            // SAFETY: as above.
+            unsafe { round_to_bytes(values, bytes) }
         }
     }
 
@@ -584,64 +585,6 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2")]
-    fn weigh_floats<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> usize {
-        let (vectors, _) = out.as_chunks_mut::<32>();
-        for (v, out) in vectors.iter_mut().enumerate() {
-            let mut sums = [_mm256_setzero_ps(); 4];
-            for (i, &weight) in weights.iter().enumerate() {
-                let values: &[f32; 32] = row(i)[32 * v..].first_chunk().expect("rows are as long as the sums");
-                let weight = _mm256_set1_ps(weight);
-                for (sum, values) in sums.iter_mut().zip(values.as_chunks::<8>().0) {
-                    // SAFETY: the reference is to the 32 bytes that are read; unaligned reads are allowed.
-                    let values = unsafe { _mm256_loadu_ps(values.as_ptr()) };
-                    *sum = _mm256_add_ps(*sum, _mm256_mul_ps(weight, values));
-                }
-            }
-            for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
-                // SAFETY: the reference is to the 32 bytes that are written.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
-            }
-        }
-        32 * vectors.len()
-    }
-
-    #[target_feature(enable = "avx512f")]
-    fn weigh_floats512<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> usize {
-        let (vectors, _) = out.as_chunks_mut::<32>();
-        let groups = vectors.as_chunks_mut::<4>();
-        let done = groups.0.len() * 4;
-        for (v, out) in groups.0.iter_mut().enumerate() {
-            some_floats512::<8, 128>(weights, |i| row(i)[128 * v..].first_chunk().expect(LONG), out.as_flattened_mut());
-        }
-        for (v, out) in groups.1.iter_mut().enumerate() {
-            let row = |i: usize| row(i)[32 * (done + v)..].first_chunk().expect(LONG);
-            some_floats512::<2, 32>(weights, row, out);
-        }
-        32 * vectors.len()
-    }
-
-    #[target_feature(enable = "avx512f")]
-    fn some_floats512<'a, const N: usize, const M: usize>(
-        weights: &[f32],
-        row: impl Fn(usize) -> &'a [f32; M],
-        out: &mut [f32],
-    ) {
-        let mut sums = [_mm512_setzero_ps(); N];
-        for (i, &weight) in weights.iter().enumerate() {
-            let weight = _mm512_set1_ps(weight);
-            for (sum, values) in sums.iter_mut().zip(row(i).as_chunks::<16>().0) {
-                // SAFETY: the reference is to the 64 bytes that are read; unaligned reads are allowed.
-                let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
-                *sum = _mm512_add_ps(*sum, _mm512_mul_ps(weight, values));
-            }
-        }
-        for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
-            // SAFETY: the reference is to the 64 bytes that are written.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
-        }
-    }
-
-    #[target_feature(enable = "avx2")]
     fn ycc_to_rgb(planes: &mut [&mut [u8]; 3]) -> usize {
         let [first, second, third] = planes.each_mut().map(|plane| plane.as_chunks_mut::<8>().0);
         let wide = |bytes: &[u8; 8]| _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*bytes)));
@@ -715,23 +658,63 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2")]
-    fn interleave_floats(planes: [&[f32]; 3], out: &mut [u8]) -> usize {
-        let [red, green, blue] = planes.map(|plane| plane.as_chunks::<16>().0);
-        let out = out.as_chunks_mut::<16>().0.as_chunks_mut::<3>().0;
+    fn weigh_symmetric<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [i16]) -> usize {
+        let (middle, first) = (weights.len() - 1, _mm256_set1_epi16(weights[0]));
+        let (wide, _) = out.as_chunks_mut::<32>();
+        for (v, out) in wide.iter_mut().enumerate() {
+            let load = |i: usize| {
+                let row: &[i16; 32] = row(i)[32 * v..].first_chunk().expect(LONG);
+                // SAFETY: the reference is to the 64 bytes that are read; unaligned reads are allowed.
+                [0, 16].map(|at| unsafe { _mm256_loadu_si256(row[at..].as_ptr().cast()) })
+            };
+            let mut sums = load(middle).map(|value| _mm256_mulhrs_epi16(value, first));
+            for (i, &weight) in weights.iter().enumerate().skip(1) {
+                let weight = _mm256_set1_epi16(weight);
+                for ((sum, a), b) in sums.iter_mut().zip(load(middle - i)).zip(load(middle + i)) {
+                    *sum = _mm256_add_epi16(*sum, _mm256_mulhrs_epi16(_mm256_add_epi16(a, b), weight));
+                }
+            }
+            for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+                // SAFETY: the reference is to the 32 bytes that are written.
+                unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sum) };
+            }
+        }
+        32 * wide.len()
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    fn weigh_symmetric512<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [i16], out: &mut [i16]) -> usize {
+        let (middle, first) = (weights.len() - 1, _mm512_set1_epi16(weights[0]));
+        let (wide, _) = out.as_chunks_mut::<32>();
+        for (v, out) in wide.iter_mut().enumerate() {
+            let load = |i: usize| {
+                let row: &[i16; 32] = row(i)[32 * v..].first_chunk().expect(LONG);
+                // SAFETY: the reference is to the 64 bytes that are read; unaligned reads are allowed.
+                unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
+            };
+            let mut sum = _mm512_mulhrs_epi16(load(middle), first);
+            for (i, &weight) in weights.iter().enumerate().skip(1) {
+                let pair = _mm512_add_epi16(load(middle - i), load(middle + i));
+                sum = _mm512_add_epi16(sum, _mm512_mulhrs_epi16(pair, _mm512_set1_epi16(weight)));
+            }
+            // SAFETY: the reference is to the 64 bytes that are written.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
+        }
+        32 * wide.len()
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn round_to_bytes(values: &[f32], out: &mut [u8]) -> usize {
+        let values = values.as_chunks::<16>().0;
         let half = _mm256_set1_ps(0.5);
-        let bytes = |values: &[f32; 16]| {
+        for (out, values) in out.as_chunks_mut::<16>().0.iter_mut().zip(values) {
             // SAFETY: the reference is to the 64 bytes that are read; unaligned reads are allowed.
             let load = |i: usize| unsafe { _mm256_loadu_ps(values[8 * i..].as_ptr()) };
             let [low, high] = [load(0), load(1)].map(|values| _mm256_cvttps_epi32(_mm256_add_ps(values, half)));
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
-            _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words))
-        };
-        for (((out, r), g), b) in out.iter_mut().zip(red).zip(green).zip(blue) {
-            for (out, pixels) in out.iter_mut().zip(pixels([bytes(r), bytes(g), bytes(b)])) {
-                store16(out, pixels);
-            }
+            store16(out, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words)));
         }
-        16 * red.len()
+        16 * values.len()
     }
 
     #[target_feature(enable = "avx2")]
@@ -749,7 +732,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2")]
-    fn idct(coefficients: &[i16; 64], quantization: &[i16; 64]) -> [[u8; 8]; 8] {
+    fn idct(coefficients: &[i16; 64], quantization: &[i16; 64]) -> ([[u8; 8]; 8], bool) {
         let (coefficients, quantization) = (coefficients.as_chunks::<8>().0, quantization.as_chunks::<8>().0);
         let row = |i: usize| _mm_mullo_epi16(load8(&coefficients[i]), load8(&quantization[i]));
         let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
@@ -767,11 +750,16 @@ mod x86 {
             high(columns[3]),
         ];
         let rows = transposed(one_dimension::<18>(columns));
+        // Bits 9 and above repeat the sign of what lies in [-512, 512).
+        let far = |v: __m256i| _mm256_xor_si256(v, _mm256_srai_epi16::<15>(v));
+        let far01 = _mm256_or_si256(far(rows[0]), far(rows[1]));
+        let far23 = _mm256_or_si256(far(rows[2]), far(rows[3]));
+        let in_range = _mm256_testz_si256(_mm256_or_si256(far01, far23), _mm256_set1_epi16(!511)) == 1;
         // Rows 0, 4, 1, 5, then 2, 6, 3, 7, eight bytes each.
         let middle = _mm256_set1_epi8(-128);
         let a = _mm256_xor_si256(_mm256_packs_epi16(rows[0], rows[1]), middle);
         let b = _mm256_xor_si256(_mm256_packs_epi16(rows[2], rows[3]), middle);
-        [
+        let samples = [
             _mm256_extract_epi64::<0>(a).to_le_bytes(),
             _mm256_extract_epi64::<1>(a).to_le_bytes(),
             _mm256_extract_epi64::<0>(b).to_le_bytes(),
@@ -780,6 +768,7 @@ mod x86 {
             _mm256_extract_epi64::<3>(a).to_le_bytes(),
             _mm256_extract_epi64::<2>(b).to_le_bytes(),
             _mm256_extract_epi64::<3>(b).to_le_bytes(),
-        ]
+        ];
+        (samples, in_range)
     }
 }

@@ -15,8 +15,8 @@ pub struct Cutout {
     pub probability: f64,
     /// The square's side as a share of the view's, above 0 and at most 1.
     pub side: f64,
-    /// What all channels are set to, in [0, 255].
-    pub value: f64,
+    /// What all channels are set to.
+    pub value: u8,
 }
 
 /// The part of the square that lies in the view, in pixels.
@@ -31,7 +31,7 @@ pub struct CutoutStep {
     /// Rows.
     pub height: usize,
     /// What all channels are set to.
-    pub value: f32,
+    pub value: u8,
 }
 
 impl Cutout {
@@ -39,9 +39,6 @@ impl Cutout {
         check_probability(self.probability)?;
         if !(self.side > 0.0 && self.side <= 1.0) {
             return Err((format!("side {}", self.side), "a share of the view's side, above 0 and at most 1".into()));
-        }
-        if !(0.0..=255.0).contains(&self.value) {
-            return Err((format!("value {}", self.value), "between 0 and 255 is wanted".into()));
         }
         Ok(())
     }
@@ -57,7 +54,7 @@ impl Cutout {
             (from.max(0) as usize, (end - from.max(0)) as usize)
         };
         let ((left, width), (top, height)) = (span(), span());
-        Some(CutoutStep { left, top, width, height, value: self.value as f32 })
+        Some(CutoutStep { left, top, width, height, value: self.value })
     }
 }
 

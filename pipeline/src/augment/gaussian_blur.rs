@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Mode, View, check_probability};
 use crate::rng::Draws;
-use crate::simd::{vectorized, weigh_floats};
+use crate::simd::{vectorized, weigh_symmetric};
 
 /// Blurs with a probability, with a Gaussian whose width is drawn anew for each view.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,78 +50,72 @@ impl GaussianBlur {
     }
 }
 
-/// Buffers that a blur needs.
-#[derive(Default)]
-pub(super) struct BlurBuffers {
-    weights: Vec<f32>,
-    padded: Vec<f32>,
-    rows: Vec<f32>,
-}
-
 /// How many σ the kernel is followed to. What is left out beyond weighs less than a thousandth, which moves no pixel by
 /// more than one of 255.
 const FOLLOWED: f64 = 3.3;
 
+/// Bits behind the point of values between the two passes.
+const VALUE_BITS: u32 = 6;
+
 impl BlurStep {
-    /// Blurs all planes: along rows, then along columns.
-    pub(super) fn apply(&self, mode: Mode, view: &mut View, buffers: &mut BlurBuffers) {
+    /// Blurs all planes: along rows, then along columns, in whole numbers.
+    pub(super) fn apply(&self, mode: Mode, view: &mut View) {
         let radius = self.radius.min((FOLLOWED * self.sigma).ceil() as usize);
-        if radius == 0 {
-            return;
-        }
+        let Some(weights) = self.weights(radius) else { return };
         let (width, height) = (view.width, view.height);
-        self.fill_weights(radius, &mut buffers.weights);
-        let BlurBuffers { weights, padded, rows } = buffers;
-        rows.resize(width * (height + 2 * radius), 0.0);
-        padded.resize(width + 2 * radius, 0.0);
+        let mut line = vec![0i16; width + 2 * radius];
+        let mut sums = vec![0i16; width];
+        let rows = &mut view.wide;
+        rows.resize(width * (height + 2 * radius), 0);
         vectorized(
             #[inline(always)]
             || {
                 for plane in &mut view.planes {
-                    let lines = rows[radius * width..].chunks_exact_mut(width);
-                    for (row, out) in plane.chunks_exact(width).zip(lines) {
-                        padded[radius..radius + width].copy_from_slice(row);
+                    let blurred = rows[radius * width..].chunks_exact_mut(width);
+                    for (row, out) in plane.chunks_exact(width).zip(blurred) {
+                        let inner = line[radius..].iter_mut().zip(row);
+                        inner.for_each(|(value, &byte)| *value = i16::from(byte) << VALUE_BITS);
                         for i in (0..radius).chain(radius + width..width + 2 * radius) {
-                            padded[i] = outside(mode, i, radius, width).map_or(0.0, |x| row[x]);
+                            line[i] = outside(mode, i, radius, width).map_or(0, |x| line[radius + x]);
                         }
-                        weigh_floats(weights, |tap| &padded[tap..tap + width], out);
+                        weigh_symmetric(&weights, |tap| &line[tap..tap + width], out);
                     }
                     for i in (0..radius).chain(radius + height..height + 2 * radius) {
                         match outside(mode, i, radius, height) {
                             Some(y) => rows.copy_within((radius + y) * width..(radius + y + 1) * width, i * width),
-                            None => rows[i * width..][..width].fill(0.0),
+                            None => rows[i * width..][..width].fill(0),
                         }
                     }
-                    for (y, out) in plane.chunks_exact_mut(width).enumerate() {
-                        weigh_floats(weights, |tap| &rows[(y + tap) * width..][..width], out);
-                        if mode == Mode::Torchvision {
-                            for value in out {
-                                // Half to even, by the rounding that adding a large number brings.
-                                const LARGE: f32 = (1 << 23) as f32;
-                                *value = (*value + LARGE) - LARGE;
-                            }
-                        }
+                    for (y, row) in plane.chunks_exact_mut(width).enumerate() {
+                        weigh_symmetric(&weights, |tap| &rows[(y + tap) * width..][..width], &mut sums);
+                        let rounded = |sum: i16| (sum + (1 << (VALUE_BITS - 1))) >> VALUE_BITS;
+                        row.iter_mut().zip(&sums).for_each(|(byte, &sum)| *byte = rounded(sum) as u8);
                     }
                 }
             },
         );
     }
 
-    /// The kernel's taps, which sum to 1.
-    fn fill_weights(&self, radius: usize, weights: &mut Vec<f32>) {
-        let radius = radius as i64;
-        let gauss = |x: i64| libm::exp(-((x * x) as f64) / (2.0 * self.sigma * self.sigma));
-        let sum: f64 = (-radius..=radius).map(gauss).sum();
-        weights.clear();
-        weights.extend((-radius..=radius).map(|x| (gauss(x) / sum) as f32));
+    /// The kernel's taps from the middle on, with 15 bits behind the point; together, all but the first counted twice,
+    /// they are 1. None if the first is.
+    fn weights(&self, radius: usize) -> Option<Vec<i16>> {
+        let gauss = |x: usize| libm::exp(-((x * x) as f64) / (2.0 * self.sigma * self.sigma));
+        let sum = 2.0 * (0..=radius).map(gauss).sum::<f64>() - 1.0;
+        let one = 1 << 15;
+        let mut weights: Vec<i32> = (0..=radius).map(|x| (gauss(x) / sum * f64::from(one) + 0.5) as i32).collect();
+        weights[0] = one - 2 * weights[1..].iter().sum::<i32>();
+        weights.into_iter().map(|weight| i16::try_from(weight).ok()).collect()
     }
 }
 
 /// The index in a row of `n` values that padded index `i` stands for; `None` stands for zero.
 fn outside(mode: Mode, i: usize, radius: usize, n: usize) -> Option<usize> {
     let at = i as i64 - radius as i64;
+    if (0..n as i64).contains(&at) {
+        return Some(at as usize);
+    }
     match mode {
-        Mode::Paper => (0..n as i64).contains(&at).then_some(at as usize),
+        Mode::Paper => None,
         Mode::Torchvision => {
             // Reflection without repeating the edge, as often as it takes for a kernel wider than the row.
             let period = (2 * (n as i64 - 1)).max(1);

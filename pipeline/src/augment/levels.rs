@@ -27,7 +27,6 @@ pub enum Levels {
 }
 
 impl Levels {
-    /// Makes the change, with values rounded to whole ones where torchvision has them.
     pub(super) fn apply(self, view: &mut View) {
         match self {
             Levels::Equalize => view.planes.iter_mut().for_each(|plane| equalize(plane)),
@@ -37,14 +36,9 @@ impl Levels {
     }
 }
 
-/// The whole number nearest to a value in [0, 255].
-fn level(value: f32) -> usize {
-    (value + 0.5) as usize
-}
-
-fn equalize(plane: &mut [f32]) {
+fn equalize(plane: &mut [u8]) {
     let mut histogram = [0u32; 256];
-    plane.iter().for_each(|&value| histogram[level(value)] += 1);
+    plane.iter().for_each(|&value| histogram[usize::from(value)] += 1);
     let last = histogram.iter().rev().find(|&&count| count > 0).copied().unwrap_or(0);
     let step = (plane.len() as u32 - last) / 255;
     if step == 0 {
@@ -54,17 +48,17 @@ fn equalize(plane: &mut [f32]) {
     let table = histogram.map(|count| {
         let to = (below / step).min(255);
         below += count;
-        to as f32
+        to as u8
     });
-    plane.iter_mut().for_each(|value| *value = table[level(*value)]);
+    plane.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
 }
 
-fn stretch(plane: &mut [f32]) {
-    let min = plane.iter().copied().fold(f32::INFINITY, f32::min);
-    let max = plane.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+fn stretch(plane: &mut [u8]) {
+    let min = plane.iter().copied().min().unwrap_or(0);
+    let max = plane.iter().copied().max().unwrap_or(0);
     if max > min {
-        let scale = (max - min) * (1.0 / 255.0);
-        plane.iter_mut().for_each(|value| *value = ((*value - min) / scale).clamp(0.0, 255.0).trunc());
+        let scale = f32::from(max - min) * (1.0 / 255.0);
+        plane.iter_mut().for_each(|value| *value = (f32::from(*value - min) / scale) as u8);
     }
 }
 
@@ -76,12 +70,13 @@ fn sharpen(factor: f32, view: &mut View) {
         |i, n| i.clamp(0, n - 1),
         |framed, stride, plane, width| {
             for (y, row) in plane.chunks_exact_mut(width).enumerate().take(height.saturating_sub(1)).skip(1) {
-                let [above, here, below] = [0, 1, 2].map(|i| &framed[(y + i) * stride..][..stride]);
-                for x in 1..width.saturating_sub(1) {
-                    let around: f32 = [above, below].iter().flat_map(|line| &line[x..x + 3]).sum();
-                    let mean = (around + here[x] + here[x + 2] + 5.0 * here[x + 1]) / 13.0;
-                    let smooth = mean.round_ties_even();
-                    row[x] = (row[x] + (1.0 - factor) * (smooth - row[x])).clamp(0.0, 255.0).trunc();
+                let lines: [&[u8]; 3] = std::array::from_fn(|i| &framed[(y + i) * stride..][..stride]);
+                for (x, out) in row.iter_mut().enumerate().take(width.saturating_sub(1)).skip(1) {
+                    let around: u32 =
+                        lines.iter().flat_map(|line| &line[x..x + 3]).map(|&value| u32::from(value)).sum();
+                    let smooth = ((around + 4 * u32::from(*out)) as f32 / 13.0).round_ties_even();
+                    let value = f32::from(*out);
+                    *out = (value + (1.0 - factor) * (smooth - value)) as u8;
                 }
             }
         },

@@ -53,7 +53,8 @@ use crate::rng::{Draws, Purpose};
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// The official TensorFlow code: crops uniform in height, bicubic without antialiasing, contrast about each
-    /// channel's mean, saturation in HSV, zero padding in the blur, one rounding to u8 at the end.
+    /// channel's mean, saturation in HSV, zero padding in the blur, rounding to u8
+    /// only behind a crop, a run of colour changes, and a blur.
     Paper,
     /// torchvision's v2 ops on uint8: crops uniform in area, antialiasing, contrast about the grey mean, saturation
     /// as a blend with grey, reflection in the blur, rounding to u8 after every op.
@@ -340,11 +341,11 @@ pub struct Augmenter {
     mode: Mode,
     cropper: random_resized_crop::Cropper,
     resizer: resize::Resizer,
-    /// The crop, as planes of red, green and blue.
-    planes: [Vec<u8>; 3],
     view: View,
-    blur: gaussian_blur::BlurBuffers,
+    /// Colour changes that are made together.
     changes: Vec<Change>,
+    /// Values between their passes.
+    kept: [Vec<f32>; 3],
 }
 
 impl Augmenter {
@@ -354,10 +355,9 @@ impl Augmenter {
             mode,
             cropper: Default::default(),
             resizer: Default::default(),
-            planes: Default::default(),
             view: View::default(),
-            blur: Default::default(),
             changes: Vec::new(),
+            kept: Default::default(),
         }
     }
 
@@ -366,7 +366,6 @@ impl Augmenter {
     /// # Panics
     /// If `out` has another length or the first step is no crop inside the picture.
     pub fn apply(&mut self, picture: Picture<'_>, steps: &[Step], size: usize, out: &mut [u8]) {
-        let mode = self.mode;
         assert_eq!(out.len(), size * size * 3, "a view of side {size}");
         let [Step::Crop(crop), rest @ ..] = steps else { panic!("the first of {steps:?} is no crop") };
         // A mirror image next to the crop costs nothing there.
@@ -376,19 +375,14 @@ impl Augmenter {
         };
         match picture {
             Picture::Planes(planes) => {
-                let antialias = mode == Mode::Torchvision;
-                let cut =
-                    resize::Cut { region: crop.region(), interpolation: crop.interpolation, antialias, size, mirror };
-                self.resizer.resize(planes, &cut, &mut self.planes);
-                if rest.is_empty() {
-                    return crate::simd::interleave(self.planes.each_ref().map(Vec::as_slice), out);
-                }
-                self.view.set_size(size, size);
-                let pixels = self.planes.each_ref().map(Vec::as_slice);
-                Self::change(mode, rest, Some(pixels), &mut self.view, &mut self.changes, &mut self.blur);
+                let antialias = self.mode == Mode::Torchvision;
+                let (region, interpolation) = (crop.region(), crop.interpolation);
+                let cut = resize::Cut { region, interpolation, antialias, size, mirror };
+                (self.view.width, self.view.height) = (size, size);
+                self.resizer.resize(planes, &cut, &mut self.view.planes);
             }
             Picture::Rgb(image) => {
-                self.cropper.crop(image, crop, mode, size, out);
+                self.cropper.crop(image, crop, self.mode, size, out);
                 if mirror {
                     horizontal_flip::flip(out, size);
                 }
@@ -396,44 +390,36 @@ impl Augmenter {
                     return;
                 }
                 self.view.read(out, size, size);
-                Self::change(mode, rest, None, &mut self.view, &mut self.changes, &mut self.blur);
             }
         }
+        self.change(rest);
         self.view.write(out);
     }
 
-    /// Makes the steps after the crop on the view, or first makes the view of `pixels`; those steps that change each
-    /// pixel alone and follow each other are made together.
-    fn change(
-        mode: Mode,
-        steps: &[Step],
-        mut pixels: Option<[&[u8]; 3]>,
-        view: &mut View,
-        changes: &mut Vec<Change>,
-        buffers: &mut gaussian_blur::BlurBuffers,
-    ) {
-        let whole = mode == Mode::Torchvision;
+    /// Makes the steps after the crop on the view; colour changes that follow each other are made together.
+    fn change(&mut self, steps: &[Step]) {
+        let Self { mode, view, changes, kept, .. } = self;
         for step in steps {
             if let Step::Colors(colors) = step {
                 changes.extend_from_slice(colors);
                 continue;
             }
-            pixelwise::apply(mode, changes, pixels.take(), view);
+            pixelwise::apply(*mode, changes, view, kept);
             changes.clear();
             match step {
                 Step::Crop(_) => unreachable!("a crop comes first only"),
                 Step::Colors(_) => unreachable!("handled above"),
                 Step::HorizontalFlip => view.mirror(),
-                Step::GaussianBlur(blur) => blur.apply(mode, view, buffers),
+                Step::GaussianBlur(blur) => blur.apply(*mode, view),
                 Step::Cutout(cutout) => cutout.apply(view),
-                Step::Sobel => sobel::apply(whole, view),
-                Step::Noise(noise) => noise.apply(whole, view),
-                Step::Warp(warp) => warp.apply(whole, view),
+                Step::Sobel => sobel::apply(view),
+                Step::Noise(noise) => noise.apply(view),
+                Step::Warp(warp) => warp.apply(view),
                 Step::Levels(levels) => levels.apply(view),
-                Step::MotionBlur(blur) => blur.apply(whole, view),
+                Step::MotionBlur(blur) => blur.apply(view),
             }
         }
-        pixelwise::apply(mode, changes, pixels, view);
+        pixelwise::apply(*mode, changes, view, kept);
         changes.clear();
     }
 }

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::filter::each_plane_framed;
+use super::filter::{WEIGHT_BITS, each_plane_framed, fixed_point};
 use super::{View, check_probability};
 use crate::rng::Draws;
-use crate::simd::{vectorized, weigh_floats};
+use crate::simd::{vectorized, weigh_bytes};
 
 /// Blurs the view along a straight line with a probability, as if the camera had moved; its direction is drawn anew
 /// for each view. The SimCLR paper's appendix B.2 adds it without printing a length.
@@ -51,11 +51,12 @@ impl MotionBlur {
 impl MotionStep {
     /// Each pixel becomes the mean of points on the line through its centre, half a pixel or less apart, each between
     /// its four neighbours. Beyond the frame its last values go on.
-    pub(super) fn apply(&self, whole: bool, view: &mut View) {
+    pub(super) fn apply(&self, view: &mut View) {
         let taps = self.taps();
-        let weights: Vec<f32> = taps.iter().map(|tap| tap.weight).collect();
+        let weights = fixed_point(taps.iter().map(|tap| tap.weight));
         let radius = taps.iter().map(|tap| tap.x.abs().max(tap.y.abs())).max().unwrap_or(0);
         let reach = radius as usize;
+        let mut sums = vec![0; view.width];
         vectorized(
             #[inline(always)]
             || {
@@ -69,10 +70,8 @@ impl MotionStep {
                                 let (x, y) = (taps[tap].x + radius, taps[tap].y + radius + y as i64);
                                 &framed[y as usize * stride + x as usize..][..width]
                             };
-                            weigh_floats(&weights, source, row);
-                            if whole {
-                                row.iter_mut().for_each(|value| *value = (*value + 0.5).trunc());
-                            }
+                            weigh_bytes(&weights, source, &mut sums, WEIGHT_BITS);
+                            row.iter_mut().zip(&sums).for_each(|(value, &sum)| *value = sum.clamp(0, 255) as u8);
                         }
                     },
                 );
@@ -95,8 +94,8 @@ impl MotionStep {
                 let weight = (1.0 - (x - left as f64).abs()) * (1.0 - (y - top as f64).abs()) / points as f64;
                 if weight > 1e-9 {
                     match taps.iter_mut().find(|tap| (tap.x, tap.y) == (left, top)) {
-                        Some(tap) => tap.weight += weight as f32,
-                        None => taps.push(Tap { x: left, y: top, weight: weight as f32 }),
+                        Some(tap) => tap.weight += weight,
+                        None => taps.push(Tap { x: left, y: top, weight }),
                     }
                 }
             }
@@ -109,7 +108,7 @@ impl MotionStep {
 struct Tap {
     x: i64,
     y: i64,
-    weight: f32,
+    weight: f64,
 }
 
 #[cfg(test)]
@@ -120,18 +119,18 @@ mod tests {
     fn a_point_becomes_a_line_of_that_length_and_direction() {
         for (length, degrees) in [(9.0, 0.0), (9.0, 90.0), (12.5, 30.0), (5.0, 135.0)] {
             let mut view = View { width: 33, height: 33, ..View::default() };
-            view.planes = std::array::from_fn(|_| vec![0.0; 33 * 33]);
-            view.planes[1][16 * 33 + 16] = 1000.0;
-            MotionStep { length, degrees }.apply(false, &mut view);
+            view.planes = std::array::from_fn(|_| vec![0; 33 * 33]);
+            view.planes[1][16 * 33 + 16] = 255;
+            MotionStep { length, degrees }.apply(&mut view);
             let (mut sum, mut moments) = (0.0, [0.0; 3]);
             for (i, &value) in view.planes[1].iter().enumerate() {
                 let (x, y, value) = ((i % 33) as f64 - 16.0, (i / 33) as f64 - 16.0, f64::from(value));
                 sum += value;
                 for (moment, of) in moments.iter_mut().zip([x * x, y * y, x * y]) {
-                    *moment += of * value / 1000.0;
+                    *moment += of * value / 255.0;
                 }
             }
-            assert!((sum - 1000.0).abs() < 0.01, "{sum} of 1000");
+            assert!((sum - 255.0).abs() < 8.0, "{sum} of 255");
             // The line's second moment is (length − 1)² / 12 and a little more for its points and their pixels.
             let size = (length - 1.0f64).powi(2) / 12.0;
             assert!((moments[0] + moments[1] - size).abs() < 0.15 * size + 0.5, "{moments:?} for {size}");
@@ -143,10 +142,10 @@ mod tests {
 
     #[test]
     fn a_length_of_one_changes_nothing() {
-        let plane: Vec<f32> = (0..35).map(|i| (i * 37 % 256) as f32).collect();
+        let plane: Vec<u8> = (0..35).map(|i| (i * 37 % 256) as u8).collect();
         let mut view = View { width: 7, height: 5, ..View::default() };
         view.planes = std::array::from_fn(|_| plane.clone());
-        MotionStep { length: 1.0, degrees: 77.0 }.apply(true, &mut view);
+        MotionStep { length: 1.0, degrees: 77.0 }.apply(&mut view);
         assert_eq!(view.planes[2], plane);
     }
 }

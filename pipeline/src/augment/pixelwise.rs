@@ -5,7 +5,7 @@
 //! in an order that is written down here, so that every machine gives the same bytes.
 
 use super::{Mode, View};
-use crate::simd::{sums8, vectorized};
+use crate::simd::{round_to_bytes, sums8, vectorized};
 
 /// Pixels in a tile.
 const TILE: usize = 1024;
@@ -49,51 +49,66 @@ impl std::fmt::Display for Change {
     }
 }
 
-/// Makes the changes; after each all values are in [0, 255], and whole numbers in torchvision's arithmetic. With
-/// `pixels`, planes of red, green and blue, the view is made of them first.
-pub(super) fn apply(mode: Mode, changes: &[Change], pixels: Option<[&[u8]; 3]>, view: &mut View) {
+/// Makes the changes; after each all values are in [0, 255], and whole numbers in torchvision's arithmetic. In the
+/// other they are rounded, half up, at the end. `kept` is room for values between passes.
+pub(super) fn apply(mode: Mode, changes: &[Change], view: &mut View, kept: &mut [Vec<f32>; 3]) {
+    if changes.is_empty() {
+        return;
+    }
     // As constants, so that the loops are compiled for each.
     vectorized(
         #[inline(always)]
         || match mode {
-            Mode::Paper => run::<false>(changes, pixels, view),
-            Mode::Torchvision => run::<true>(changes, pixels, view),
+            Mode::Paper => run::<false>(changes, view, kept),
+            Mode::Torchvision => run::<true>(changes, view, kept),
         },
     );
 }
 
 #[inline(always)]
-fn run<const WHOLE: bool>(changes: &[Change], mut source: Option<[&[u8]; 3]>, view: &mut View) {
+fn run<const WHOLE: bool>(changes: &[Change], view: &mut View, kept: &mut [Vec<f32>; 3]) {
     let pixels = view.width * view.height;
+    let mut buffer = [[0.0; TILE]; 3];
     let mut rest = changes;
     let mut mean = None;
-    while !rest.is_empty() || source.is_some() {
+    let mut is_kept = false;
+    while !rest.is_empty() {
         // A contrast ends the pass before it, which sums up its mean; if it comes first, that pass does nothing else.
         let begin = usize::from(mean.is_some());
         let is_contrast = |change: &Change| matches!(change, Change::Contrast(_));
         let end = rest.iter().skip(begin).position(is_contrast).map_or(rest.len(), |i| i + begin);
         let (now, after) = rest.split_at(end);
+        // What a pass before the last one made is kept as floats; what it only looked at is there as bytes.
+        let keep = is_kept || !(now.is_empty() || after.is_empty());
+        if keep {
+            kept.iter_mut().for_each(|plane| plane.resize(pixels, 0.0));
+        }
         let mut sums = [0.0; 3];
-        let [red, green, blue] = &mut view.planes;
-        let tiles = red.chunks_mut(TILE).zip(green.chunks_mut(TILE)).zip(blue.chunks_mut(TILE));
-        for (number, ((red, green), blue)) in tiles.enumerate() {
-            let mut tile = [red, green, blue];
-            if let Some(source) = source {
-                for (plane, source) in tile.iter_mut().zip(source) {
-                    for (value, &byte) in plane.iter_mut().zip(&source[number * TILE..]) {
-                        *value = f32::from(byte);
-                    }
+        for from in (0..pixels).step_by(TILE) {
+            let range = from..(from + TILE).min(pixels);
+            let mut tile = if keep {
+                kept.each_mut().map(|plane| &mut plane[range.clone()])
+            } else {
+                buffer.each_mut().map(|plane| &mut plane[..range.len()])
+            };
+            if !is_kept {
+                for (to, plane) in tile.iter_mut().zip(&view.planes) {
+                    to.iter_mut().zip(&plane[range.clone()]).for_each(|(to, &byte)| *to = f32::from(byte));
                 }
             }
             for &change in now {
                 make::<WHOLE>(change, &mut tile, mean);
             }
-            if !after.is_empty() {
+            if after.is_empty() {
+                for (from, plane) in tile.iter().zip(&mut view.planes) {
+                    round_to_bytes(from, &mut plane[range.clone()]);
+                }
+            } else {
                 add_sum::<WHOLE>(&tile, &mut sums);
             }
         }
         mean = (!after.is_empty()).then(|| mean_of(sums, pixels));
-        (rest, source) = (after, None);
+        (rest, is_kept) = (after, keep);
     }
 }
 
@@ -149,8 +164,8 @@ fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Opt
             // towards the largest one.
             let max = larger(larger(pixel[0], pixel[1]), pixel[2]);
             let min = smaller(smaller(pixel[0], pixel[1]), pixel[2]);
-            let saturation = if max > 0.0 { (max - min) / max } else { 0.0 };
-            let scale = if saturation * factor > 1.0 { 1.0 / saturation } else { factor };
+            // No saturation grows beyond 1; grey, whose range is 0, stays as it is.
+            let scale = smaller(max / (max - min), factor);
             pixel.map(|x| store(max - (max - x) * scale))
         }),
         // torchvision goes through floats in [0, 1] and back by × 255.999 and cutting off.
@@ -219,30 +234,32 @@ fn gray<const WHOLE: bool>([r, g, b]: [f32; 3]) -> f32 {
     if WHOLE { whole(value) } else { value }
 }
 
-/// Turns the hue of an RGB pixel by a share of the circle in [−0.5, 0.5], or once, keeping value and saturation.
+/// Turns the hue of an RGB pixel by a share of the circle in [−1, 1], keeping value and saturation.
+///
+/// The hue is counted in sixths of the circle, 0 at red, times the range of the channels, which saves a division; grey
+/// has a range of 0 and stays as it is.
 #[inline(always)]
 fn turn_hue([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {
     let max = larger(larger(r, g), b);
     let min = smaller(smaller(r, g), b);
     let range = max - min;
-    // The hue in sixths of the circle, 0 at red; grey has none, and a range of 0 makes any hue grey.
-    let per_range = if range > 0.0 { 1.0 / range } else { 0.0 };
+    let circle = 6.0 * range;
     let hue = if max == r {
-        (g - b) * per_range
+        g - b
     } else if max == g {
-        2.0 + (b - r) * per_range
+        2.0 * range + (b - r)
     } else {
-        4.0 + (r - g) * per_range
+        4.0 * range + (r - g)
     };
-    let hue = hue + turn * 6.0;
-    // Each channel is a trapezoid of the hue: full for two sixths, sloping for one on either side. The hue is brought
-    // into one turn by selects.
-    let channel = |offset: f32| {
-        let at = hue + offset;
-        let at = if at < 0.0 { at + 6.0 } else { at };
-        let at = if at >= 6.0 { at - 6.0 } else { at };
-        let at = if at >= 6.0 { at - 6.0 } else { at };
-        max - range * larger(smaller(smaller(at, 4.0 - at), 1.0), 0.0)
-    };
-    [channel(5.0), channel(3.0), channel(1.0)]
+    let forward = if turn < 0.0 { turn + 1.0 } else { turn };
+    let hue = hue + forward * circle;
+    let hue = if hue >= circle { hue - circle } else { hue };
+    let hue = if hue < 0.0 { hue + circle } else { hue };
+    // Each channel is a trapezoid of the hue: two sixths full, two empty, a slope between them on either side.
+    let part = |x: f32| min + larger(smaller(x, range), 0.0);
+    [
+        part((hue - 3.0 * range).abs() - range),
+        part(2.0 * range - (hue - 2.0 * range).abs()),
+        part(2.0 * range - (hue - 4.0 * range).abs()),
+    ]
 }

@@ -15,7 +15,7 @@ pub struct Sobel {
     pub probability: f64,
 }
 
-pub(super) fn apply(whole: bool, view: &mut View) {
+pub(super) fn apply(view: &mut View) {
     let reflect = |i: i64, n: i64| {
         if i < 0 {
             (-i).min(n - 1)
@@ -29,10 +29,12 @@ pub(super) fn apply(whole: bool, view: &mut View) {
         for (y, row) in plane.chunks_exact_mut(width).enumerate() {
             let [above, here, below] = [0, 1, 2].map(|i| &framed[(y + i) * stride..][..stride]);
             for (x, out) in row.iter_mut().enumerate() {
-                let across = (above[x + 2] - above[x]) + 2.0 * (here[x + 2] - here[x]) + (below[x + 2] - below[x]);
-                let down = (below[x] - above[x]) + 2.0 * (below[x + 1] - above[x + 1]) + (below[x + 2] - above[x + 2]);
-                let size = (across * across + down * down).sqrt().min(255.0);
-                *out = if whole { (size + 0.5).trunc() } else { size };
+                let at = |row: &[u8], x: usize| i32::from(row[x]);
+                let line = |row: &[u8]| at(row, x) + 2 * at(row, x + 1) + at(row, x + 2);
+                let step = |row: &[u8]| at(row, x + 2) - at(row, x);
+                let (across, down) = (step(above) + 2 * step(here) + step(below), line(below) - line(above));
+                // `as` cuts to the range of u8.
+                *out = (((across * across + down * down) as f32).sqrt() + 0.5) as u8;
             }
         }
     });

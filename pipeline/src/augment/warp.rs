@@ -45,7 +45,7 @@ impl Rotation {
 }
 
 impl Warp {
-    pub(super) fn apply(&self, whole: bool, view: &mut View) {
+    pub(super) fn apply(&self, view: &mut View) {
         let (width, height) = (view.width, view.height);
         let middle = [width as f64 / 2.0, height as f64 / 2.0];
         // The place in the view that a pixel's centre is taken from, counted in pixels from the first one's centre.
@@ -64,7 +64,7 @@ impl Warp {
             Warp::ShearNearest(shear) => ([[1.0, shear], [0.0, 1.0]], [0.0, 0.0]),
         };
         let between = matches!(self, Warp::Rotate(_));
-        view.spare.resize(width * height, 0.0);
+        view.spare.resize(width * height, 0);
         for plane in &mut view.planes {
             for (y, row) in view.spare.chunks_exact_mut(width).enumerate() {
                 for (x, out) in row.iter_mut().enumerate() {
@@ -75,9 +75,6 @@ impl Warp {
                     } else {
                         nearest(plane, width, height, from)
                     };
-                    if whole && between {
-                        *out = (*out + 0.5).trunc();
-                    }
                 }
             }
             std::mem::swap(plane, &mut view.spare);
@@ -86,20 +83,20 @@ impl Warp {
 }
 
 /// The value at a whole place; 0 outside.
-fn at(plane: &[f32], width: usize, height: usize, x: f64, y: f64) -> f32 {
+fn at(plane: &[u8], width: usize, height: usize, x: f64, y: f64) -> u8 {
     let inside = x >= 0.0 && y >= 0.0 && x < width as f64 && y < height as f64;
-    if inside { plane[y as usize * width + x as usize] } else { 0.0 }
+    if inside { plane[y as usize * width + x as usize] } else { 0 }
 }
 
-fn nearest(plane: &[f32], width: usize, height: usize, [x, y]: [f64; 2]) -> f32 {
+fn nearest(plane: &[u8], width: usize, height: usize, [x, y]: [f64; 2]) -> u8 {
     at(plane, width, height, x.round_ties_even(), y.round_ties_even())
 }
 
-fn bilinear(plane: &[f32], width: usize, height: usize, [x, y]: [f64; 2]) -> f32 {
+fn bilinear(plane: &[u8], width: usize, height: usize, [x, y]: [f64; 2]) -> u8 {
     let (left, top) = (x.floor(), y.floor());
     let (right, down) = ((x - left) as f32, (y - top) as f32);
-    let value = |dx: f64, dy: f64| at(plane, width, height, left + dx, top + dy);
+    let value = |dx: f64, dy: f64| f32::from(at(plane, width, height, left + dx, top + dy));
     let above = value(0.0, 0.0) * (1.0 - right) + value(1.0, 0.0) * right;
     let below = value(0.0, 1.0) * (1.0 - right) + value(1.0, 1.0) * right;
-    above * (1.0 - down) + below * down
+    (above * (1.0 - down) + below * down + 0.5) as u8
 }

@@ -54,7 +54,7 @@ const LOOKS_PER_REFILL: u32 = 56 / LOOKUP_BITS - 1;
 const MARGIN: usize = 16;
 
 impl Entropy {
-    /// Calls `place` with each wanted block, in the file's order.
+    /// Calls `place` with each wanted block, in the file's order; it says whether the block is one of a picture.
     ///
     /// With `known`, only rows that hold wanted blocks are gone through; with `index`, what would be known is noted.
     #[inline(always)]
@@ -64,7 +64,7 @@ impl Entropy {
         wanted: &[Wanted; 3],
         known: Option<&RowIndex>,
         mut index: Option<&mut RowIndex>,
-        mut place: impl FnMut(usize, u32, u32, &Block),
+        mut place: impl FnMut(usize, u32, u32, &Block) -> bool,
     ) -> Result<(), Unknown> {
         self.prepare(header)?;
         let tables = self.take_tables(header)?;
@@ -97,6 +97,7 @@ impl Entropy {
                 (needed_rows.start, needed_rows.end)
             }
         };
+        let mut sound = true;
         for row in first..end {
             if let Some(index) = &mut index {
                 index.bits.push(bits.position() as u32);
@@ -122,7 +123,7 @@ impl Entropy {
                             if in_row && wanted[i].0.contains(&x) {
                                 block.clear();
                                 bits.block(dc, ac, &mut predictions[i], &mut block)?;
-                                place(i, x, y, &block);
+                                sound &= place(i, x, y, &block);
                             } else {
                                 bits.block(dc, ac, &mut predictions[i], &mut scratch)?;
                             }
@@ -130,6 +131,9 @@ impl Entropy {
                     }
                 }
             }
+        }
+        if !sound {
+            return Err(Unknown);
         }
         if known.is_some() {
             // The rows after the last one wanted are not looked at, but reading must not have left the data.
@@ -266,7 +270,8 @@ impl<'a> Bits<'a> {
             self.long_first(dc, found)?
         };
         *prediction += difference;
-        if !(-32_768..32_768).contains(prediction) {
+        // No mean of eight-bit samples is farther from the middle.
+        if !(-2048..2048).contains(prediction) {
             return Err(Unknown);
         }
         block.coefficients[0] = *prediction as i16;

@@ -2,6 +2,7 @@
 
 use super::Unknown;
 use super::huffman::TableSpec;
+use super::idct::Quantization;
 
 /// The order of coefficients in the file: entry `k` is the place of coefficient `k` in its block, row-major.
 pub const ZIGZAG: [u8; 64] = [
@@ -31,8 +32,8 @@ pub struct Header<'a> {
     pub width: u32,
     pub height: u32,
     pub components: Vec<Component>,
-    /// Each component's quantization table, row-major.
-    pub quantization: [[i16; 64]; 3],
+    /// Each component's quantization.
+    pub quantization: Vec<Quantization>,
     pub dc: [Option<TableSpec>; 4],
     pub ac: [Option<TableSpec>; 4],
     /// Units of the scan between two restart markers; 0 without.
@@ -77,10 +78,9 @@ impl<'a> Header<'a> {
                     if components.len() == 3 && !ycc {
                         return Err(Unknown);
                     }
-                    let mut quantization = [[0; 64]; 3];
-                    for (component, place) in components.iter().zip(&mut quantization) {
-                        *place = tables[usize::from(component.quantization)].ok_or(Unknown)?;
-                    }
+                    let table = |component: &Component| tables[usize::from(component.quantization)];
+                    let quantization = components.iter().map(|component| table(component).map(Quantization::new));
+                    let quantization = quantization.collect::<Option<_>>().ok_or(Unknown)?;
                     return Ok(Self { width, height, components, quantization, dc, ac, restart_interval, data: rest });
                 }
                 _ => return Err(Unknown),

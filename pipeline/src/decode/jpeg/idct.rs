@@ -42,38 +42,75 @@ impl Transform {
     }
 
     /// Writes the 8 × 8 samples of a block to `out`, whose rows are `stride` apart.
+    ///
+    /// Says whether it could: not if samples come out farther from the middle than twice what a byte holds. libjpeg's
+    /// several codes give several samples then; no encoder writes such a block.
     #[inline(always)]
-    pub fn apply(self, block: &Block, quantization: &[i16; 64], out: &mut [u8], stride: usize) {
+    pub fn apply(self, block: &Block, quantization: &Quantization, out: &mut [u8], stride: usize) -> bool {
         if block.last == 0 {
-            return flat(block.coefficients[0], quantization[0], out, stride);
+            return flat(block.coefficients[0], quantization.factors[0], out, stride);
         }
         let coefficients = block.coefficients.first_chunk().expect("65 are more than 64");
-        let rows = match self {
-            Self::Scalar => scalar(coefficients, quantization),
+        if quantization.coarse && !quantization.fits(coefficients) {
+            return false;
+        }
+        let (rows, in_range) = match self {
+            Self::Scalar => scalar(coefficients, &quantization.factors),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(avx2) => avx2.idct(coefficients, quantization),
+            Self::Avx2(avx2) => avx2.idct(coefficients, &quantization.factors),
         };
         for (row, samples) in rows.into_iter().enumerate() {
             out[row * stride..][..8].copy_from_slice(&samples);
         }
+        in_range
+    }
+}
+
+/// What the coefficients of a component are multiplied by.
+#[derive(Debug, Clone)]
+pub struct Quantization {
+    factors: [i16; 64],
+    /// Whether products with coefficients that a file can hold may not fit into 16 bits.
+    coarse: bool,
+}
+
+impl Quantization {
+    /// Factors, row-major.
+    pub fn new(factors: [i16; 64]) -> Self {
+        const LARGEST_COEFFICIENT: i32 = 2047;
+        let coarse = factors.iter().any(|&factor| i32::from(factor) * LARGEST_COEFFICIENT > i32::from(i16::MAX));
+        Self { factors, coarse }
+    }
+
+    #[inline(always)]
+    fn fits(&self, coefficients: &[i16; 64]) -> bool {
+        let product = |(&a, &b): (&i16, &i16)| i32::from(a) * i32::from(b);
+        coefficients.iter().zip(&self.factors).map(product).fold(true, |all, x| all & (x == i32::from(x as i16)))
     }
 }
 
 /// A block of which only the mean is not zero.
 #[inline(always)]
-fn flat(coefficient: i16, quantization: i16, out: &mut [u8], stride: usize) {
-    let value = (i32::from(coefficient.wrapping_mul(quantization)) + 4) >> 3;
+fn flat(coefficient: i16, factor: i16, out: &mut [u8], stride: usize) -> bool {
+    let value = (i32::from(coefficient) * i32::from(factor) + 4) >> 3;
     let sample = (value.clamp(-128, 127) + 128) as u8;
     for row in 0..8 {
         out[row * stride..][..8].fill(sample);
     }
+    in_range(value)
+}
+
+/// Whether a sample, counted from the middle, is no farther off than twice what a byte holds.
+fn in_range(value: i32) -> bool {
+    (-512..512).contains(&value)
 }
 
 const CONST_BITS: u32 = 13;
 const PASS1_BITS: u32 = 2;
 
-/// The transform in plain code: columns, then rows. It overflows where the 16 bits of the fast code do.
-pub fn scalar(coefficients: &[i16; 64], quantization: &[i16; 64]) -> [[u8; 8]; 8] {
+/// The transform in plain code: columns, then rows. It overflows where the 16 bits of the fast code do. Whether all
+/// samples are in range comes with them.
+fn scalar(coefficients: &[i16; 64], quantization: &[i16; 64]) -> ([[u8; 8]; 8], bool) {
     let mut work = [[0i16; 8]; 8];
     for x in 0..8 {
         let column = std::array::from_fn(|y| coefficients[8 * y + x].wrapping_mul(quantization[8 * y + x]));
@@ -81,9 +118,15 @@ pub fn scalar(coefficients: &[i16; 64], quantization: &[i16; 64]) -> [[u8; 8]; 8
             work[y][x] = descale(value, CONST_BITS - PASS1_BITS).clamp(-32_768, 32_767) as i16;
         }
     }
-    work.map(|row| {
-        one_dimension(row).map(|value| (descale(value, CONST_BITS + PASS1_BITS + 3).clamp(-128, 127) + 128) as u8)
-    })
+    let mut all_in_range = true;
+    let samples = work.map(|row| {
+        one_dimension(row).map(|value| {
+            let value = descale(value, CONST_BITS + PASS1_BITS + 3);
+            all_in_range &= in_range(value);
+            (value.clamp(-128, 127) + 128) as u8
+        })
+    });
+    (samples, all_in_range)
 }
 
 fn descale(value: i32, bits: u32) -> i32 {

@@ -178,7 +178,7 @@ impl Decoder {
         let header = &jpeg.header;
         let mut index = RowIndex::default();
         let nothing = [const { (0..0, 0..0) }; 3];
-        self.entropy.decode(header, &nothing, None, Some(&mut index), |_, _, _, _| {})?;
+        self.entropy.decode(header, &nothing, None, Some(&mut index), |_, _, _, _| true)?;
         Ok(index)
     }
 
@@ -220,7 +220,7 @@ impl Decoder {
         let place = |component: usize, column: u32, row: u32, block: &Block| {
             let plane = &mut outputs[component];
             let start = (row as usize * 8 - plane.top) * plane.stride + (column as usize * 8 - plane.left);
-            transform.apply(block, &quantization[component], &mut plane.samples[start..], plane.stride);
+            transform.apply(block, &quantization[component], &mut plane.samples[start..], plane.stride)
         };
         let entropy = &mut self.entropy;
         crate::simd::vectorized(
