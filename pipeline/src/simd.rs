@@ -240,6 +240,10 @@ mod x86 {
         /// Does as many values of [`super::round_to_bytes`] as fill whole vectors; how many.
         #[inline(always)]
         pub fn round_to_bytes(self, values: &[f32], bytes: &mut [u8]) -> usize {
+            if Avx512::detect().is_some() {
+                // SAFETY: an `Avx512` exists only where the instructions were detected.
+                return unsafe { round_to_bytes512(values, bytes) };
+            }
             // SAFETY: as above.
             unsafe { round_to_bytes(values, bytes) }
         }
@@ -586,24 +590,34 @@ mod x86 {
 
     #[target_feature(enable = "avx2")]
     fn ycc_to_rgb(planes: &mut [&mut [u8]; 3]) -> usize {
-        let [first, second, third] = planes.each_mut().map(|plane| plane.as_chunks_mut::<8>().0);
-        let wide = |bytes: &[u8; 8]| _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*bytes)));
-        let narrow = |values: __m256i| {
-            let values = _mm_packs_epi32(_mm256_castsi256_si128(values), _mm256_extracti128_si256::<1>(values));
-            _mm_cvtsi128_si64(_mm_packus_epi16(values, values)).to_le_bytes()
+        let [first, second, third] = planes.each_mut().map(|plane| plane.as_chunks_mut::<16>().0);
+        // SAFETY: the reference is to the 16 bytes that are read; unaligned reads are allowed.
+        let wide = |bytes: &[u8; 16]| _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
+        let narrow =
+            |values: __m256i| _mm_packus_epi16(_mm256_castsi256_si128(values), _mm256_extracti128_si256::<1>(values));
+        let middle = _mm256_set1_epi16(128);
+        let half = _mm256_set1_epi32(1 << 15);
+        // A product's upper 16 bits of 17, then rounded to 16, is the product rounded at bit 16. Factors above a half
+        // are taken apart into a whole number and the rest.
+        let share = |doubled: __m256i, factor: i16| {
+            let product = _mm256_mulhi_epi16(doubled, _mm256_set1_epi16(factor));
+            _mm256_srai_epi16::<1>(_mm256_add_epi16(product, _mm256_set1_epi16(1)))
         };
-        let (middle, half) = (_mm256_set1_epi32(128), _mm256_set1_epi32(1 << 15));
-        let [red, blue] = [91_881, 116_130].map(|factor| _mm256_set1_epi32(factor));
-        let [green_blue, green_red] = [-22_554, -46_802].map(|factor| _mm256_set1_epi32(factor));
         for ((y, cb), cr) in first.iter_mut().zip(&mut *second).zip(&mut *third) {
-            let (luma, b, r) = (wide(y), _mm256_sub_epi32(wide(cb), middle), _mm256_sub_epi32(wide(cr), middle));
-            let add =
-                |product: __m256i| _mm256_add_epi32(luma, _mm256_srai_epi32::<16>(_mm256_add_epi32(product, half)));
-            *y = narrow(add(_mm256_mullo_epi32(r, red)));
-            *cr = narrow(add(_mm256_mullo_epi32(b, blue)));
-            *cb = narrow(add(_mm256_add_epi32(_mm256_mullo_epi32(b, green_blue), _mm256_mullo_epi32(r, green_red))));
+            let (luma, b, r) = (wide(y), _mm256_sub_epi16(wide(cb), middle), _mm256_sub_epi16(wide(cr), middle));
+            let (b2, r2) = (_mm256_add_epi16(b, b), _mm256_add_epi16(r, r));
+            let red = _mm256_add_epi16(r, share(r2, (91_881i32 - 65_536) as i16));
+            let blue = _mm256_add_epi16(b2, share(b2, (116_130i32 - 131_072) as i16));
+            let green = |pairs: __m256i| {
+                let sum = _mm256_madd_epi16(pairs, factors([-22_554, (65_536i32 - 46_802) as i16]));
+                _mm256_srai_epi32::<16>(_mm256_add_epi32(sum, half))
+            };
+            let green = _mm256_packs_epi32(green(_mm256_unpacklo_epi16(b, r)), green(_mm256_unpackhi_epi16(b, r)));
+            store16(y, narrow(_mm256_add_epi16(luma, red)));
+            store16(cb, narrow(_mm256_add_epi16(luma, _mm256_sub_epi16(green, r))));
+            store16(cr, narrow(_mm256_add_epi16(luma, blue)));
         }
-        8 * first.len()
+        16 * first.len()
     }
 
     /// Sixteen pixels' bytes, colour by colour, as pixels.
@@ -703,6 +717,18 @@ mod x86 {
         32 * wide.len()
     }
 
+    #[target_feature(enable = "avx512f,avx2")]
+    fn round_to_bytes512(values: &[f32], out: &mut [u8]) -> usize {
+        let values = values.as_chunks::<16>().0;
+        let half = _mm512_set1_ps(0.5);
+        for (out, values) in out.as_chunks_mut::<16>().0.iter_mut().zip(values) {
+            // SAFETY: the reference is to the 64 bytes that are read; unaligned reads are allowed.
+            let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+            store16(out, _mm512_cvtusepi32_epi8(_mm512_cvttps_epi32(_mm512_add_ps(values, half))));
+        }
+        16 * values.len()
+    }
+
     #[target_feature(enable = "avx2")]
     fn round_to_bytes(values: &[f32], out: &mut [u8]) -> usize {
         let values = values.as_chunks::<16>().0;
@@ -770,5 +796,80 @@ mod x86 {
             _mm256_extract_epi64::<3>(b).to_le_bytes(),
         ];
         (samples, in_range)
+    }
+}
+
+/// What fills whole vectors against what is left over, which plain code does: values given one by one.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Draws, Purpose};
+
+    #[test]
+    fn every_color_is_converted_as_plain_code_does() {
+        for y in (0..=255).step_by(3).chain([127, 128, 254]) {
+            let [mut first, mut second, mut third] = [const { Vec::new() }; 3];
+            for cb in 0..=255u8 {
+                for cr in 0..=255u8 {
+                    first.push(y);
+                    second.push(cb);
+                    third.push(cr);
+                }
+            }
+            ycc_to_rgb([&mut first, &mut second, &mut third]);
+            for (i, ((&r, &g), &b)) in first.iter().zip(&second).zip(&third).enumerate() {
+                let (cb, cr) = ((i / 256) as u8, (i % 256) as u8);
+                assert_eq!([r, g, b], crate::decode::jpeg::rgb(y, cb, cr), "{y} {cb} {cr}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_rows_are_those_of_plain_code() {
+        let mut draws = Draws::new(1, Purpose::Picture, &[11]);
+        for taps in 1..20 {
+            let n = 224 + taps;
+            let bytes: Vec<Vec<u8>> = (0..taps).map(|_| (0..n).map(|_| draws.below(256) as u8).collect()).collect();
+            let wide: Vec<Vec<i16>> =
+                bytes.iter().map(|row| row.iter().map(|&x| i16::from(x) * 64).collect()).collect();
+            let mut weights: Vec<i16> = (0..taps).map(|_| draws.below(1600) as i16 - 500).collect();
+            weights[taps / 2] = (1 << 14) - weights.iter().sum::<i16>() + weights[taps / 2];
+            let (mut sums, mut one) = (vec![0i16; n], [0i16]);
+            weigh_bytes(&weights, |i| &bytes[i], &mut sums, 8);
+            let (mut out, mut out_one) = (vec![0u8; n], [0u8]);
+            weigh_wide(&weights, |i| &wide[i], &mut out, 20);
+            for x in 0..n {
+                weigh_bytes(&weights, |i| &bytes[i][x..], &mut one, 8);
+                assert_eq!(sums[x], one[0], "{taps} taps, value {x}");
+                weigh_wide(&weights, |i| &wide[i][x..], &mut out_one, 20);
+                assert_eq!(out[x], out_one[0], "{taps} taps, value {x}");
+            }
+            if taps % 2 == 1 {
+                let mut half: Vec<i16> = (0..=taps / 2).map(|_| draws.below(32_768 / taps as u64) as i16).collect();
+                half[0] = (32_768 - 2 * half[1..].iter().map(|&w| i32::from(w)).sum::<i32>()).min(32_767) as i16;
+                weigh_symmetric(&half, |i| &wide[i], &mut sums);
+                for x in 0..n {
+                    weigh_symmetric(&half, |i| &wide[i][x..], &mut one);
+                    assert_eq!(sums[x], one[0], "{taps} taps, value {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pixels_are_written_as_plain_code_does() {
+        let mut draws = Draws::new(1, Purpose::Picture, &[12]);
+        for n in [1, 15, 16, 47, 64, 225] {
+            let planes: [Vec<u8>; 3] = std::array::from_fn(|_| (0..n).map(|_| draws.below(256) as u8).collect());
+            let mut pixels = vec![0; 3 * n];
+            interleave(planes.each_ref().map(Vec::as_slice), &mut pixels);
+            let plain: Vec<u8> = (0..n).flat_map(|i| [0, 1, 2].map(|c| planes[c][i])).collect();
+            assert_eq!(pixels, plain);
+            let values: Vec<f32> =
+                (0..n).map(|i| (draws.below(511) as f32 / 2.0 + (i % 3) as f32 * 1e-3).min(255.0)).collect();
+            let mut bytes = vec![0; n];
+            round_to_bytes(&values, &mut bytes);
+            assert!(bytes.iter().zip(&values).all(|(&byte, value)| byte == (value + 0.5) as u8), "{values:?}");
+        }
     }
 }
