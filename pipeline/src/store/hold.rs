@@ -262,7 +262,7 @@ impl Fetcher {
                 },
             })
         };
-        tokio::task::spawn_blocking(work).await.expect("fetching does not panic")
+        super::blocking(work).await
     }
 }
 

@@ -12,6 +12,16 @@ mod location;
 mod pace;
 mod remote;
 mod stream;
+/// What `work` gives, which may block; it runs beside the threads that wait for storage.
+async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is being shut down, and this task with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -245,7 +255,7 @@ impl Store {
                 metrics.add_busy(Stage::Read, began.elapsed());
                 Ok::<_, StoreError>(done)
             };
-            for (i, sample, bytes) in tokio::task::spawn_blocking(read).await.expect("reading does not panic")? {
+            for (i, sample, bytes) in blocking(read).await? {
                 match self.check(sample, &bytes) {
                     Ok(()) => all[i] = Some(bytes),
                     // A file in the cache may have been damaged since it was checked; the origin decides.
@@ -354,7 +364,7 @@ impl Store {
                     }
                     Ok::<_, std::io::Error>((bytes, found))
                 };
-                let read = tokio::task::spawn_blocking(read).await.expect("reading does not panic");
+                let read = blocking(read).await;
                 let (bytes, found) = read.map_err(|error| FetchError::Setup(error.to_string()))?;
                 if found != expected {
                     return Err(FetchError::Size { found, expected });
