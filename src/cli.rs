@@ -227,6 +227,9 @@ pub struct BenchArgs {
     /// Worker threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Images that the trainer takes each second, all devices together: say how many cores feed it.
+    #[arg(long, value_name = "IMAGES_PER_SECOND")]
+    pub feed: Option<f64>,
 }
 
 /// What `bench` measures.

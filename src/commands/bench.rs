@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use pipeline::augment::Op;
 use pipeline::decode::decode;
-use pipeline::loader::{LoaderOptions, Source};
+use pipeline::loader::{LoaderOptions, Source, slab_bytes};
 use pipeline::metrics::{Stage, Waiting};
 use pipeline::order::SampleRef;
 use pipeline::plan::{Share, Traversal};
@@ -25,6 +25,9 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
     let config = args.config.load()?;
     if args.images == 0 {
         return Err(WrongInput("--images 0: at least one is wanted".into()).into());
+    }
+    if args.feed.is_some_and(|wanted| !(wanted > 0.0 && wanted.is_finite())) {
+        return Err(WrongInput(format!("--feed {}: a number above 0 is wanted", args.feed.unwrap_or(0.0))).into());
     }
     let threads = if args.threads == 0 { stream::cores() } else { args.threads };
     let samples = pipeline::manifest::Manifest::read(&config.data.manifest)?.samples;
@@ -55,46 +58,77 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
             images
         }
     };
-    let (seconds, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds() - before);
-    let stage = |stage: Stage| source.metrics.busy_seconds(stage) / images as f64;
-    let starved = source.metrics.wait_seconds(Waiting::ForWork) / (threads as f64 * seconds);
-    let bottleneck = if starved > 0.25 {
-        "storage"
-    } else if stage(Stage::Decode) >= stage(Stage::Augment) {
-        "decode"
-    } else {
-        "augment"
-    };
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu_per_image = (cpu_seconds() - before) / images as f64;
     let per_second = images as f64 / seconds;
+    let busy = Stage::ALL.map(|stage| (stage, source.metrics.busy_seconds(stage) / images as f64));
+    let starved = source.metrics.wait_seconds(Waiting::ForWork) / (threads as f64 * seconds);
+    let bottleneck = bottleneck(&source, starved);
+    // The bare chain is decoding and augmenting alone.
+    let bare: f64 = busy.iter().filter(|(stage, _)| *stage != Stage::Read).map(|(_, seconds)| seconds).sum();
+    let overhead = cpu_per_image / bare;
+    let slab_bytes = if args.variant == Variant::Decode { 0 } else { slab_bytes(&source.plan, Share::ALL) };
+    let slabs = config.machine.batches_ahead + 1;
+    let memory = peak_memory();
+    let cores = args.feed.map(|wanted| (wanted * cpu_per_image).ceil());
     let name = match args.variant {
         Variant::Decode => "decode",
         Variant::Rrc1 => "rrc1",
         Variant::Rrc2 => "rrc2",
         Variant::Simclr => "simclr",
     };
-    let stages: serde_json::Map<_, _> = Stage::ALL.iter().map(|&s| (s.name().to_owned(), json!(stage(s)))).collect();
+    let stages: serde_json::Map<_, _> = busy.iter().map(|(stage, x)| (stage.name().to_owned(), json!(x))).collect();
     let object = json!({
         "variant": name, "threads": threads, "images": images, "views": views, "seconds": seconds, "images_per_second": per_second,
-        "cpu_seconds_per_image": cpu / images as f64, "stages": stages, "workers_waiting": starved, "bottleneck": bottleneck,
-        "damaged": source.quarantine.entries().len(),
+        "cpu_seconds_per_image": cpu_per_image, "stages": stages, "cpu_per_bare_chain": overhead, "workers_waiting": starved,
+        "bottleneck": bottleneck, "peak_memory_bytes": memory, "slabs": slabs, "slab_bytes": slab_bytes,
+        "feed_images_per_second": args.feed, "cores_to_feed": cores, "damaged": source.quarantine.entries().len(),
     });
     voice.result(&object, || {
         let mut text = format!(
             "{name}: {per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image\n",
-            1e3 * cpu / images as f64
+            1e3 * cpu_per_image
         );
-        for s in Stage::ALL {
-            text += &format!("  {:8} {:7.3} ms per image\n", s.name(), 1e3 * stage(s));
+        for (stage, seconds) in busy {
+            text += &format!("  {:8} {:7.3} ms per image\n", stage.name(), 1e3 * seconds);
         }
-        let advice = match bottleneck {
+        text += &format!(
+            "  {:8} {:7.2} times decoding and augmenting: the rest reads, orders and hands over\n",
+            "all CPU", overhead
+        );
+        text += &format!(
+            "memory: {:.0} MB at most, of which {slabs} batches of {:.0} MB\n",
+            memory as f64 / 1e6,
+            slab_bytes as f64 / 1e6
+        );
+        let wanted = args.feed.unwrap_or(1000.0);
+        let cores = (wanted * cpu_per_image).ceil();
+        text += &format!("feeding {wanted:.0} images/s takes {cores:.0} cores such as these\n");
+        text + &match bottleneck {
             "storage" => format!("workers wait {:.0} % of their time for bytes: storage limits", 100.0 * starved),
+            "slabs" => format!(
+                "workers wait {:.0} % of their time for a free batch: raise machine.batches_ahead",
+                100.0 * starved
+            ),
             stage => {
                 format!("workers are busy and {stage} costs most: more threads or cores help until storage limits")
             }
-        };
-        text + &advice
+        }
     });
     Ok(Ending::Done)
+}
+
+/// What limits: workers that are starved lack bytes or places to write to; the others have too much to do.
+fn bottleneck(source: &Source, starved: f64) -> &'static str {
+    let waited = |waiting| source.metrics.wait_seconds(waiting);
+    let busy = |stage| source.metrics.busy_seconds(stage);
+    if starved > 0.25 {
+        if waited(Waiting::ForSlab) > waited(Waiting::ForStorage) + busy(Stage::Read) { "slabs" } else { "storage" }
+    } else if busy(Stage::Decode) >= busy(Stage::Augment) {
+        "decode"
+    } else {
+        "augment"
+    }
 }
 
 /// Reads and decodes `images` samples, in the manifest's order, over and over; how many.
@@ -132,14 +166,23 @@ fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::run
 }
 
 /// CPU seconds of this process so far, over all threads.
-#[allow(unsafe_code)]
 fn cpu_seconds() -> f64 {
-    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: `usage` is a valid place for one rusage, which getrusage fills; all-zero bytes are one too.
-    let usage = unsafe {
-        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
-        usage.assume_init()
-    };
+    let usage = usage();
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+/// The most memory that this process has had, in bytes.
+fn peak_memory() -> u64 {
+    usage().ru_maxrss as u64 * 1024
+}
+
+#[allow(unsafe_code)]
+fn usage() -> libc::rusage {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a valid place for one rusage, which getrusage fills; all-zero bytes are one too.
+    unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    }
 }

@@ -121,11 +121,47 @@ fn preview_and_bench_look_at_the_same_stream() {
     let picture = pipeline::decode::decode(&png, 1 << 26).unwrap();
     assert_eq!(u64::from(picture.width), shown["width"].as_u64().unwrap());
     for variant in ["decode", "rrc1", "rrc2", "simclr"] {
-        let bench =
-            world.done(&["bench", "--manifest", &manifest, "--variant", variant, "--images", "50", "--threads", "2"]);
+        let args = ["bench", "--manifest", &manifest, "--variant", variant, "--images", "50", "--threads", "2"];
+        let bench = world.done(&[&args[..], &["--feed", "3000"]].concat());
         assert_eq!((bench["variant"].as_str(), bench["threads"].as_u64()), (Some(variant), Some(2)));
         let positive = |key: &str| bench[key].as_f64().is_some_and(|value| value > 0.0);
         assert!(positive("images_per_second") && positive("cpu_seconds_per_image"), "{bench}");
+        let cores = (3000.0 * bench["cpu_seconds_per_image"].as_f64().unwrap()).ceil();
+        assert!(bench["cores_to_feed"] == cores && positive("peak_memory_bytes"), "{bench}");
         assert!(bench["bottleneck"].is_string() && bench["stages"]["decode"].as_f64() > Some(0.0), "{bench}");
     }
+}
+
+#[test]
+fn views_may_be_of_several_kinds_and_made_by_any_ops() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let crop =
+        "{ op = \"random_resized_crop\", scale = [0.05, 0.3], ratio = [0.75, 1.33], interpolation = \"bilinear\" }";
+    let studies = "{ op = \"cutout\", probability = 0.5, side = 0.4, value = 127 }, \
+        { op = \"rotation\", probability = 0.5, degrees = [90, 180, 270] }, \
+        { op = \"gaussian_noise\", probability = 0.5, sigma = [2, 20] }, \
+        { op = \"sobel\", probability = 0.2 }, \
+        { op = \"solarize\", probability = 0.2, threshold = 128 }, \
+        { op = \"equalize\", probability = 0.2 }, \
+        { op = \"motion_blur\", probability = 0.3, length = [2, 9] }, \
+        { op = \"auto_augment\", probability = 1 }";
+    // Two views as ever, two of the same size with everything, four small ones.
+    let branches = format!(
+        "recipe.branches=[{{ size = 16, views = 2, ops = [{crop}, {studies}] }}, {{ size = 8, views = 4, ops = [{crop}] }}]"
+    );
+    let digest = |more: &[&str]| {
+        let args = [&["digest"], TINY, &["--manifest", &manifest, "--batches", "6"], more].concat();
+        let object = world.done(&args);
+        (object["plan_digest"].clone(), object["digest"].clone())
+    };
+    let made = digest(&["--set", &branches, "--set", "machine.threads=1"]);
+    assert_eq!(made, digest(&["--set", &branches, "--set", "machine.threads=3"]));
+    let plain = digest(&[]);
+    assert!(made.0 != plain.0 && made.1 != plain.1);
+    let show = [&["preview"], TINY, &["--manifest", &manifest, "--batch", "3", "--images", "4", "--set", &branches]];
+    let shown = world.done(&show.concat());
+    let png = std::fs::read(world.at(shown["out"].as_str().unwrap())).unwrap();
+    let picture = pipeline::decode::decode(&png, 1 << 26).unwrap();
+    assert!(picture.width > 9 * 160, "a picture and its eight views beside each other: {}", picture.width);
 }

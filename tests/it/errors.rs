@@ -17,6 +17,12 @@ fn wrong_configurations_are_named() {
     digest(&["--set", "data.limit=41"], &["data.limit = 41", "40 samples"]);
     digest(&["--set", "recipe.ops=[]"], &["recipe.ops", "random_resized_crop"]);
     digest(&["--set", "machine.batches_ahead=0"], &["machine.batches_ahead"]);
+    let branch = "recipe.branches=[{ size = 16, views = 2, ops = [{ op = \"sobel\", probability = 0.5 }] }]";
+    digest(&["--set", branch], &["recipe.branches.0.ops", "random_resized_crop or center_crop"]);
+    let ops = "recipe.ops=[{ op = \"center_crop\", fraction = 0.875, interpolation = \"bicubic\" }, \
+        { op = \"solarize\", probability = 1, threshold = 300 }]";
+    digest(&["--set", ops], &["recipe.ops", "threshold 300", "255"]);
+    world.fails(&["bench", "--manifest", &manifest, "--feed", "0"], 2, &["--feed 0", "above 0"]);
     world.fails(&["digest", "--config", "nowhere.toml"], 2, &["nowhere.toml", "presets are"]);
 }
 
