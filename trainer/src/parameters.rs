@@ -51,15 +51,30 @@ impl Parameters {
 
     /// A weight with normally distributed values; four dimensions lie channels last in memory.
     pub fn normal(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
+        self.drawn(name, shape, |draws| draws.normal() * deviation)
+    }
+
+    fn drawn(&mut self, name: String, shape: &[i64], value: impl Fn(&mut Draws) -> f64) -> Tensor {
         let count: i64 = shape.iter().product();
         // Each tensor has a stream of its own, keyed by its name, so that adding one does not change the others.
         let key = Check::of(name.as_bytes());
         let mut draws = Draws::new(self.seed, Purpose::Weights, &[key.0]);
-        let values: Vec<f32> = (0..count).map(|_| (draws.normal() * deviation) as f32).collect();
+        let values: Vec<f32> = (0..count).map(|_| value(&mut draws) as f32).collect();
         let tensor = Tensor::from_slice(&values).view(shape);
         let tensor =
             if shape.len() == 4 { tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { tensor };
         self.add(name, &tensor, Role::Weight)
+    }
+
+    /// As [`Parameters::normal`], without values farther off than two deviations of the uncut distribution, which is
+    /// widened so that `deviation` is the cut one's.
+    pub fn cut_normal(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
+        // The standard deviation of a normal distribution cut at ±2.
+        const CUT: f64 = 0.879_625_661_034_239_8;
+        self.drawn(name, shape, |draws| {
+            let inside = std::iter::repeat_with(|| draws.normal()).find(|value| value.abs() <= 2.0);
+            inside.expect("most values are inside") * deviation / CUT
+        })
     }
 
     /// `length` equal values.

@@ -21,6 +21,10 @@ pub enum Encoder {
     Resnet34,
     /// 50 layers, bottleneck blocks.
     Resnet50,
+    /// 101 layers, bottleneck blocks.
+    Resnet101,
+    /// 152 layers, bottleneck blocks.
+    Resnet152,
 }
 
 /// How a ResNet begins.
@@ -31,6 +35,17 @@ pub enum Stem {
     Imagenet,
     /// 3×3 convolution with stride 1, no pooling: for pictures of about 32 pixels (SimCLR, appendix B.9).
     Cifar,
+}
+
+/// How a convolution's weights begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Initialization {
+    /// Normal with variance 2 / fan out (He et al. 2015), as torchvision.
+    He,
+    /// Normal, cut at two deviations, with variance 1 / fan in, as the official code (TensorFlow's
+    /// `variance_scaling_initializer`).
+    VarianceScaling,
 }
 
 /// A ResNet without its classifier.
@@ -45,12 +60,18 @@ pub struct ResNet {
 impl ResNet {
     /// An encoder whose channels are `width` times the usual ones, its tensors added to `parameters`.
     ///
-    /// Convolutions begin He-normal (fan out), batch norm's scales at one, but the last one of each block at zero,
-    /// so that a block begins as the identity.
+    /// Convolutions begin as `start` says, batch norm's scales at one, but the last one of each block at zero, so that
+    /// a block begins as the identity.
     ///
     /// # Errors
     /// If `width` is not positive.
-    pub fn new(parameters: &mut Parameters, encoder: Encoder, width: f64, stem: Stem) -> Result<Self, TrainError> {
+    pub fn new(
+        parameters: &mut Parameters,
+        encoder: Encoder,
+        width: f64,
+        stem: Stem,
+        start: Initialization,
+    ) -> Result<Self, TrainError> {
         if !(width > 0.0 && width <= 16.0) {
             let wanted = "above 0 and at most 16 is wanted; 1 is the usual one".into();
             return Err(TrainError::Value { key: "model.width", found: width.to_string(), wanted });
@@ -59,22 +80,25 @@ impl ResNet {
             Encoder::Resnet18 => ([2, 2, 2, 2], false),
             Encoder::Resnet34 => ([3, 4, 6, 3], false),
             Encoder::Resnet50 => ([3, 4, 6, 3], true),
+            Encoder::Resnet101 => ([3, 4, 23, 3], true),
+            Encoder::Resnet152 => ([3, 8, 36, 3], true),
         };
+        let p = &mut Builder { parameters, start };
         let channels = |base: i64| ((base as f64 * width).round() as i64).max(1);
         let (kernel, stride) = match stem {
             Stem::Imagenet => (7, 2),
             Stem::Cifar => (3, 1),
         };
         let mut inputs = channels(64);
-        let conv1 = Conv::new(parameters, "conv1".into(), 3, inputs, kernel, stride);
-        let bn1 = BatchNorm::new(parameters, "bn1".into(), inputs, 1.0);
+        let conv1 = Conv::new(p, "conv1".into(), 3, inputs, kernel, stride);
+        let bn1 = BatchNorm::new(p.parameters, "bn1".into(), inputs, 1.0);
         let mut blocks = Vec::new();
         for (stage, count) in counts.into_iter().enumerate() {
             for index in 0..count {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let name = format!("layer{}.{index}", stage + 1);
                 let planes = channels(64 << stage);
-                let block = Block::new(parameters, &name, inputs, planes, stride, bottleneck);
+                let block = Block::new(p, &name, inputs, planes, stride, bottleneck);
                 inputs = block.outputs;
                 blocks.push(block);
             }
@@ -101,6 +125,12 @@ impl ResNet {
     }
 }
 
+/// What the parts of an encoder add their tensors to, and how these begin.
+struct Builder<'a> {
+    parameters: &'a mut Parameters,
+    start: Initialization,
+}
+
 /// A residual block: two 3×3 convolutions, or 1×1, 3×3, 1×1 with four times the channels at the end.
 struct Block {
     layers: Vec<(Conv, BatchNorm)>,
@@ -109,7 +139,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(p: &mut Parameters, name: &str, inputs: i64, planes: i64, stride: i64, bottleneck: bool) -> Self {
+    fn new(p: &mut Builder<'_>, name: &str, inputs: i64, planes: i64, stride: i64, bottleneck: bool) -> Self {
         let outputs = if bottleneck { 4 * planes } else { planes };
         // Kernel, stride and output channels of each convolution.
         let shapes = if bottleneck {
@@ -123,12 +153,12 @@ impl Block {
         for (i, (kernel, stride, to)) in shapes.into_iter().enumerate() {
             let conv = Conv::new(p, format!("{name}.conv{}", i + 1), from, to, kernel, stride);
             let gamma = if i + 1 == last { 0.0 } else { 1.0 };
-            layers.push((conv, BatchNorm::new(p, format!("{name}.bn{}", i + 1), to, gamma)));
+            layers.push((conv, BatchNorm::new(p.parameters, format!("{name}.bn{}", i + 1), to, gamma)));
             from = to;
         }
         let downsample = (stride != 1 || inputs != outputs).then(|| {
             let conv = Conv::new(p, format!("{name}.downsample.0"), inputs, outputs, 1, stride);
-            (conv, BatchNorm::new(p, format!("{name}.downsample.1"), outputs, 1.0))
+            (conv, BatchNorm::new(p.parameters, format!("{name}.downsample.1"), outputs, 1.0))
         });
         Self { layers, downsample, outputs }
     }
@@ -157,9 +187,14 @@ struct Conv {
 }
 
 impl Conv {
-    fn new(p: &mut Parameters, name: String, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Self {
-        let deviation = (2.0 / (outputs * kernel * kernel) as f64).sqrt();
-        let weight = p.normal(format!("{name}.weight"), &[outputs, inputs, kernel, kernel], deviation);
+    fn new(p: &mut Builder<'_>, name: String, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Self {
+        let shape = [outputs, inputs, kernel, kernel];
+        let name = format!("{name}.weight");
+        let (fan_in, fan_out) = ((inputs * kernel * kernel) as f64, (outputs * kernel * kernel) as f64);
+        let weight = match p.start {
+            Initialization::He => p.parameters.normal(name, &shape, (2.0 / fan_out).sqrt()),
+            Initialization::VarianceScaling => p.parameters.cut_normal(name, &shape, (1.0 / fan_in).sqrt()),
+        };
         Self { weight, stride, padding: kernel / 2 }
     }
 
@@ -212,8 +247,12 @@ mod tests {
     use tch::Device;
 
     fn build(encoder: Encoder, width: f64, stem: Stem) -> (ResNet, Parameters) {
-        let mut parameters = Parameters::new(Device::Cpu, 1);
-        let resnet = ResNet::new(&mut parameters, encoder, width, stem).unwrap();
+        build_with(encoder, width, stem, 1, Initialization::He)
+    }
+
+    fn build_with(encoder: Encoder, width: f64, stem: Stem, seed: u64, start: Initialization) -> (ResNet, Parameters) {
+        let mut parameters = Parameters::new(Device::Cpu, seed);
+        let resnet = ResNet::new(&mut parameters, encoder, width, stem, start).unwrap();
         (resnet, parameters)
     }
 
@@ -225,6 +264,8 @@ mod tests {
             (Encoder::Resnet18, 512, 11_176_512),
             (Encoder::Resnet34, 512, 21_284_672),
             (Encoder::Resnet50, 2048, 23_508_032),
+            (Encoder::Resnet101, 2048, 42_500_160),
+            (Encoder::Resnet152, 2048, 58_143_808),
         ] {
             let (resnet, parameters) = build(encoder, 1.0, Stem::Imagenet);
             assert_eq!((resnet.dim(), parameters.num_trainable()), (dim, count), "{encoder:?}");
@@ -263,13 +304,106 @@ mod tests {
     #[test]
     fn the_seed_decides_the_weights() {
         let weights = |seed| {
-            let mut parameters = Parameters::new(Device::Cpu, seed);
-            ResNet::new(&mut parameters, Encoder::Resnet18, 0.25, Stem::Cifar).unwrap();
+            let (_, parameters) = build_with(Encoder::Resnet18, 0.25, Stem::Cifar, seed, Initialization::He);
             let weight = &parameters.entries()[0].tensor;
             assert!((f64::try_from(weight.std(false)).unwrap() - (2.0f64 / (16.0 * 9.0)).sqrt()).abs() < 0.02);
             Vec::<f32>::try_from(weight.flatten(0, -1)).unwrap()
         };
         assert_eq!(weights(1), weights(1));
         assert_ne!(weights(1), weights(2));
+    }
+
+    #[test]
+    fn the_official_start_has_its_variance_and_is_cut() {
+        let (_, parameters) = build_with(Encoder::Resnet18, 1.0, Stem::Imagenet, 1, Initialization::VarianceScaling);
+        let weight = parameters.entries().iter().find(|p| p.name == "layer4.0.conv2.weight").unwrap();
+        let deviation = (1.0f64 / (512.0 * 9.0)).sqrt();
+        let [found, largest] = [weight.tensor.std(false), weight.tensor.abs().max()].map(|x| f64::try_from(x).unwrap());
+        assert!((found / deviation - 1.0).abs() < 0.01, "{found} for {deviation}");
+        assert!(largest <= deviation * 2.0 / 0.879_625, "{largest}");
+    }
+
+    /// The formula of `golden/resnet.py`: values in [-1, 1) that depend on the name and the place alone.
+    fn wave(name: &str, shape: &[i64]) -> Tensor {
+        let seed = name
+            .bytes()
+            .fold(0xCBF2_9CE4_8422_2325u64, |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3));
+        let value = |k: u64| {
+            let bits = k.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(seed) ^ (seed >> 29);
+            let bits = (bits ^ (bits >> 31)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            (bits >> 40) as f64 / f64::from(1 << 23) - 1.0
+        };
+        let values: Vec<f64> = (0..shape.iter().product::<i64>() as u64).map(value).collect();
+        Tensor::from_slice(&values).view(shape)
+    }
+
+    /// The encoder with the weights of `golden/resnet.py`, in arithmetic of this kind.
+    fn waves(encoder: Encoder, kind: Kind) -> (ResNet, Parameters) {
+        let (resnet, parameters) = build(encoder, 1.0, Stem::Imagenet);
+        for parameter in parameters.entries() {
+            let (name, shape) = (parameter.name.as_str(), parameter.tensor.size());
+            let wave = wave(name, &shape);
+            let value = if name.ends_with("running_var") {
+                1.0 + 0.5 * wave.abs()
+            } else if name.ends_with("running_mean") || name.ends_with("bias") {
+                0.1 * wave
+            } else if let [_, inputs, height, width] = shape[..] {
+                wave * (6.0 / (inputs * height * width) as f64).sqrt()
+            } else {
+                1.0 + 0.2 * wave
+            };
+            parameter.tensor.shallow_clone().set_data(&value.to_kind(kind));
+        }
+        (resnet, parameters)
+    }
+
+    /// How far `found` is from the golden `wanted`, as a share of its norm.
+    fn off(found: &Tensor, wanted: &serde_json::Value) -> f64 {
+        let wanted: Vec<f64> = serde_json::from_value(wanted.clone()).unwrap();
+        let wanted = Tensor::from_slice(&wanted);
+        let found = found.narrow(1, 0, 8).flatten(0, -1).to_kind(Kind::Double);
+        f64::try_from((found - &wanted).norm() / wanted.norm()).unwrap()
+    }
+
+    /// Golden values: `golden/resnet.py` says how, and with which versions, they were made.
+    #[test]
+    fn features_gradients_and_statistics_are_torchvisions() {
+        let golden: serde_json::Value = serde_json::from_str(include_str!("golden/resnet.json")).unwrap();
+        for case in golden["cases"].as_array().unwrap() {
+            let encoder: Encoder = serde_json::from_value(case["encoder"].clone()).unwrap();
+            let pictures: Tensor = 0.5 + 0.5 * wave("pictures", &[4, 3, 64, 64]);
+            // Batch statistics of few values widen f32's rounding, and where a value next to zero passes a ReLU or not,
+            // gradients jump: they are compared in f64.
+            for (kind, [most_eval, most_train, most_gradients]) in
+                [(Kind::Float, [1e-5, 1e-2, f64::INFINITY]), (Kind::Double, [1e-6; 3])]
+            {
+                let (resnet, parameters) = waves(encoder, kind);
+                let x = pictures.to_kind(kind);
+                let evaluated = tch::no_grad(|| resnet.forward(&x, false, Precision::Fp32));
+                let trained = resnet.forward(&x, true, Precision::Fp32);
+                let forward = [off(&evaluated, &case["eval"]), off(&trained, &case["train"])];
+                (&trained * wave("loss", &trained.size())).sum(Kind::Double).backward();
+                // What learns, and what does not: farthest from the golden norm and product, as shares of the norm.
+                let mut backward = [0.0f64; 2];
+                for parameter in parameters.entries() {
+                    let name = parameter.name.as_str();
+                    let (i, key, tensor) = match parameter.role {
+                        Role::Buffer => (1, "running", parameter.tensor.shallow_clone()),
+                        _ => (0, "gradients", parameter.tensor.grad()),
+                    };
+                    let tensor = tensor.to_kind(Kind::Double);
+                    let product = (&tensor * wave(name, &tensor.size())).sum(Kind::Double);
+                    let found = [tensor.norm(), product].map(|x| f64::try_from(x).unwrap());
+                    let wanted: [f64; 2] = serde_json::from_value(case[key][name].clone()).unwrap();
+                    for (found, other) in found.iter().zip(wanted) {
+                        backward[i] = backward[i].max((found - other).abs() / wanted[0]);
+                    }
+                }
+                println!("{encoder:?} {kind:?}: eval, train {forward:?}, gradients, statistics {backward:?}");
+                let right = forward[0] < most_eval && forward[1] < most_train;
+                let right = right && backward[0] < most_gradients && backward[1] < most_train;
+                assert!(right, "{encoder:?} {kind:?}: {forward:?}, {backward:?}");
+            }
+        }
     }
 }

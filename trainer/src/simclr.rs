@@ -7,7 +7,7 @@ use crate::device::Precision;
 use crate::error::TrainError;
 use crate::parameters::Parameters;
 use crate::projection_head::{HeadConfig, ProjectionHead};
-use crate::resnet::{Encoder, ResNet, Stem};
+use crate::resnet::{Encoder, Initialization, ResNet, Stem};
 
 /// The shape of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub struct ModelConfig {
     pub width: f64,
     /// How the encoder begins.
     pub stem: Stem,
+    /// How the encoder's weights begin.
+    pub initialization: Initialization,
     /// The projection head.
     pub head: HeadConfig,
 }
@@ -41,7 +43,7 @@ impl SimClr {
     /// If the configuration makes no sense.
     pub fn new(config: &ModelConfig, seed: u64, device: Device, precision: Precision) -> Result<Self, TrainError> {
         let mut parameters = Parameters::new(device, seed);
-        let encoder = ResNet::new(&mut parameters, config.encoder, config.width, config.stem)?;
+        let encoder = ResNet::new(&mut parameters, config.encoder, config.width, config.stem, config.initialization)?;
         let head = ProjectionHead::new(&mut parameters, encoder.dim(), &config.head)?;
         Ok(Self { encoder, head, parameters, precision })
     }

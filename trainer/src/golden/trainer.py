@@ -58,6 +58,66 @@ def nt_xent(temperature):
     }
 
 
+# ------------------------------------------------- losses between two views
+# Term by term as in the paper's table 2: anchors of one view, others of the other
+# view alone, both ways; semi-hard keeps, of those less similar than the partner,
+# the most similar one.
+
+def projections():
+    z1 = table(6, 5, lambda i, j: math.sin(0.9 * i + 1.7 * j + 0.3))
+    z2 = table(6, 5, lambda i, j: math.sin(0.9 * i + 1.7 * j + 0.3 + 0.9 * math.cos(1.3 * i + 2.9 * j)))
+    return torch.cat([z1, z2])
+
+
+def pair_loss(kind, temperature, normalize, margin, semi_hard):
+    z = projections().requires_grad_()
+    u = F.normalize(z, dim=1) if normalize else z
+    n = len(z) // 2
+    scale = 1 if kind == "margin_triplet" else temperature
+
+    def term(positive, negative):
+        if kind == "margin_triplet":
+            return torch.clamp(negative - positive + margin, min=0)
+        return -F.logsigmoid(-negative)
+
+    if kind == "nt_xent":
+        logits = (u @ u.T / temperature).masked_fill(torch.eye(2 * n, dtype=torch.bool), -math.inf)
+        loss = F.cross_entropy(logits, torch.arange(2 * n).roll(n))
+    else:
+        total = torch.zeros(())
+        for a, b in [(u[:n], u[n:]), (u[n:], u[:n])]:
+            for i in range(n):
+                positive = a[i] @ b[i] / scale
+                negatives = [a[i] @ b[j] / scale for j in range(n) if j != i]
+                if semi_hard:
+                    below = [s for s in negatives if s < positive]
+                    mean = term(positive, max(below)) if below else 0
+                else:
+                    mean = sum(term(positive, s) for s in negatives) / len(negatives)
+                total = total + mean
+                if kind == "nt_logistic":
+                    total = total - F.logsigmoid(positive)
+        loss = total / (2 * n)
+    loss.backward()
+    between = (u[:n] @ u[n:].T).detach()
+    return {
+        "config": {"kind": kind, "temperature": temperature, "normalize": normalize,
+                   "margin": margin, "semi_hard": semi_hard},
+        "loss": loss.item(),
+        "accuracy": (between.argmax(dim=1) == torch.arange(n)).double().mean().item(),
+        "gradient": z.grad.tolist(),
+    }
+
+
+def pair_losses():
+    yield pair_loss("nt_xent", 0.5, True, 0.8, False)
+    yield pair_loss("nt_xent", 1.0, False, 0.8, False)
+    for semi_hard in (False, True):
+        for normalize in (False, True):
+            yield pair_loss("nt_logistic", 0.2, normalize, 0.8, semi_hard)
+            yield pair_loss("margin_triplet", 0.2, normalize, 0.4, semi_hard)
+
+
 # ------------------------------------------------------------- optimisers
 # Three parameters and three steps; "bias" is excluded from decay and adaptation.
 
@@ -183,6 +243,8 @@ def main():
     parts = {
         "made_with": dump(versions),
         "nt_xent": dump_lines([nt_xent(0.1), nt_xent(0.5)]),
+        "projections": dump(projections().tolist()),
+        "pair_losses": dump_lines(pair_losses()),
         "lars": dump_lines(lars()),
         "sgd_nesterov": dump_lines(sgd(nesterov=True)),
         "sgd_momentum": dump_lines(sgd(nesterov=False)),

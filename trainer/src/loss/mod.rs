@@ -1,11 +1,11 @@
 //! Contrastive losses: a new one is one file here and one row of [`LossKind`].
 
+mod margin_triplet;
+mod nt_logistic;
 mod nt_xent;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
-
-pub use nt_xent::nt_xent;
+use tch::{Device, Kind, Tensor};
 
 use crate::error::TrainError;
 
@@ -15,8 +15,15 @@ use crate::error::TrainError;
 pub struct LossConfig {
     /// Which loss.
     pub kind: LossKind,
-    /// τ: similarities are divided by it; 0.1 for ImageNet, 0.5 for CIFAR-10 in the paper.
+    /// τ: similarities are divided by it; 0.1 for ImageNet, 0.5 for CIFAR-10 in the paper. The triplet loss has none.
     pub temperature: f64,
+    /// Whether projections are brought to length 1 first, so that similarities are cosines (SimCLR, table 5).
+    pub normalize: bool,
+    /// By how much the triplet loss wants the partner to be more similar than others.
+    pub margin: f64,
+    /// Whether of all others only the most similar one counts that is less similar than the partner (Schroff et al.
+    /// 2015; SimCLR, table 4).
+    pub semi_hard: bool,
 }
 
 /// The losses.
@@ -25,6 +32,10 @@ pub struct LossConfig {
 pub enum LossKind {
     /// Normalised temperature-scaled cross entropy: the paper's.
     NtXent,
+    /// Normalised temperature-scaled logistic loss.
+    NtLogistic,
+    /// Triplets with a margin.
+    MarginTriplet,
 }
 
 /// A loss and what the paper reports beside it; scalars on the device.
@@ -41,19 +52,141 @@ impl LossConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// If the temperature is not positive.
+    /// Names the key, what was found and what would be right.
     pub fn check(&self) -> Result<(), TrainError> {
-        if self.temperature > 0.0 && self.temperature.is_finite() {
-            return Ok(());
+        let wrong = |key, found: String, wanted: &str| Err(TrainError::Value { key, found, wanted: wanted.into() });
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            let wanted = "above 0 is wanted; the paper has 0.1 for ImageNet and 0.5 for CIFAR-10";
+            return wrong("loss.temperature", self.temperature.to_string(), wanted);
         }
-        let wanted = "above 0 is wanted; the paper has 0.1 for ImageNet and 0.5 for CIFAR-10".into();
-        Err(TrainError::Value { key: "loss.temperature", found: self.temperature.to_string(), wanted })
+        if !(self.margin >= 0.0 && self.margin.is_finite()) {
+            let wanted = "at least 0 is wanted; the paper tried 0, 0.4, 0.8 and 1.6";
+            return wrong("loss.margin", self.margin.to_string(), wanted);
+        }
+        if self.semi_hard && self.kind == LossKind::NtXent {
+            let wanted = "false is wanted with nt_xent, which weighs all others by their similarity";
+            return wrong("loss.semi_hard", "true".into(), wanted);
+        }
+        Ok(())
     }
 
-    /// The loss of projections `z`: `[2B, dim]`, first views first.
+    /// The loss of projections `z`: `[2B, dim]`, the first views of all images, then the second ones in the same
+    /// order. All arithmetic is in f32 whatever `z` is (in f64 for f64).
+    ///
+    /// # Panics
+    /// If `z` has no even number of rows.
     pub fn contrast(&self, z: &Tensor) -> Contrast {
+        let (rows, _) = z.size2().expect("projections are a matrix");
+        assert!(rows >= 2 && rows % 2 == 0, "{rows} projections are no pairs");
+        let z = if z.kind() == Kind::Double { z.shallow_clone() } else { z.to_kind(Kind::Float) };
+        let u = if self.normalize {
+            let norms = z.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
+            z / norms
+        } else {
+            z
+        };
         match self.kind {
-            LossKind::NtXent => nt_xent(z, self.temperature),
+            LossKind::NtXent => nt_xent::nt_xent(&u, self.temperature),
+            LossKind::NtLogistic => between_views(&u, self.temperature, |s| nt_logistic::one_way(s, self.semi_hard)),
+            LossKind::MarginTriplet => {
+                between_views(&u, 1.0, |s| margin_triplet::one_way(s, self.margin, self.semi_hard))
+            }
         }
+    }
+}
+
+/// A loss of the similarities `[B, B]` of first views, in rows, to second views, and of those the other way round. The
+/// others of a view are the second views of other images alone, as in the paper's comparison (appendix B.10).
+fn between_views(u: &Tensor, temperature: f64, one_way: impl Fn(&Tensor) -> Tensor) -> Contrast {
+    let half = u.size()[0] / 2;
+    let similarity = u.narrow(0, 0, half).matmul(&u.narrow(0, half, half).tr()) / temperature;
+    let loss = (one_way(&similarity) + one_way(&similarity.tr())) / 2.0;
+    let mut search = Search::new(u.device());
+    tch::no_grad(|| search.add(&similarity, 0));
+    search.contrast(loss, half)
+}
+
+/// For each row of similarities `[B, B]`, whose partner is on the diagonal, the similarity of the most similar one of
+/// those that are less similar than the partner, `[B]`, and whether there is one.
+fn semi_hard(similarity: &Tensor) -> (Tensor, Tensor) {
+    let partner = similarity.diagonal(0, 0, 1).unsqueeze(1);
+    let eligible = tch::no_grad(|| similarity.lt_tensor(&partner));
+    let (hardest, _) = similarity.masked_fill(&eligible.logical_not(), f64::NEG_INFINITY).max_dim(1, false);
+    let found = eligible.any_dim(1, false);
+    (hardest.masked_fill(&found.logical_not(), 0.0), found)
+}
+
+/// The mean of all values of `[B, B]` that are not on the diagonal; 0 if there are none.
+fn mean_of_others(values: &Tensor) -> Tensor {
+    let n = values.size()[0];
+    (values.sum(values.kind()) - values.diagonal(0, 0, 1).sum(values.kind())) / (n * (n - 1)).max(1) as f64
+}
+
+/// How well first views find their partners among second views.
+struct Search {
+    hits: Tensor,
+    entropy: Tensor,
+}
+
+impl Search {
+    fn new(device: Device) -> Self {
+        let zero = || Tensor::zeros([], (Kind::Double, device));
+        Self { hits: zero(), entropy: zero() }
+    }
+
+    /// Adds first views from `first` on: their logits over all second views, `[n, B]`.
+    fn add(&mut self, logits: &Tensor, first: i64) {
+        let own = Tensor::arange(logits.size()[0], (Kind::Int64, logits.device())) + first;
+        self.hits += logits.argmax(1, false).eq_tensor(&own).sum(Kind::Double);
+        let log = logits.log_softmax(1, logits.kind());
+        self.entropy -= (log.exp() * log).sum(Kind::Double);
+    }
+
+    fn contrast(self, loss: Tensor, images: i64) -> Contrast {
+        Contrast { loss, accuracy: self.hits / images as f64, entropy: self.entropy / images as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Golden values: `golden/trainer.py` says how, and with which versions, they were made.
+    #[test]
+    fn losses_and_gradients_equal_those_written_out() {
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../golden/trainer.json")).unwrap();
+        let cases = golden["pair_losses"].as_array().unwrap();
+        assert_eq!(cases.len(), 10);
+        for case in cases {
+            let config: LossConfig = serde_json::from_value(case["config"].clone()).unwrap();
+            config.check().unwrap();
+            let views: Vec<Vec<f64>> = serde_json::from_value(golden["projections"].clone()).unwrap();
+            let z = Tensor::from_slice2(&views).set_requires_grad(true);
+            let contrast = config.contrast(&z);
+            contrast.loss.backward();
+            let close = |found: &Tensor, wanted: &serde_json::Value| {
+                let (found, wanted) = (f64::try_from(found).unwrap(), wanted.as_f64().unwrap());
+                assert!((found - wanted).abs() < 2e-7, "{}: {found}, {wanted} wanted", case["config"]);
+            };
+            close(&contrast.loss, &case["loss"]);
+            close(&contrast.accuracy, &case["accuracy"]);
+            let wanted: Vec<Vec<f64>> = serde_json::from_value(case["gradient"].clone()).unwrap();
+            let off = f64::try_from((z.grad() - Tensor::from_slice2(&wanted)).abs().max()).unwrap();
+            assert!(off < 2e-7, "{}: gradient off by {off}", case["config"]);
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let right =
+            LossConfig { kind: LossKind::NtXent, temperature: 0.1, normalize: true, margin: 0.8, semi_hard: false };
+        let fails = |config: LossConfig, wanted: &str| {
+            let message = config.check().unwrap_err().to_string();
+            assert!(message.contains(wanted), "{message}");
+        };
+        right.check().unwrap();
+        fails(LossConfig { temperature: 0.0, ..right.clone() }, "loss.temperature = 0");
+        fails(LossConfig { margin: -1.0, ..right.clone() }, "loss.margin = -1");
+        fails(LossConfig { semi_hard: true, ..right }, "loss.semi_hard = true");
     }
 }

@@ -2,44 +2,66 @@
 
 use tch::{Kind, Tensor};
 
-use super::Contrast;
+use super::{Contrast, Search};
 
-/// NT-Xent (SimCLR, Chen et al. 2020, equation 1): the mean over all 2B views, in f32 (in f64 for f64 input).
+/// Bytes of similarities that are looked at together: all 2B × 2B of them would not fit for large batches.
+const CHUNK_BYTES: usize = 64 << 20;
+
+/// NT-Xent (SimCLR, Chen et al. 2020, equation 1): the mean over all 2B views of the cross entropy of finding the
+/// partner. The official code's loss is the sum of both views' means, twice this.
 ///
-/// `z`: `[2B, dim]`, the first views of all images, then the second ones in the same order; any length. The official
-/// code's loss is the sum of both views' means, twice this.
-///
-/// # Panics
-/// If `z` has no even number of rows.
-pub fn nt_xent(z: &Tensor, temperature: f64) -> Contrast {
-    let (rows, _) = z.size2().expect("z is a matrix");
-    assert!(rows >= 2 && rows % 2 == 0, "{rows} projections are no pairs");
+/// `u`: `[2B, dim]`, the first views of all images, then the second ones in the same order.
+pub(super) fn nt_xent(u: &Tensor, temperature: f64) -> Contrast {
+    in_chunks(u, temperature, CHUNK_BYTES)
+}
+
+/// Loss and gradient are worked out together, some rows of similarities at a time, and the gradient is handed to
+/// autograd as it is: `[rows, 2B]` at a time is all the memory that it takes.
+fn in_chunks(u: &Tensor, temperature: f64, chunk_bytes: usize) -> Contrast {
+    let (rows, _) = u.size2().expect("projections are a matrix");
     let half = rows / 2;
-    let z = if z.kind() == Kind::Double { z.shallow_clone() } else { z.to_kind(Kind::Float) };
-    let norms = z.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
-    let z = z / norms;
-    let similarity = z.matmul(&z.tr()) / temperature;
-    let itself = Tensor::eye(rows, (Kind::Bool, z.device()));
-    let others = similarity.masked_fill(&itself, f64::NEG_INFINITY);
-    // View i of the first half has its partner at i + B, one of the second half at i − B.
-    let partner = Tensor::arange(rows, (Kind::Int64, z.device())).roll(half, [0]);
-    let loss = others.cross_entropy_for_logits(&partner);
-    let (accuracy, entropy) = tch::no_grad(|| {
-        let between = similarity.narrow(0, 0, half).narrow(1, half, half);
-        let own = Tensor::arange(half, (Kind::Int64, z.device()));
-        let accuracy = between.argmax(1, false).eq_tensor(&own).to_kind(Kind::Float).mean(Kind::Float);
-        let log = between.log_softmax(1, between.kind());
-        let entropy =
-            -(log.exp() * &log).sum_dim_intlist([1i64].as_slice(), false, between.kind()).mean(between.kind());
-        (accuracy, entropy)
+    let kind = u.kind();
+    let row_bytes = rows as usize * kind.elt_size_in_bytes();
+    let chunk = (chunk_bytes / row_bytes).max(1) as i64;
+    let (loss, gradient, search) = tch::no_grad(|| {
+        let u = u.detach();
+        let mut gradient = u.zeros_like();
+        let mut loss = Tensor::zeros([], (kind, u.device()));
+        let mut search = Search::new(u.device());
+        for from in (0..rows).step_by(chunk as usize) {
+            let n = chunk.min(rows - from);
+            let part = u.narrow(0, from, n);
+            let mut logits = part.matmul(&u.tr()) / temperature;
+            let firsts = (half - from).clamp(0, n);
+            if firsts > 0 {
+                search.add(&logits.narrow(0, 0, firsts).narrow(1, half, half), from);
+            }
+            // No view is searched for among itself.
+            let _ = logits.diagonal(from, 0, 1).fill_(f64::NEG_INFINITY);
+            let log_sum = logits.logsumexp([1i64].as_slice(), true);
+            let partner = (Tensor::arange(n, (Kind::Int64, u.device())) + (from + half)).fmod(rows).unsqueeze(1);
+            loss += (&log_sum - logits.gather(1, &partner, false)).sum(kind);
+            let _ = logits.g_sub_(&log_sum).exp_();
+            let _ = logits.scatter_add_(1, &partner, &-partner.ones_like().to_kind(kind));
+            let _ = gradient.narrow(0, from, n).g_add_(&logits.matmul(&u));
+            gradient += logits.tr().matmul(&part);
+        }
+        (loss / rows as f64, gradient / (rows as f64 * temperature), search)
     });
-    Contrast { loss, accuracy, entropy }
+    // Its value is 0 and its gradient the one found.
+    let carrier = (u * gradient).sum(kind);
+    search.contrast(loss + (&carrier - carrier.detach()), half)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::{LossConfig, LossKind};
     use tch::Device;
+
+    fn config(temperature: f64) -> LossConfig {
+        LossConfig { kind: LossKind::NtXent, temperature, normalize: true, margin: 1.0, semi_hard: false }
+    }
 
     fn value(tensor: &Tensor) -> f64 {
         f64::try_from(tensor).unwrap()
@@ -61,7 +83,7 @@ mod tests {
                 Tensor::from_slice(&values).view([5, 8])
             };
             let z = Tensor::cat(&[z(0.0), z(1.0)], 0).set_requires_grad(true);
-            let contrast = nt_xent(&z, case["temperature"].as_f64().unwrap());
+            let contrast = config(case["temperature"].as_f64().unwrap()).contrast(&z);
             contrast.loss.backward();
             let close = |found: f64, wanted: &serde_json::Value| {
                 let wanted = wanted.as_f64().unwrap();
@@ -82,7 +104,7 @@ mod tests {
     #[test]
     fn a_perfect_embedding_has_the_loss_computed_by_hand() {
         let z = Tensor::eye(4, (Kind::Float, Device::Cpu));
-        let contrast = nt_xent(&Tensor::cat(&[&z, &z], 0), 0.5);
+        let contrast = config(0.5).contrast(&Tensor::cat(&[&z, &z], 0));
         let wanted = ((2f64).exp() + 6.0).ln() - 2.0;
         assert!((value(&contrast.loss) - wanted).abs() < 1e-6);
         assert_eq!(value(&contrast.accuracy), 1.0);
@@ -93,14 +115,38 @@ mod tests {
         let z = Tensor::eye(4, (Kind::Float, Device::Cpu));
         // Images 0 and 1 have each other's second view.
         let second = z.index_select(0, &Tensor::from_slice(&[1i64, 0, 2, 3]));
-        assert_eq!(value(&nt_xent(&Tensor::cat(&[&z, &second], 0), 0.1).accuracy), 0.5);
+        assert_eq!(value(&config(0.1).contrast(&Tensor::cat(&[&z, &second], 0)).accuracy), 0.5);
     }
 
     #[test]
     fn a_collapsed_embedding_has_the_loss_of_a_guess() {
         let z = Tensor::ones([16, 4], (Kind::Float, Device::Cpu));
-        let contrast = nt_xent(&z, 0.1);
+        let contrast = config(0.1).contrast(&z);
         assert!((value(&contrast.loss) - 15f64.ln()).abs() < 1e-5);
         assert!((value(&contrast.entropy) - 8f64.ln()).abs() < 1e-5);
+    }
+
+    #[test]
+    fn chunks_of_any_size_give_the_same() {
+        tch::manual_seed(1);
+        let z = Tensor::randn([26, 7], (Kind::Double, Device::Cpu));
+        let of = |chunk_bytes: usize| {
+            let z = z.copy().set_requires_grad(true);
+            let contrast = in_chunks(&z, 0.7, chunk_bytes);
+            contrast.loss.backward();
+            (contrast, z.grad())
+        };
+        let (whole, gradient) = of(1 << 20);
+        for rows in [1, 3, 5, 13, 20] {
+            let (contrast, other) = of(rows * 26 * 8);
+            for (a, b) in [
+                (&contrast.loss, &whole.loss),
+                (&contrast.accuracy, &whole.accuracy),
+                (&contrast.entropy, &whole.entropy),
+                (&other, &gradient),
+            ] {
+                assert!(value(&(a - b).abs().max()) < 1e-12, "{rows} rows at a time");
+            }
+        }
     }
 }
