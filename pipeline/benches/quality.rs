@@ -84,7 +84,7 @@ fn compare<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>, a: &StreamConf
     let mut found = Vec::new();
     for (sample, (a, b)) in pairs.enumerate() {
         let key = Key { seed: 1, epoch: 0, sample: sample as u64 };
-        if first.decode(a, key).is_err() || second.decode(b, key).is_err() {
+        if first.decode(a, None, key).is_err() || second.decode(b, None, key).is_err() {
             continue;
         }
         for view in 0..VIEWS as usize {

@@ -55,6 +55,7 @@ fn read_a_manifest_of_1_281_167_samples(bencher: Bencher) {
         sizes: vec![110_123; per_shard],
         checks: (0..per_shard as u64).map(|k| Check(k.wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect(),
         frames: None,
+        rows: None,
         excluded: vec![],
     };
     let classes = (0..1000).map(|i| format!("class {i}")).collect();

@@ -413,7 +413,8 @@ impl Worker {
                     Some(bytes) => bytes,
                     None => self.storage.block_on(source.store.read(&[sample]))?.pop().expect("one sample was read"),
                 };
-                let decoded = maker.decode(&bytes, key);
+                let rows = source.store.manifest().shards[sample.shard as usize].rows(sample.index as usize);
+                let decoded = maker.decode(&bytes, rows, key);
                 source.store.recycle([bytes]);
                 match decoded {
                     Ok(()) => return Ok(sample),

@@ -6,6 +6,7 @@ use std::io::{self, BufReader, Read};
 
 use md5::{Digest, Md5};
 
+use crate::decode::jpeg;
 use crate::sample::{Check, is_image_extension, split_name};
 use crate::store::{self, Frames, Location, MAX_TABLE_BYTES};
 
@@ -49,6 +50,17 @@ pub struct ScannedSample {
     pub check: Check,
     /// The class index of the `.cls` entry, if there is one.
     pub label: Option<u32>,
+    /// The row index of a sound baseline JPEG as text, if it was asked for; else empty.
+    pub rows: String,
+}
+
+/// What is worked out beside what a manifest always has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras {
+    /// The MD5 of the file, for indexes that have one.
+    pub md5: bool,
+    /// The row index of each JPEG, which takes about half as long as decoding it.
+    pub rows: bool,
 }
 
 /// Something wrong with a shard: where, and what was found against what would be right.
@@ -62,13 +74,13 @@ pub struct ShardProblem {
     pub what: String,
 }
 
-/// Reads the shard at `place` from end to end; with its MD5, for indexes that have one, if `md5` is wanted.
+/// Reads the shard at `place` from end to end.
 ///
 /// # Errors
 /// Only if the file can't be opened or read; whatever is wrong inside it is in `problems`.
-pub fn scan(place: &Location, md5: bool) -> io::Result<ShardScan> {
+pub fn scan(place: &Location, extras: Extras) -> io::Result<ShardScan> {
     let mut file = Hashing::new(store::reader(place)?);
-    file.md5 = md5.then(Md5::new);
+    file.md5 = extras.md5.then(Md5::new);
     file.tail = place.is_zstd().then(Vec::new);
     let mut scan = ShardScan::default();
     {
@@ -78,7 +90,7 @@ pub fn scan(place: &Location, md5: bool) -> io::Result<ShardScan> {
         } else {
             Hashing::new(Box::new(buffered) as Box<dyn Read + '_>)
         };
-        scan_tar(&mut tar, &mut scan);
+        scan_tar(&mut tar, extras.rows, &mut scan);
         scan.tar_bytes = tar.count;
         scan.tar_blake3 = tar.hasher.finalize().to_hex().to_string();
     }
@@ -101,7 +113,8 @@ struct Group {
     label: Option<u32>,
 }
 
-fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, scan: &mut ShardScan) {
+fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardScan) {
+    let mut decoder = jpeg::Decoder::default();
     let mut group = Group::default();
     let mut seen: BTreeMap<String, u64> = BTreeMap::new();
     let mut content_end = 0u64;
@@ -181,6 +194,7 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, scan: &mut ShardScan) {
                                 size: size as u32,
                                 check,
                                 label: None,
+                                rows: if rows { row_index(&mut decoder, &data) } else { String::new() },
                             });
                         }
                     }
@@ -223,6 +237,12 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, scan: &mut ShardScan) {
             scan.problem(Some(entry), offset, what);
         }
     }
+}
+
+/// Where the data of a sound baseline JPEG may be entered, as text; nothing for all others.
+fn row_index(decoder: &mut jpeg::Decoder, bytes: &[u8]) -> String {
+    let index = jpeg::Jpeg::parse(bytes).and_then(|jpeg| decoder.index(&jpeg));
+    index.map_or(String::new(), |index| index.to_text())
 }
 
 /// The entry's name as a relative path of plain parts, or its raw name and why it is refused.
@@ -360,7 +380,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        scan(&Location::File(path), false).unwrap()
+        scan(&Location::File(path), Extras::default()).unwrap()
     }
 
     const GOOD: &[(&str, &[u8])] = &[("a.jpg", b"AAAA"), ("a.cls", b"3\n"), ("d/b.PNG", b"BB"), ("d/b.cls", b"0")];

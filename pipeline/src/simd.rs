@@ -833,7 +833,7 @@ mod tests {
             let wide: Vec<Vec<i16>> =
                 bytes.iter().map(|row| row.iter().map(|&x| i16::from(x) * 64).collect()).collect();
             let mut weights: Vec<i16> = (0..taps).map(|_| draws.below(1600) as i16 - 500).collect();
-            weights[taps / 2] = (1 << 14) - weights.iter().sum::<i16>() + weights[taps / 2];
+            weights[taps / 2] += (1 << 14) - weights.iter().sum::<i16>();
             let (mut sums, mut one) = (vec![0i16; n], [0i16]);
             weigh_bytes(&weights, |i| &bytes[i], &mut sums, 8);
             let (mut out, mut out_one) = (vec![0u8; n], [0u8]);

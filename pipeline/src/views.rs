@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::augment::{Augmenter, DecodePath, Picture, RecipeConfig, Step};
-use crate::decode::jpeg::Region;
+use crate::decode::jpeg::{Region, RowIndex};
 use crate::decode::{PlanarDecoder, RgbImage, decode, decode_upright};
 use crate::plan::{DataConfig, StreamConfig};
 use crate::quarantine::Damage;
@@ -42,11 +42,12 @@ impl ViewMaker {
         Self { recipe, max_pixels, upright, planar, whole: RgbImage::default(), augmenter, sizes, steps: Vec::new() }
     }
 
-    /// Decodes what the sample's views need.
+    /// Decodes what the sample's views need. `rows`, the bytes' entry in a manifest's row index, spares work and
+    /// changes nothing.
     ///
     /// # Errors
     /// The damage, which depends on the bytes alone.
-    pub fn decode(&mut self, bytes: &[u8], key: Key) -> Result<(), Damage> {
+    pub fn decode(&mut self, bytes: &[u8], rows: Option<&str>, key: Key) -> Result<(), Damage> {
         let (recipe, steps) = (&self.recipe, &mut self.steps);
         steps.clear();
         let mut draw = |width: u32, height: u32| {
@@ -55,7 +56,8 @@ impl ViewMaker {
         };
         match recipe.decode {
             DecodePath::Planar => {
-                self.planar.decode(bytes, draw)?;
+                let index = rows.and_then(RowIndex::from_text);
+                self.planar.decode(bytes, index.as_ref(), draw)?;
             }
             DecodePath::Full => {
                 let decode = if self.upright { decode_upright } else { decode };

@@ -18,7 +18,7 @@ use crate::{Ending, WrongInput};
 
 pub fn run(command: &ManifestCommand, voice: Voice) -> anyhow::Result<Ending> {
     match command {
-        ManifestCommand::Build { shards, out, classes, exclude } => {
+        ManifestCommand::Build { shards, out, classes, exclude, no_row_index } => {
             let named = expand(shards)?;
             let classes = classes_of(classes.as_deref(), &named)?;
             let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -27,7 +27,8 @@ pub fn run(command: &ManifestCommand, voice: Voice) -> anyhow::Result<Ending> {
             let exclude = exclude.as_deref().map(quarantined).transpose()?.unwrap_or_default();
             let asked = exclude.len();
             let manifest = with_progress("reading", named.len(), voice, |progress| {
-                build(&named, BuildOptions { base, source, classes, exclude, threads: cores(), progress })
+                let rows = !no_row_index;
+                build(&named, BuildOptions { base, source, classes, exclude, rows, threads: cores(), progress })
             })?;
             let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
             if excluded < asked {

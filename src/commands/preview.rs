@@ -107,7 +107,7 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
                 let size = format!("{}×{}, {:.0} kB", picture.width, picture.height, bytes.len() as f64 / 1e3);
                 canvas.write(&size, x + GAP, top + side + GAP, side, 12.0, Face::Mono, FAINT);
                 let key = Key { seed: plan.config.seed, epoch: position.epoch, sample: plan.sample_id(sample) };
-                maker.decode(&bytes, key).expect("it was decoded just now");
+                maker.decode(&bytes, None, key).expect("it was decoded just now");
                 for (view, &size) in sizes.iter().enumerate() {
                     let mut pixels = vec![0; view_bytes(size)];
                     maker.write(view, &mut pixels);

@@ -165,3 +165,29 @@ fn views_may_be_of_several_kinds_and_made_by_any_ops() {
     let picture = pipeline::decode::decode(&png, 1 << 26).unwrap();
     assert!(picture.width > 9 * 160, "a picture and its eight views beside each other: {}", picture.width);
 }
+
+#[test]
+fn a_row_index_changes_no_batch_and_is_verified() {
+    let world = World::new();
+    world.draw("pictures", 0, 60);
+    world.done(&["pack", "pictures", "--out", "set", "--quality", "92"]);
+    world.done(&["manifest", "build", "set/shard-*.tar", "--no-row-index", "--out", "plain.json"]);
+    let manifest =
+        |name: &str| -> serde_json::Value { serde_json::from_slice(&std::fs::read(world.at(name)).unwrap()).unwrap() };
+    let (mut indexed, plain) = (manifest("set/manifest.json"), manifest("plain.json"));
+    let rows = indexed["shards"][0]["rows"].as_array().unwrap();
+    assert!(rows.iter().all(|row| row.as_str().is_some_and(|row| !row.is_empty())), "{rows:?}");
+    assert!(plain["shards"][0]["rows"].is_null() && plain["digest"] == indexed["digest"]);
+    let digest = |name: &str| world.done(&[&["digest"], TINY, &["--manifest", name, "--batches", "9"]].concat());
+    assert_eq!(digest("set/manifest.json"), digest("plain.json"));
+    world.done(&["manifest", "verify", "set/manifest.json"]);
+    indexed["shards"][0]["rows"][7] = indexed["shards"][0]["rows"][8].clone();
+    std::fs::write(world.at("set/manifest.json"), indexed.to_string()).unwrap();
+    let entry = indexed["shards"][0]["entries"][7].as_str().unwrap().to_owned();
+    let output = world.run(&["manifest", "verify", "set/manifest.json"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        !output.status.success() && said.contains("row index is not this image's") && said.contains(&entry),
+        "{said}"
+    );
+}

@@ -13,7 +13,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::{DynamicImage, ImageDecoder, ImageError};
-use jpeg::{Decoder, Jpeg, Planes, Region};
+use jpeg::{Decoder, Jpeg, Planes, Region, RowIndex};
 
 use crate::quarantine::{Damage, DamageReason};
 
@@ -154,16 +154,25 @@ impl PlanarDecoder {
         self.decoder.planes()
     }
 
-    /// The planes of a picture, in at least the region that `wanted` gives for its size.
+    /// The planes of a picture, in at least the region that `wanted` gives for its size; with the index that was made of
+    /// these very bytes, the rest is not gone through.
     ///
     /// # Errors
     /// The damage: what kind, and what was found. It does not depend on the region.
-    pub fn decode(&mut self, bytes: &[u8], wanted: impl FnOnce(u32, u32) -> Region) -> Result<&Planes, Damage> {
+    pub fn decode(
+        &mut self,
+        bytes: &[u8],
+        index: Option<&RowIndex>,
+        wanted: impl FnOnce(u32, u32) -> Region,
+    ) -> Result<&Planes, Damage> {
         let turned = self.upright && matches!(bytes, [0xFF, 0xD8, ..]) && exif::is_turned(bytes);
         if !turned && let Ok(jpeg) = Jpeg::parse(bytes) {
             let (width, height) = jpeg.size();
             check_size(width.into(), height.into(), self.max_pixels)?;
             let region = wanted(width, height);
+            if index.is_some_and(|index| self.decoder.decode_indexed(&jpeg, region, index).is_ok()) {
+                return Ok(self.decoder.planes());
+            }
             if self.decoder.decode(&jpeg, region).is_ok() {
                 return Ok(self.decoder.planes());
             }

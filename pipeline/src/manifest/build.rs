@@ -6,7 +6,7 @@ use std::sync::{Mutex, mpsc};
 
 use super::{Manifest, ManifestError, NamedShard, Problem, Shard};
 use crate::sample::split_name;
-use crate::shard::{self, ShardScan};
+use crate::shard::{self, Extras, ScannedSample, ShardScan};
 use crate::store::Location;
 
 /// How to build a manifest.
@@ -19,6 +19,8 @@ pub struct BuildOptions<'a> {
     pub classes: Vec<String>,
     /// Image entries to leave out, such as those that a run has put into quarantine.
     pub exclude: BTreeSet<String>,
+    /// Whether to go through every JPEG and note where its data may be entered.
+    pub rows: bool,
     /// How many shards are read at the same time.
     pub threads: usize,
     /// Called with each shard's size when it has been read.
@@ -30,8 +32,9 @@ pub struct BuildOptions<'a> {
 /// # Errors
 /// If a file can't be read or anything in the shards is not as it should be; all problems are listed.
 pub fn build(all: &[NamedShard], options: BuildOptions<'_>) -> Result<Manifest, ManifestError> {
-    let scans =
-        scan_all(all, options.threads, options.progress, |named| shard::scan(&named.place, named.md5.is_some()))?;
+    let scans = scan_all(all, options.threads, options.progress, |named| {
+        shard::scan(&named.place, Extras { md5: named.md5.is_some(), rows: options.rows })
+    })?;
     let mut problems = Vec::new();
     let mut shards = Vec::with_capacity(scans.len());
     let mut keys: BTreeMap<String, usize> = BTreeMap::new();
@@ -65,7 +68,7 @@ pub fn build(all: &[NamedShard], options: BuildOptions<'_>) -> Result<Manifest, 
                 problem(Some(sample.entry.clone()), sample.offset, what);
             }
         }
-        shards.push(shard_of(location.clone(), scan, labelled, &options.exclude));
+        shards.push(shard_of(location.clone(), scan, labelled, &options));
     }
     if problems.is_empty() && shards.iter().all(|shard: &Shard| shard.num_samples() == 0) {
         let what = format!("none of the {} shards holds a sample", all.len());
@@ -147,8 +150,9 @@ impl Place for NamedShard {
     }
 }
 
-fn shard_of(location: String, scan: &ShardScan, labelled: bool, exclude: &BTreeSet<String>) -> Shard {
-    let (left_out, samples): (Vec<_>, Vec<_>) = scan.samples.iter().partition(|sample| exclude.contains(&sample.entry));
+fn shard_of(location: String, scan: &ShardScan, labelled: bool, options: &BuildOptions<'_>) -> Shard {
+    let is_left_out = |sample: &&ScannedSample| options.exclude.contains(&sample.entry);
+    let (left_out, samples): (Vec<_>, Vec<_>) = scan.samples.iter().partition(is_left_out);
     Shard {
         location,
         bytes: scan.bytes,
@@ -160,6 +164,7 @@ fn shard_of(location: String, scan: &ShardScan, labelled: bool, exclude: &BTreeS
         offsets: samples.iter().map(|sample| sample.offset).collect(),
         sizes: samples.iter().map(|sample| sample.size).collect(),
         checks: samples.iter().map(|sample| sample.check).collect(),
+        rows: options.rows.then(|| samples.iter().map(|sample| sample.rows.clone()).collect()),
         frames: scan.frames.clone(),
         excluded: left_out.iter().map(|sample| sample.entry.clone()).collect(),
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::shards::{NamedShard, braces};
 use super::{Manifest, ManifestError, Problem};
-use crate::shard;
+use crate::shard::{self, Extras};
 use crate::store::{self, Location};
 
 /// The value of a wids index's `__kind__`.
@@ -124,7 +124,9 @@ pub fn wids(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<serde_json::Value, ManifestError> {
     let places: Vec<Location> = (0..manifest.shards.len()).map(|i| manifest.shard_place(i)).collect();
-    let scans = super::build::scan_all(&places, threads, progress, |place| shard::scan(place, true))?;
+    let scans = super::build::scan_all(&places, threads, progress, |place| {
+        shard::scan(place, Extras { md5: true, rows: false })
+    })?;
     let mut problems = Vec::new();
     let mut shardlist = Vec::new();
     for (shard, scan) in manifest.shards.iter().zip(scans) {

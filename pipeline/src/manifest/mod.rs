@@ -74,6 +74,10 @@ pub struct Shard {
     pub sizes: Vec<u32>,
     /// XXH3-64 of each image's bytes.
     pub checks: Vec<Check>,
+    /// Where each image's data may be entered, so that a crop is decoded without all of it; empty for an image that is
+    /// no sound baseline JPEG. Worked out from the images' bytes, it is no part of the content and changes no batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<Vec<String>>,
     /// Where the frames of a zstd shard with a seek table are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frames: Option<Frames>,
@@ -91,6 +95,11 @@ impl Shard {
     /// The class of sample `i`, if the set is labelled.
     pub fn label(&self, i: usize) -> Option<u32> {
         self.labels.as_ref().map(|labels| labels[i])
+    }
+
+    /// The row index of image `i`, if it has one.
+    pub fn rows(&self, i: usize) -> Option<&str> {
+        self.rows.as_ref().map(|rows| rows[i].as_str()).filter(|rows| !rows.is_empty())
     }
 }
 
@@ -185,7 +194,8 @@ impl Manifest {
             manifest.base.join(&shard.location).map_err(|error| format(error.to_string()))?;
             let n = shard.num_samples();
             let labels = shard.labels.as_ref().map_or(n, Vec::len);
-            if [shard.offsets.len(), shard.sizes.len(), shard.checks.len(), labels] != [n; 4] {
+            let rows = shard.rows.as_ref().map_or(n, Vec::len);
+            if [shard.offsets.len(), shard.sizes.len(), shard.checks.len(), labels, rows] != [n; 5] {
                 return Err(format(format!("the columns of shard {} differ in length", shard.location)));
             }
             let end = |i: usize| shard.offsets[i].checked_add(shard.sizes[i].into());
@@ -289,6 +299,7 @@ mod tests {
             sizes: vec![4],
             checks: vec![Check(1)],
             frames: None,
+            rows: None,
             excluded: vec![],
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::build::scan_all;
 use super::{Manifest, ManifestError, Shard};
 use crate::sample::split_name;
-use crate::shard::{self, ShardProblem, ShardScan};
+use crate::shard::{self, Extras, ShardProblem, ShardScan};
 use crate::store::Location;
 
 /// One thing that is wrong: where, what was found, what would be right.
@@ -48,13 +48,14 @@ pub fn verify(
     };
     let (present, missing): (Vec<usize>, Vec<usize>) = (0..places.len()).partition(|&i| is_there(&places[i]));
     let named: Vec<Location> = present.iter().map(|&i| places[i].clone()).collect();
+    let rows = manifest.shards.iter().any(|shard| shard.rows.is_some());
     let scans = scan_all(&named, threads, progress, |place| {
         // A shard that can't be read is one more difference.
         let unreadable = |error: std::io::Error| {
             let what = format!("cannot be read: {error}");
             ShardScan { problems: vec![ShardProblem { entry: None, offset: 0, what }], ..ShardScan::default() }
         };
-        Ok(shard::scan(place, false).unwrap_or_else(unreadable))
+        Ok(shard::scan(place, Extras { md5: false, rows }).unwrap_or_else(unreadable))
     })?;
     let mut problems = Vec::new();
     for &i in &missing {
@@ -92,6 +93,8 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
         } else if sample.check != shard.checks[i] {
             let what = format!("its bytes changed: XXH3 {}, {} expected", sample.check, shard.checks[i]);
             problem(Some(entry), sample.offset, what);
+        } else if shard.rows.as_ref().is_some_and(|rows| rows[i] != sample.rows) {
+            problem(Some(entry), sample.offset, "the manifest's row index is not this image's".into());
         }
         if sample.offset != shard.offsets[i] {
             moved.push((entry, sample.offset, shard.offsets[i]));

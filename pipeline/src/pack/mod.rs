@@ -133,6 +133,7 @@ pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pack
         source: format!("packed from {origin}, seed {}{resized}", options.seed),
         classes,
         exclude: Default::default(),
+        rows: true,
         threads: options.threads,
         progress: &|_| {},
     };

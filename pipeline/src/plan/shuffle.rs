@@ -128,6 +128,7 @@ mod tests {
             sizes: vec![1; n],
             checks: vec![Check(0); n],
             frames: None,
+            rows: None,
             excluded: vec![],
         };
         Manifest::new("a test".into(), vec![], (0..classes).map(shard).collect(), Location::default())

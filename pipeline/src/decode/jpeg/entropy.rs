@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
-
 use super::Unknown;
 use super::header::{Header, ZIGZAG};
 use super::huffman::{END, Found, LOOKUP_BITS, Table, TableSpec, extend};
 use super::idct::Block;
+use super::row_index::RowIndex;
 
 /// The place in a block of coefficient `k`, beyond the last for what follows the end of a block.
 const PLACES: [u8; 256] = {
@@ -19,16 +18,6 @@ const PLACES: [u8; 256] = {
     }
     places
 };
-
-/// Where each row of a scan's units begins, in a file that was found sound.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RowIndex {
-    /// For each row: bits from the beginning of the scan's data, stuffed bytes and markers taken out.
-    pub bits: Vec<u32>,
-    /// For each row and component: the value that its first coefficient is counted from.
-    pub predictions: Vec<i16>,
-}
 
 /// The blocks of a component that are wanted: columns and rows.
 pub type Wanted = (Range<u32>, Range<u32>);
@@ -66,10 +55,15 @@ impl Entropy {
         mut index: Option<&mut RowIndex>,
         mut place: impl FnMut(usize, u32, u32, &Block) -> bool,
     ) -> Result<(), Unknown> {
-        self.prepare(header)?;
         let tables = self.take_tables(header)?;
         let (h, v) = header.components[0].sampling;
         let (columns, rows) = (header.width.div_ceil(8 * h), header.height.div_ceil(8 * v));
+        if let Some(index) = &mut index {
+            if header.restart_interval > 0 {
+                return Err(Unknown);
+            }
+            **index = RowIndex::of(rows);
+        }
         let n = header.components.len();
         // A row of units is needed if it holds a wanted block of any component.
         let needed_rows = (0..n)
@@ -79,29 +73,26 @@ impl Entropy {
             })
             .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
             .ok_or(Unknown)?;
-        let (mut bits, mut predictions) = (Bits::new(&self.data, 0), [0i32; 3]);
+        // Restart intervals, which need not end with a row, have no place in an index.
+        let known = known.filter(|known| header.restart_interval == 0 && known.fits(rows));
+        let (mut first, mut end, mut bit, mut predictions) = (0, rows, 0, [0i32; 3]);
+        match known {
+            None => self.prepare(header, usize::MAX)?,
+            Some(known) => {
+                let (row, start) = known.before(needed_rows.start.min(rows));
+                (first, end) = (row, needed_rows.end.min(rows));
+                (bit, predictions) = (start.bit as usize, start.predictions.map(i32::from));
+                self.prepare(header, known.end_of(end).map_or(usize::MAX, |bit| bit.div_ceil(8) as usize))?;
+            }
+        }
+        let mut bits = Bits::new(&self.data, bit);
         let mut interval = Interval { left: header.restart_interval, number: 0 };
         let mut block = Block::new();
         let mut scratch = Block::new();
-        let (first, end) = match known {
-            None => (0, rows),
-            Some(known) => {
-                let at = needed_rows.start as usize;
-                // Restart intervals that do not end with a row have no place in an index.
-                if header.restart_interval > 0 || known.bits.len() != rows as usize {
-                    return Err(Unknown);
-                }
-                bits = Bits::new(&self.data, *known.bits.get(at).ok_or(Unknown)? as usize);
-                let row = known.predictions.get(at * n..(at + 1) * n).ok_or(Unknown)?;
-                predictions.iter_mut().zip(row).for_each(|(prediction, &value)| *prediction = value.into());
-                (needed_rows.start, needed_rows.end)
-            }
-        };
         let mut sound = true;
         for row in first..end {
             if let Some(index) = &mut index {
-                index.bits.push(bits.position() as u32);
-                index.predictions.extend(predictions[..n].iter().map(|&value| value as i16));
+                index.note(row, bits.position(), predictions);
             }
             for column in 0..columns {
                 if header.restart_interval > 0 {
@@ -136,21 +127,21 @@ impl Entropy {
             return Err(Unknown);
         }
         if known.is_some() {
-            // The rows after the last one wanted are not looked at, but reading must not have left the data.
+            // Rows behind the last one wanted are not looked at, but reading must not have left the data.
             return if bits.position() <= 8 * (self.data.len() - MARGIN) { Ok(()) } else { Err(Unknown) };
         }
         self.end_interval(&bits, interval.number)?;
         if interval.number + 1 == self.ends.len() { Ok(()) } else { Err(Unknown) }
     }
 
-    /// Takes the scan's bytes out of the file.
-    fn prepare(&mut self, header: &Header<'_>) -> Result<(), Unknown> {
+    /// Takes the scan's bytes out of the file, as far as the first `enough` of them.
+    fn prepare(&mut self, header: &Header<'_>, enough: usize) -> Result<(), Unknown> {
         self.data.clear();
         self.ends.clear();
         self.data.reserve(header.data.len() + MARGIN);
         let mut rest = header.data;
         let mut next_restart = 0xD0;
-        loop {
+        while self.data.len() < enough {
             let at = memchr::memchr(0xFF, rest).ok_or(Unknown)?;
             let marker = *rest.get(at + 1).ok_or(Unknown)?;
             match marker {

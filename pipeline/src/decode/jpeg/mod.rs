@@ -10,12 +10,13 @@ mod entropy;
 mod header;
 mod huffman;
 pub(crate) mod idct;
+mod row_index;
 
 pub(crate) use color::rgb;
-pub use entropy::RowIndex;
 use header::Header;
 pub use header::Sampling;
 use idct::Block;
+pub use row_index::RowIndex;
 
 use crate::decode::RgbImage;
 
@@ -170,10 +171,10 @@ impl Decoder {
         self.run(jpeg, region, Some(index))
     }
 
-    /// Where each row of blocks of a file begins.
+    /// Where a file's data may be entered.
     ///
     /// # Errors
-    /// [`Unknown`] if the file is not sound plain baseline.
+    /// [`Unknown`] if the file is not sound plain baseline, or has restart intervals.
     pub fn index(&mut self, jpeg: &Jpeg<'_>) -> Result<RowIndex, Unknown> {
         let header = &jpeg.header;
         let mut index = RowIndex::default();
