@@ -69,6 +69,29 @@ fn a_run_goes_on_with_the_losses_it_would_have_had() {
     }
 }
 
+/// Every optimiser and loss, with and without parts of a batch: what they remember is in the checkpoint.
+#[test]
+fn runs_of_every_kind_go_on() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let kinds: [&[&str]; 4] = [
+        &["optimizer.kind=adamw", "optimizer.learning_rate=0.001", "optimizer.learning_rate_rule=constant"],
+        &["optimizer.kind=sgd", "optimizer.nesterov=true", "loss.kind=nt_logistic", "loss.semi_hard=true"],
+        &["train.micro_batch=3", "model.initialization=he"],
+        &["loss.kind=margin_triplet", "loss.normalize=false", "train.micro_batch=4", "optimizer.kind=adamw"],
+    ];
+    for (i, kind) in kinds.iter().enumerate() {
+        let settings: Vec<&str> = kind.iter().flat_map(|setting| ["--set", setting]).collect();
+        let [whole, parts] = ["whole", "parts"].map(|name| format!("{name}-{i}"));
+        world.done(&arguments(&manifest, &whole, &settings));
+        for steps in ["train.steps=4", "train.steps=5", "train.steps=12"] {
+            world.done(&arguments(&manifest, &parts, &[&settings[..], &["--resume", "--set", steps]].concat()));
+        }
+        assert_eq!(losses(&world, &parts), losses(&world, &whole), "{kind:?}");
+        assert!(weights(&world, &parts) == weights(&world, &whole), "{kind:?}");
+    }
+}
+
 #[test]
 fn sigterm_stops_cleanly_with_a_checkpoint() {
     let world = World::new();

@@ -80,8 +80,8 @@ impl Checkpoints {
         std::fs::create_dir(&aside).map_err(io)?;
         let model: Vec<(&str, Tensor)> =
             parameters.entries().iter().map(|p| (p.name.as_str(), plain(&p.tensor))).collect();
-        let momenta: Vec<(&str, Tensor)> =
-            optimizer.slots().iter().map(|s| (s.name.as_str(), plain(&s.momentum))).collect();
+        let remembered = optimizer.state();
+        let momenta: Vec<(&str, Tensor)> = remembered.iter().map(|(name, x)| (name.as_str(), plain(x))).collect();
         let mut state = state.clone();
         for (file, tensors) in [(MODEL, model), (OPTIMIZER, momenta)] {
             let path = aside.join(file);
@@ -159,7 +159,8 @@ pub fn load(path: &Path, parameters: &Parameters, optimizer: Option<&Optimizer>)
     let model: Vec<(&str, &Tensor)> = parameters.entries().iter().map(|p| (p.name.as_str(), &p.tensor)).collect();
     copy(&path.join(MODEL), &model)?;
     if let Some(optimizer) = optimizer {
-        let momenta: Vec<(&str, &Tensor)> = optimizer.slots().iter().map(|s| (s.name.as_str(), &s.momentum)).collect();
+        let remembered = optimizer.state();
+        let momenta: Vec<(&str, &Tensor)> = remembered.iter().map(|(name, x)| (name.as_str(), *x)).collect();
         copy(&path.join(OPTIMIZER), &momenta)?;
     }
     Ok(())

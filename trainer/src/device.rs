@@ -4,6 +4,8 @@
 //! binary serves machines with and without a GPU. The only `unsafe` code of this crate is here.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use pipeline::batch::{Batch, Slab};
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
@@ -115,13 +117,25 @@ impl Slab for DeviceSlab {
 /// # Panics
 /// If the views are of several sizes.
 pub fn upload(batch: &Batch<DeviceSlab>, device: Device) -> Result<Tensor, TrainError> {
+    upload_part(batch, 0..batch.num_images as i64, device)
+}
+
+/// As [`upload`], of some of the batch's images alone.
+///
+/// # Errors
+/// If the device's memory is full.
+///
+/// # Panics
+/// If the views are of several sizes, or the batch has not all of these images.
+pub fn upload_part(batch: &Batch<DeviceSlab>, images: Range<i64>, device: Device) -> Result<Tensor, TrainError> {
     let layout = &batch.layout;
     let view_bytes = layout.view_bytes[0];
     assert!(layout.view_bytes.iter().all(|&bytes| bytes == view_bytes), "views of one size, not {layout:?}");
     let side = ((view_bytes / 3) as f64).sqrt() as i64;
-    let images = (layout.views() * layout.images) as i64;
-    let pixels = batch.slab().tensor.f_narrow(0, 0, layout.bytes() as i64)?.f_view([images, side, side, 3])?;
-    let pixels = pixels.f_to_device(device)?.f_permute([0, 3, 1, 2])?;
+    let (views, n) = (layout.views() as i64, images.end - images.start);
+    let all = batch.slab().tensor.f_narrow(0, 0, layout.bytes() as i64)?;
+    let pixels = all.f_view([views, layout.images as i64, side, side, 3])?.f_narrow(1, images.start, n)?;
+    let pixels = pixels.f_to_device(device)?.f_reshape([views * n, side, side, 3])?.f_permute([0, 3, 1, 2])?;
     Ok(pixels.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?)
 }
 

@@ -3,7 +3,8 @@
 //! 1. [`device`] finds the device, lends the loader its (pinned) slabs and lifts u8 pixels to floats there.
 //! 2. [`resnet`] encodes views into representations `h`; [`projection_head`] projects them to `z`; together they are
 //!    a [`simclr`] model, whose weights and names are [`parameters`].
-//! 3. [`loss`] holds the two views of each image against all others; [`optimizer`] and [`schedule`] move the weights.
+//! 3. [`loss`] holds the two views of each image against all others, through a [`gradient_cache`] if they do not fit;
+//!    [`optimizer`] and [`schedule`] move the weights.
 //! 4. [`train`] goes from batch to batch, and writes a [`checkpoint`] that a killed run goes on from exactly.
 //! 5. [`eval`] says what the representation is worth.
 //!
@@ -15,6 +16,7 @@ pub mod resnet;
 pub mod projection_head;
 pub mod simclr;
 pub mod loss;
+pub mod gradient_cache;
 pub mod optimizer;
 pub mod schedule;
 pub mod train;

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use crate::device::Precision;
 use crate::error::TrainError;
 use crate::parameters::Parameters;
-use crate::resnet::BatchNorm;
+use crate::resnet::{BatchNorm, Statistics};
 
 /// The shape of a projection head.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +65,7 @@ impl ProjectionHead {
     }
 
     /// Projections `z`: `[N, dim]` f32, of representations `h`: `[N, inputs]` f32.
-    pub fn forward(&self, h: &Tensor, train: bool, precision: Precision) -> Tensor {
+    pub fn forward(&self, h: &Tensor, statistics: Statistics, precision: Precision) -> Tensor {
         let mut z = h.shallow_clone();
         for (i, (weight, norm)) in self.layers.iter().enumerate() {
             if i > 0 {
@@ -75,7 +75,7 @@ impl ProjectionHead {
                 Precision::Fp32 => z.linear(weight, None::<Tensor>),
                 Precision::Bf16 => z.to_kind(Kind::BFloat16).linear(&weight.to_kind(Kind::BFloat16), None::<Tensor>),
             };
-            z = norm.forward(&z.to_kind(Kind::Float), train);
+            z = norm.forward(&z.to_kind(Kind::Float), statistics);
         }
         z
     }

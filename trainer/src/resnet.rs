@@ -48,6 +48,17 @@ pub enum Initialization {
     VarianceScaling,
 }
 
+/// What batch norm normalises by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistics {
+    /// The running mean and variance: for evaluation.
+    Running,
+    /// The batch's own.
+    Batch,
+    /// The batch's own, which the running ones follow: for training.
+    Update,
+}
+
 /// A ResNet without its classifier.
 pub struct ResNet {
     stem: Stem,
@@ -112,14 +123,14 @@ impl ResNet {
     }
 
     /// Representations `h`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1].
-    pub fn forward(&self, x: &Tensor, train: bool, precision: Precision) -> Tensor {
-        let x = self.bn1.forward(&self.conv1.forward(x, precision), train).relu();
+    pub fn forward(&self, x: &Tensor, statistics: Statistics, precision: Precision) -> Tensor {
+        let x = self.bn1.forward(&self.conv1.forward(x, precision), statistics).relu();
         let mut x = match self.stem {
             Stem::Imagenet => x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false),
             Stem::Cifar => x,
         };
         for block in &self.blocks {
-            x = block.forward(&x, train, precision);
+            x = block.forward(&x, statistics, precision);
         }
         x.to_kind(Kind::Float).mean_dim([2i64, 3].as_slice(), false, Kind::Float)
     }
@@ -163,14 +174,14 @@ impl Block {
         Self { layers, downsample, outputs }
     }
 
-    fn forward(&self, x: &Tensor, train: bool, precision: Precision) -> Tensor {
+    fn forward(&self, x: &Tensor, statistics: Statistics, precision: Precision) -> Tensor {
         let shortcut = match &self.downsample {
-            Some((conv, bn)) => bn.forward(&conv.forward(x, precision), train),
+            Some((conv, bn)) => bn.forward(&conv.forward(x, precision), statistics),
             None => x.shallow_clone(),
         };
         let mut y = x.shallow_clone();
         for (i, (conv, bn)) in self.layers.iter().enumerate() {
-            y = bn.forward(&conv.forward(&y, precision), train);
+            y = bn.forward(&conv.forward(&y, precision), statistics);
             if i + 1 < self.layers.len() {
                 y = y.relu();
             }
@@ -235,9 +246,11 @@ impl BatchNorm {
         }
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
-        x.batch_norm(Some(&self.gamma), self.beta.as_ref(), mean, var, train, MOMENTUM, EPSILON, true)
+    pub(crate) fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        let running = (statistics != Statistics::Batch).then_some((&self.running_mean, &self.running_var));
+        let (mean, var) = running.unzip();
+        let of_batch = statistics != Statistics::Running;
+        x.batch_norm(Some(&self.gamma), self.beta.as_ref(), mean, var, of_batch, MOMENTUM, EPSILON, true)
     }
 }
 
@@ -291,14 +304,14 @@ mod tests {
     fn shapes_and_precisions() {
         let (resnet, _) = build(Encoder::Resnet18, 0.25, Stem::Cifar);
         let x = Tensor::rand([4, 3, 32, 32], (Kind::Float, Device::Cpu));
-        let exact = resnet.forward(&x, true, Precision::Fp32);
+        let exact = resnet.forward(&x, Statistics::Update, Precision::Fp32);
         assert_eq!((exact.size(), exact.kind()), (vec![4, 128], Kind::Float));
-        let coarse = resnet.forward(&x, true, Precision::Bf16);
+        let coarse = resnet.forward(&x, Statistics::Update, Precision::Bf16);
         let off = f64::try_from((&exact - &coarse).abs().max() / exact.abs().max()).unwrap();
         assert!(off < 0.05, "bf16 is off by {off} of the largest value");
         let (resnet, _) = build(Encoder::Resnet50, 0.25, Stem::Imagenet);
         let x = Tensor::rand([2, 3, 64, 64], (Kind::Float, Device::Cpu));
-        assert_eq!(resnet.forward(&x, false, Precision::Fp32).size(), [2, 512]);
+        assert_eq!(resnet.forward(&x, Statistics::Running, Precision::Fp32).size(), [2, 512]);
     }
 
     #[test]
@@ -379,8 +392,8 @@ mod tests {
             {
                 let (resnet, parameters) = waves(encoder, kind);
                 let x = pictures.to_kind(kind);
-                let evaluated = tch::no_grad(|| resnet.forward(&x, false, Precision::Fp32));
-                let trained = resnet.forward(&x, true, Precision::Fp32);
+                let evaluated = tch::no_grad(|| resnet.forward(&x, Statistics::Running, Precision::Fp32));
+                let trained = resnet.forward(&x, Statistics::Update, Precision::Fp32);
                 let forward = [off(&evaluated, &case["eval"]), off(&trained, &case["train"])];
                 (&trained * wave("loss", &trained.size())).sum(Kind::Double).backward();
                 // What learns, and what does not: farthest from the golden norm and product, as shares of the norm.

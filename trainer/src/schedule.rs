@@ -80,6 +80,7 @@ mod tests {
                 learning_rate,
                 learning_rate_rule,
                 momentum: 0.9,
+                second_momentum: 0.999,
                 weight_decay: 0.0,
                 trust_coefficient: 0.001,
                 nesterov: false,

@@ -7,7 +7,7 @@ use crate::device::Precision;
 use crate::error::TrainError;
 use crate::parameters::Parameters;
 use crate::projection_head::{HeadConfig, ProjectionHead};
-use crate::resnet::{Encoder, Initialization, ResNet, Stem};
+use crate::resnet::{Encoder, Initialization, ResNet, Statistics, Stem};
 
 /// The shape of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,13 +48,13 @@ impl SimClr {
         Ok(Self { encoder, head, parameters, precision })
     }
 
-    /// Projections `z`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1], with batch statistics.
-    pub fn project(&self, x: &Tensor) -> Tensor {
-        self.head.forward(&self.encoder.forward(x, true, self.precision), true, self.precision)
+    /// Projections `z`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1].
+    pub fn project(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        self.head.forward(&self.encoder.forward(x, statistics, self.precision), statistics, self.precision)
     }
 
     /// Representations `h`: `[N, dim]` f32, of views `x`, with running statistics and without gradients.
     pub fn represent(&self, x: &Tensor) -> Tensor {
-        tch::no_grad(|| self.encoder.forward(x, false, self.precision))
+        tch::no_grad(|| self.encoder.forward(x, Statistics::Running, self.precision))
     }
 }

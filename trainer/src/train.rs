@@ -12,9 +12,11 @@ use tch::{Device, Kind, Tensor};
 use crate::checkpoint::{self, Checkpoints};
 use crate::device::{self, DeviceSlab, Precision};
 use crate::error::TrainError;
-use crate::loss::LossConfig;
+use crate::gradient_cache;
+use crate::loss::{Contrast, LossConfig};
 use crate::metrics::TrainerMetrics;
 use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::resnet::Statistics;
 use crate::schedule::{Schedule, ScheduleConfig};
 use crate::simclr::{ModelConfig, SimClr};
 
@@ -26,6 +28,9 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Write a line to metrics.jsonl every so many steps.
     pub log_every: u64,
+    /// Images that pass through the encoder at a time, for batches larger than the device's memory; 0 takes all. The
+    /// gradient is still that of the whole batch, but batch norm sees one part at a time.
+    pub micro_batch: u32,
 }
 
 /// When to write checkpoints and how many to keep.
@@ -171,10 +176,7 @@ impl Training {
     /// If the loss is no number (the weights are then unchanged), or libtorch fails.
     pub fn learn(&mut self, batch: &Batch<DeviceSlab>, data_wait: Duration) -> Result<StepReport, TrainError> {
         let began = Instant::now();
-        let x = device::upload(batch, self.device)?;
-        let z = self.model.project(&x);
-        let contrast = self.config.loss.contrast(&z);
-        contrast.loss.f_backward()?;
+        let (z, contrast) = self.backward(batch)?;
         let gradient_norm = self.optimizer.gradient_norm();
         let spread = embedding_std(&z);
         let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread];
@@ -188,8 +190,8 @@ impl Training {
             return Err(TrainError::NotFinite { step: self.step + 1, loss, position: batch.position });
         }
         let learning_rate = self.schedule.learning_rate(self.step);
-        self.optimizer.step(learning_rate);
         self.step += 1;
+        self.optimizer.step(learning_rate, self.step);
         let step_time = began.elapsed();
         let metrics = &self.metrics;
         metrics.steps.increment(1);
@@ -215,6 +217,20 @@ impl Training {
             step_time,
             data_wait,
         })
+    }
+
+    /// Adds the gradients of the batch's loss to the weights'; the projections, and the loss.
+    fn backward(&self, batch: &Batch<DeviceSlab>) -> Result<(Tensor, Contrast), TrainError> {
+        let (model, loss, images) = (&self.model, &self.config.loss, batch.num_images as i64);
+        let part = i64::from(self.config.train.micro_batch);
+        if part > 0 && part < images {
+            let views = |range| device::upload_part(batch, range, self.device);
+            return gradient_cache::backward(model, images, part, loss, views);
+        }
+        let z = model.project(&device::upload(batch, self.device)?, Statistics::Update);
+        let contrast = loss.contrast(&z);
+        contrast.loss.f_backward()?;
+        Ok((z, contrast))
     }
 
     /// Trains to the last step, or until `stop` is set. The loader must begin at batch [`Training::step`].

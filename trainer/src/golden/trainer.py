@@ -179,6 +179,24 @@ def sgd(nesterov):
     return steps
 
 
+def adamw():
+    params = start()
+    groups = [
+        {"params": [w], "weight_decay": DECAY if name == "conv" else 0.0}
+        for name, w in params.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RATES[0], betas=(MOMENTUM, 0.999))
+    steps = []
+    for t, rate in enumerate(RATES):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for w in params.values():
+            w.grad = gradient(len(w), t)
+        optimizer.step()
+        steps.append(snapshot(t, params))
+    return steps
+
+
 # --------------------------------------------------------------- schedule
 
 def schedule(scaling, base):
@@ -248,6 +266,7 @@ def main():
         "lars": dump_lines(lars()),
         "sgd_nesterov": dump_lines(sgd(nesterov=True)),
         "sgd_momentum": dump_lines(sgd(nesterov=False)),
+        "adamw": dump_lines(adamw()),
         "schedule": dump_lines([schedule("linear", 1.0), schedule("sqrt", 0.075)]),
         "knn": dump(knn()),
     }

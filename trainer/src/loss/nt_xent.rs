@@ -149,4 +149,22 @@ mod tests {
             }
         }
     }
+
+    /// `cargo test --release -p trainer -- --ignored --nocapture memory_of_large_batches`
+    #[test]
+    #[ignore = "a measurement"]
+    fn memory_of_large_batches() {
+        let peak = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1e3
+        };
+        for images in [1024, 4096, 8192] {
+            let before = peak();
+            let z = Tensor::randn([2 * images, 128], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+            let began = std::time::Instant::now();
+            config(0.1).contrast(&z).loss.backward();
+            println!("B = {images}: {:.0} MB more at the peak, {:.2?}", peak() - before, began.elapsed());
+        }
+    }
 }

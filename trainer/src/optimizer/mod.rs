@@ -1,5 +1,6 @@
 //! Optimisers: a new one is one file here and one row of [`OptimizerKind`].
 
+mod adamw;
 mod lars;
 mod sgd;
 
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::TrainError;
-use crate::parameters::{Parameters, Role};
+use crate::parameters::{Parameter, Parameters, Role};
 
 /// Which optimiser, and its parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,9 +20,12 @@ pub struct OptimizerConfig {
     pub learning_rate: f64,
     /// How the learning rate follows the batch size.
     pub learning_rate_rule: LearningRateRule,
-    /// Share of the last update that is kept; 0.9 in the paper.
+    /// Share of the last update that is kept; 0.9 in the paper. AdamW's β₁.
     pub momentum: f64,
-    /// Share of each weight added to its gradient; batch norm and biases are excluded.
+    /// AdamW: β₂, the share of the last mean square that is kept.
+    pub second_momentum: f64,
+    /// Share of each weight added to its gradient (AdamW: times the learning rate, taken off the weight); batch norm and
+    /// biases are excluded.
     pub weight_decay: f64,
     /// LARS: η, the share of a layer's norm that one step moves it; 0.001 in the official code.
     pub trust_coefficient: f64,
@@ -37,6 +41,8 @@ pub enum OptimizerKind {
     Lars,
     /// Stochastic gradient descent with momentum, as torch's.
     Sgd,
+    /// Adam with decoupled weight decay, as torch's.
+    Adamw,
 }
 
 /// How the learning rate follows the batch size `B`.
@@ -66,6 +72,9 @@ impl OptimizerConfig {
         }
         if !(0.0..1.0).contains(&self.momentum) {
             return wrong("optimizer.momentum", self.momentum, "at least 0 and below 1 is wanted");
+        }
+        if !(0.0..1.0).contains(&self.second_momentum) {
+            return wrong("optimizer.second_momentum", self.second_momentum, "at least 0 and below 1 is wanted");
         }
         if !(0.0..1.0).contains(&self.weight_decay) {
             return wrong("optimizer.weight_decay", self.weight_decay, "at least 0 and below 1 is wanted");
@@ -99,6 +108,8 @@ pub struct Slot {
     pub name: String,
     /// The momentum, of the tensor's shape; zero at the start.
     pub momentum: Tensor,
+    /// AdamW's mean square of gradients, likewise.
+    pub second: Option<Tensor>,
     tensor: Tensor,
     excluded: bool,
 }
@@ -107,17 +118,19 @@ impl Optimizer {
     /// An optimiser of all tensors of `parameters` that learn.
     pub fn new(config: &OptimizerConfig, parameters: &Parameters) -> Self {
         let learning = parameters.entries().iter().filter(|p| p.role != Role::Buffer);
-        let slot = |p: &crate::parameters::Parameter| Slot {
+        let zeros = |p: &Parameter| tch::no_grad(|| p.tensor.zeros_like());
+        let slot = |p: &Parameter| Slot {
             name: p.name.clone(),
-            momentum: tch::no_grad(|| p.tensor.zeros_like()),
+            momentum: zeros(p),
+            second: (config.kind == OptimizerKind::Adamw).then(|| zeros(p)),
             tensor: p.tensor.shallow_clone(),
             excluded: p.role == Role::Excluded,
         };
         Self { config: config.clone(), slots: learning.map(slot).collect() }
     }
 
-    /// Moves the weights along their gradients, then clears those.
-    pub fn step(&mut self, learning_rate: f64) {
+    /// Moves the weights along their gradients, then clears those; `step` counts from 1.
+    pub fn step(&mut self, learning_rate: f64, step: u64) {
         tch::no_grad(|| {
             for slot in &mut self.slots {
                 let gradient = slot.tensor.grad();
@@ -127,6 +140,7 @@ impl Optimizer {
                 match self.config.kind {
                     OptimizerKind::Lars => lars::update(&self.config, slot, &gradient, learning_rate),
                     OptimizerKind::Sgd => sgd::update(&self.config, slot, &gradient, learning_rate),
+                    OptimizerKind::Adamw => adamw::update(&self.config, slot, &gradient, learning_rate, step),
                 }
                 slot.tensor.zero_grad();
             }
@@ -142,9 +156,13 @@ impl Optimizer {
         })
     }
 
-    /// The tensors that learn, with their momenta.
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
+    /// What the optimiser remembers, by name: each tensor's momentum by that tensor's, and its mean square with
+    /// `.second` behind it.
+    pub fn state(&self) -> Vec<(String, &Tensor)> {
+        let momenta = self.slots.iter().map(|slot| (slot.name.clone(), &slot.momentum));
+        let squares =
+            self.slots.iter().filter_map(|slot| Some((format!("{}.second", slot.name), slot.second.as_ref()?)));
+        momenta.chain(squares).collect()
     }
 
     /// Names of the tensors excluded from weight decay (and from LARS's adaptation).
@@ -167,7 +185,8 @@ mod tests {
         };
         let slot = |name: &str, tensor: Tensor, excluded: bool| {
             let momentum = Tensor::zeros_like(&tensor.detach());
-            Slot { name: name.into(), momentum, tensor, excluded }
+            let second = (config.kind == OptimizerKind::Adamw).then(|| Tensor::zeros_like(&momentum));
+            Slot { name: name.into(), momentum, second, tensor, excluded }
         };
         let slots = vec![
             slot("conv", wave(12, &|k| (k + 1.0).sin()), false),
@@ -182,7 +201,7 @@ mod tests {
                 let gradient = wave(slot.tensor.size()[0] as usize, &|k| 0.1 * (0.5 * k + t as f64).cos()).detach();
                 (&slot.tensor * gradient).sum(Kind::Double).backward();
             }
-            optimizer.step(step["learning_rate"].as_f64().unwrap());
+            optimizer.step(step["learning_rate"].as_f64().unwrap(), t as u64 + 1);
             for slot in &optimizer.slots {
                 let found = Vec::<f64>::try_from(slot.tensor.detach()).unwrap();
                 for (found, wanted) in found.iter().zip(step[&slot.name].as_array().unwrap()) {
@@ -199,6 +218,7 @@ mod tests {
             learning_rate: 1.0,
             learning_rate_rule: LearningRateRule::Constant,
             momentum: 0.9,
+            second_momentum: 0.999,
             weight_decay: 0.01,
             trust_coefficient: 0.001,
             nesterov,
@@ -214,6 +234,11 @@ mod tests {
     fn sgd_equals_torchs() {
         check("sgd_nesterov", config(OptimizerKind::Sgd, true));
         check("sgd_momentum", config(OptimizerKind::Sgd, false));
+    }
+
+    #[test]
+    fn adamw_equals_torchs() {
+        check("adamw", config(OptimizerKind::Adamw, false));
     }
 
     #[test]

@@ -1,0 +1,123 @@
+//! The gradient of a contrastive loss over a batch larger than the device's memory (Gao et al. 2021).
+//!
+//! Each view's loss needs all other views, so the parts of a batch cannot be learnt from one after the other. Instead
+//! all projections are made first, part by part and without a graph; the loss's gradient for them is worked out over
+//! the whole batch; then each part is projected once more, with a graph, and that gradient sent back through it. The
+//! weights' gradient is that of the whole batch, at the cost of one more forward pass.
+//!
+//! Batch norm sees one part at a time, in both passes the same one: its statistics are those of a part's views, not of
+//! the batch's. That is what several devices without synchronised batch norm do too, and it is the one difference from
+//! a batch in one piece.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use crate::error::TrainError;
+use crate::loss::{Contrast, LossConfig};
+use crate::resnet::Statistics;
+use crate::simclr::SimClr;
+
+/// Adds to the weights' gradients that of the loss over `images` pairs of views, `part` pairs at a time.
+///
+/// `views` gives the views of some images, `[2n, 3, H, W]`, the first views first. Returned are all projections, first
+/// views first, `[2 × images, dim]`, without a graph, and the loss.
+///
+/// # Errors
+/// If views can't be given or libtorch fails.
+pub fn backward(
+    model: &SimClr,
+    images: i64,
+    part: i64,
+    loss: &LossConfig,
+    views: impl Fn(Range<i64>) -> Result<Tensor, TrainError>,
+) -> Result<(Tensor, Contrast), TrainError> {
+    let parts = || (0..images).step_by(part as usize).map(|from| from..(from + part).min(images));
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for range in parts() {
+        let n = range.end - range.start;
+        let z = tch::no_grad(|| Ok::<_, TrainError>(model.project(&views(range)?, Statistics::Batch)))?;
+        first.push(z.narrow(0, 0, n));
+        second.push(z.narrow(0, n, n));
+    }
+    first.append(&mut second);
+    let z = Tensor::cat(&first, 0).set_requires_grad(true);
+    let contrast = loss.contrast(&z);
+    contrast.loss.f_backward()?;
+    let gradient = z.grad();
+    for range in parts() {
+        let (from, n) = (range.start, range.end - range.start);
+        let own = Tensor::cat(&[gradient.narrow(0, from, n), gradient.narrow(0, images + from, n)], 0);
+        let z = model.project(&views(range)?, Statistics::Update);
+        (z * own).sum(gradient.kind()).f_backward()?;
+    }
+    Ok((z.detach(), contrast))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Precision;
+    use crate::loss::LossKind;
+    use crate::projection_head::HeadConfig;
+    use crate::resnet::{Encoder, Initialization, Stem};
+    use crate::simclr::ModelConfig;
+    use tch::{Device, Kind};
+
+    fn model() -> SimClr {
+        let config = ModelConfig {
+            encoder: Encoder::Resnet18,
+            width: 0.125,
+            stem: Stem::Cifar,
+            initialization: Initialization::He,
+            head: HeadConfig { layers: 2, hidden: 0, dim: 16 },
+        };
+        SimClr::new(&config, 1, Device::Cpu, Precision::Fp32).unwrap()
+    }
+
+    fn gradients(model: &SimClr) -> Tensor {
+        let gradients = model.parameters.entries().iter().map(|p| p.tensor.grad()).filter(Tensor::defined);
+        Tensor::cat(&gradients.map(|g| g.flatten(0, -1)).collect::<Vec<_>>(), 0)
+    }
+
+    fn off(a: &Tensor, b: &Tensor) -> f64 {
+        f64::try_from((a - b).norm() / b.norm()).unwrap()
+    }
+
+    /// The same parts through one graph: what the cache must not change.
+    #[test]
+    fn gradients_are_those_of_one_graph() {
+        tch::manual_seed(3);
+        let loss =
+            LossConfig { kind: LossKind::NtXent, temperature: 0.2, normalize: true, margin: 0.0, semi_hard: false };
+        let images = 12;
+        let x = Tensor::rand([2 * images, 3, 16, 16], (Kind::Float, Device::Cpu));
+        let views = |range: Range<i64>| {
+            let (from, n) = (range.start, range.end - range.start);
+            Ok(Tensor::cat(&[x.narrow(0, from, n), x.narrow(0, images + from, n)], 0))
+        };
+        for part in [12, 5, 4, 2] {
+            let (cached, whole) = (model(), model());
+            let (z, contrast) = backward(&cached, images, part, &loss, views).unwrap();
+            let (mut first, mut second) = (Vec::new(), Vec::new());
+            for from in (0..images).step_by(part as usize) {
+                let n = part.min(images - from);
+                let z = whole.project(&views(from..from + n).unwrap(), Statistics::Update);
+                first.push(z.narrow(0, 0, n));
+                second.push(z.narrow(0, n, n));
+            }
+            first.append(&mut second);
+            let all = Tensor::cat(&first, 0);
+            let wanted = loss.contrast(&all);
+            wanted.loss.backward();
+            assert!(off(&z, &all) < 1e-6, "{part} at a time: projections");
+            assert!(off(&contrast.loss, &wanted.loss) < 1e-6, "{part} at a time: loss");
+            let far = off(&gradients(&cached), &gradients(&whole));
+            assert!(far < 1e-5, "{part} at a time: gradients off by {far}");
+            for (a, b) in cached.parameters.entries().iter().zip(whole.parameters.entries()) {
+                let far = f64::try_from((&a.tensor - &b.tensor).abs().max()).unwrap();
+                assert!(far < 1e-6, "{part} at a time: {} off by {far}", a.name);
+            }
+        }
+    }
+}
