@@ -68,6 +68,9 @@ pub enum Command {
     #[cfg(feature = "trainer")]
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Write a run's encoder as safetensors, with the names that other libraries know, and a model card beside it.
+    #[cfg(feature = "trainer")]
+    Export(ExportArgs),
     /// Write a run's report: one HTML file with curves, settings and evaluations.
     #[cfg(feature = "trainer")]
     Report(ReportArgs),
@@ -289,15 +292,48 @@ pub enum EvalCommand {
     },
 }
 
+/// Which trained model.
 #[cfg(feature = "trainer")]
 #[derive(Args)]
-pub struct EvalArgs {
-    /// The run folder; its newest checkpoint is evaluated.
+pub struct CheckpointArgs {
+    /// The run folder; its newest checkpoint is taken.
     #[arg(long, required_unless_present = "checkpoint")]
     pub run: Option<PathBuf>,
     /// A checkpoint folder in a run folder, instead of the newest.
     #[arg(long, conflicts_with = "run")]
     pub checkpoint: Option<PathBuf>,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    pub model: CheckpointArgs,
+    /// The safetensors file to write; the card is written beside it, with .md behind its name.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Whose names the tensors have.
+    #[arg(long, value_enum, default_value = "torchvision")]
+    pub names: ExportNames,
+}
+
+/// Libraries whose names are known.
+#[cfg(feature = "trainer")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportNames {
+    /// torchvision.models.resnet….
+    Torchvision,
+    /// timm's resnet…: the same names.
+    Timm,
+    /// transformers.ResNetModel.
+    HuggingFace,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: CheckpointArgs,
     /// Evaluate the run's initial weights, for comparison.
     #[arg(long)]
     pub untrained: bool,

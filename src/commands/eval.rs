@@ -12,7 +12,7 @@ use trainer::simclr::SimClr;
 
 use super::Voice;
 use super::train::{precision, torch_threads};
-use crate::cli::{EvalArgs, EvalCommand};
+use crate::cli::{CheckpointArgs, EvalCommand};
 use crate::config::Config;
 use crate::progress::Progress;
 use crate::run::RunFolder;
@@ -20,7 +20,7 @@ use crate::{Ending, WrongInput, stream};
 
 pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
     let (EvalCommand::Knn { common, .. } | EvalCommand::Linear { common, .. }) = command;
-    let (folder, chosen) = find(common)?;
+    let (folder, chosen) = find(&common.model, common.untrained)?;
     let recorded = folder.record()?.config;
     let config = recorded.with(&common.settings, &folder.join("run.json").display().to_string())?;
     let stray: Vec<String> =
@@ -84,7 +84,7 @@ pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
 /// The run folder, and the checkpoint with its step; none for the initial weights.
 type Found = (RunFolder, Option<(PathBuf, u64)>);
 
-fn find(args: &EvalArgs) -> anyhow::Result<Found> {
+pub(super) fn find(args: &CheckpointArgs, untrained: bool) -> anyhow::Result<Found> {
     let (folder, named) = match (&args.run, &args.checkpoint) {
         (Some(run), _) => (RunFolder::open(run)?, None),
         (None, Some(path)) => {
@@ -95,7 +95,7 @@ fn find(args: &EvalArgs) -> anyhow::Result<Found> {
         }
         (None, None) => unreachable!("clap asks for one of them"),
     };
-    if args.untrained {
+    if untrained {
         return Ok((folder, None));
     }
     if let Some(path) = named {

@@ -4,6 +4,8 @@ mod bench;
 mod digest;
 #[cfg(feature = "trainer")]
 mod eval;
+#[cfg(feature = "trainer")]
+mod export;
 mod manifest;
 mod pack;
 mod preview;
@@ -52,6 +54,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Ending> {
         Command::Train(args) => train::run(&args, voice),
         #[cfg(feature = "trainer")]
         Command::Eval(command) => eval::run(&command, voice),
+        #[cfg(feature = "trainer")]
+        Command::Export(args) => export::run(&args, voice),
         #[cfg(feature = "trainer")]
         Command::Report(args) => {
             let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));

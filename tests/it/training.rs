@@ -93,6 +93,25 @@ fn runs_of_every_kind_go_on() {
 }
 
 #[test]
+fn a_run_is_exported_with_a_card() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&arguments(&manifest, "run", &[]));
+    for (names, first) in
+        [("torchvision", "\"bn1.bias\""), ("hugging-face", "\"embedder.embedder.normalization.bias\"")]
+    {
+        let out = format!("{names}.safetensors");
+        let said = world.done(&["export", "--run", "run", "--names", names, "--out", &out]);
+        assert_eq!((said["step"].as_u64(), said["dim"].as_u64()), (Some(STEPS), Some(64)), "{said}");
+        let bytes = std::fs::read(world.at(&out)).unwrap();
+        assert!(String::from_utf8_lossy(&bytes[..20_000]).contains(first), "{names}");
+        let card = text(&world.at(&format!("{out}.md")));
+        assert!(card.contains("resnet18") && card.contains("manifest_digest") && card.contains("3×3"), "{card}");
+    }
+    world.fails(&["export", "--run", "nowhere", "--out", "x.safetensors"], 2, &["nowhere"]);
+}
+
+#[test]
 fn sigterm_stops_cleanly_with_a_checkpoint() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);

@@ -6,7 +6,8 @@
 //! 3. [`loss`] holds the two views of each image against all others, through a [`gradient_cache`] if they do not fit;
 //!    [`optimizer`] and [`schedule`] move the weights.
 //! 4. [`train`] goes from batch to batch, and writes a [`checkpoint`] that a killed run goes on from exactly.
-//! 5. [`eval`] says what the representation is worth.
+//! 5. [`interop`] gives weights the names that other libraries know.
+//! 6. [`eval`] says what the representation is worth.
 //!
 //! Nothing here knows a tar, a JPEG, tokio or a command line.
 
@@ -21,6 +22,7 @@ pub mod optimizer;
 pub mod schedule;
 pub mod train;
 pub mod checkpoint;
+pub mod interop;
 pub mod eval;
 pub mod metrics;
 pub mod error;
