@@ -139,7 +139,7 @@ mod tests {
         }
     }
 
-    /// Names of `transformers.ResNetModel(ResNetConfig())`, version 4.57.
+    /// Names of `transformers.ResNetModel(ResNetConfig())`, version 5.24.0.
     #[test]
     fn hugging_faces_names_are_known() {
         for (torchvision, hugging_face) in [
