@@ -1,6 +1,6 @@
 //! Batches, the slabs of memory that hold their pixels, and the parts that workers fill side by side.
 //!
-//! The only `unsafe` code of this crate is here: several workers write to disjoint places of one slab.
+//! The `unsafe` code is for this: several workers write to disjoint places of one slab.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;

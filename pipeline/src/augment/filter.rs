@@ -2,19 +2,6 @@
 
 use super::View;
 
-/// Bits behind the point in a weight.
-pub(super) const WEIGHT_BITS: u32 = 14;
-
-/// Weights as whole numbers, whose sum is one; what rounding took or gave goes to the largest.
-pub(super) fn fixed_point(weights: impl Iterator<Item = f64> + Clone) -> Vec<i16> {
-    let one = f64::from(1 << WEIGHT_BITS);
-    let sum: f64 = weights.clone().sum();
-    let mut fixed: Vec<i16> = weights.map(|weight| (weight / sum * one + 0.5).floor() as i16).collect();
-    let missing = (1 << WEIGHT_BITS) - fixed.iter().map(|&weight| i32::from(weight)).sum::<i32>();
-    *fixed.iter_mut().max().expect("a filter has weights") += missing as i16;
-    fixed
-}
-
 /// Calls `f` for each plane with a copy that has a frame of `radius` values on each side, the copy's row length, the
 /// plane to be written and its row length. `index` says which of a line's `n` values stands for value `i` outside.
 pub(super) fn each_plane_framed(

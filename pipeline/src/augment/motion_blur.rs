@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::filter::{WEIGHT_BITS, each_plane_framed, fixed_point};
+use super::filter::each_plane_framed;
 use super::{View, check_probability};
 use crate::rng::Draws;
 use crate::simd::{vectorized, weigh_bytes};
@@ -26,6 +26,9 @@ pub struct MotionStep {
     /// Its direction in degrees, 0 along the rows, turning from right to down.
     pub degrees: f64,
 }
+
+/// Bits behind the point in a weight.
+const WEIGHT_BITS: u32 = 14;
 
 /// The longest line.
 const LONGEST: f64 = 255.0;
@@ -102,6 +105,16 @@ impl MotionStep {
         }
         taps
     }
+}
+
+/// Weights as whole numbers, whose sum is one; what rounding took or gave goes to the largest.
+fn fixed_point(weights: impl Iterator<Item = f64> + Clone) -> Vec<i16> {
+    let one = f64::from(1 << WEIGHT_BITS);
+    let sum: f64 = weights.clone().sum();
+    let mut fixed: Vec<i16> = weights.map(|weight| (weight / sum * one + 0.5).floor() as i16).collect();
+    let missing = (1 << WEIGHT_BITS) - fixed.iter().map(|&weight| i32::from(weight)).sum::<i32>();
+    *fixed.iter_mut().max().expect("a filter has weights") += missing as i16;
+    fixed
 }
 
 /// A neighbour and its weight.

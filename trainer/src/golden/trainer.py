@@ -161,13 +161,13 @@ def lars(eeta=0.001):
     return steps
 
 
-def sgd(nesterov):
+def torchs(make):
     params = start()
     groups = [
         {"params": [w], "weight_decay": DECAY if name == "conv" else 0.0}
         for name, w in params.items()
     ]
-    optimizer = torch.optim.SGD(groups, lr=RATES[0], momentum=MOMENTUM, nesterov=nesterov)
+    optimizer = make(groups)
     steps = []
     for t, rate in enumerate(RATES):
         for group in optimizer.param_groups:
@@ -177,24 +177,14 @@ def sgd(nesterov):
         optimizer.step()
         steps.append(snapshot(t, params))
     return steps
+
+
+def sgd(nesterov):
+    return torchs(lambda groups: torch.optim.SGD(groups, lr=RATES[0], momentum=MOMENTUM, nesterov=nesterov))
 
 
 def adamw():
-    params = start()
-    groups = [
-        {"params": [w], "weight_decay": DECAY if name == "conv" else 0.0}
-        for name, w in params.items()
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=RATES[0], betas=(MOMENTUM, 0.999))
-    steps = []
-    for t, rate in enumerate(RATES):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for w in params.values():
-            w.grad = gradient(len(w), t)
-        optimizer.step()
-        steps.append(snapshot(t, params))
-    return steps
+    return torchs(lambda groups: torch.optim.AdamW(groups, lr=RATES[0], betas=(MOMENTUM, 0.999)))
 
 
 # --------------------------------------------------------------- schedule

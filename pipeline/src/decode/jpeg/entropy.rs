@@ -79,7 +79,7 @@ impl Entropy {
         match known {
             None => self.prepare(header, usize::MAX)?,
             Some(known) => {
-                let (row, start) = known.before(needed_rows.start.min(rows));
+                let (row, start) = known.before(needed_rows.start.min(rows - 1));
                 (first, end) = (row, needed_rows.end.min(rows));
                 (bit, predictions) = (start.bit as usize, start.predictions.map(i32::from));
                 self.prepare(header, known.end_of(end).map_or(usize::MAX, |bit| bit.div_ceil(8) as usize))?;
