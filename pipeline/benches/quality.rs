@@ -50,7 +50,7 @@ fn pictures(path: &std::path::Path) -> Vec<(String, Vec<u8>)> {
     for (shard, samples) in manifest.shards.iter().enumerate() {
         for (index, entry) in samples.entries.iter().enumerate() {
             let sample = SampleRef { shard: shard as u32, index: index as u32 };
-            let bytes = runtime.block_on(store.read(&[sample])).unwrap().pop().unwrap();
+            let bytes = store.read(&[sample], runtime.handle()).unwrap().pop().unwrap();
             let name = entry.rsplit('/').next().unwrap();
             pictures.push((name.split('.').next().unwrap().to_owned(), bytes.to_vec()));
         }

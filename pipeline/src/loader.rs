@@ -20,7 +20,7 @@ use crate::metrics::{PipelineMetrics, Stage, Waiting};
 use crate::order::SampleRef;
 use crate::plan::{Batches, Plan, PlanError, Share, Traversal};
 use crate::quarantine::{BudgetSpent, Damage, Quarantine, QuarantineEntry};
-use crate::store::{Store, StoreError};
+use crate::store::{Located, Store, StoreError};
 use crate::views::{Key, ViewMaker};
 
 /// Images that a worker takes at a time.
@@ -91,7 +91,7 @@ type Promise<S> = (u64, Receiver<Result<Batch<S>, LoadError>>);
 struct Work<S: Slab> {
     part: Part<S>,
     samples: Vec<SampleRef>,
-    bytes: Vec<Vec<u8>>,
+    located: Vec<Located>,
     batch: Arc<Making<S>>,
 }
 
@@ -215,7 +215,7 @@ impl<S: Slab> Feeder<S> {
         loop {
             tokio::select! {
                 next = parts.next(), if !ended && reading.len() < PARTS_READ_AHEAD => match next {
-                    Some(next) => reading.push_back(self.read(next)),
+                    Some(next) => reading.push_back(self.locate(next)),
                     None => ended = true,
                 },
                 Some(read) = reading.next(), if !reading.is_empty() => {
@@ -228,23 +228,23 @@ impl<S: Slab> Feeder<S> {
         }
     }
 
-    async fn read(&self, next: NextPart<S>) -> (NextPart<S>, Result<Vec<Vec<u8>>, StoreError>) {
-        let bytes = self.source.store.read(&next.samples).await;
-        (next, bytes)
+    async fn locate(&self, next: NextPart<S>) -> (NextPart<S>, Result<Vec<Located>, StoreError>) {
+        let located = self.source.store.locate(&next.samples).await;
+        (next, located)
     }
 
     /// Hands a part to the workers; `None` if that was the last.
-    async fn hand_on(&self, (next, bytes): (NextPart<S>, Result<Vec<Vec<u8>>, StoreError>)) -> Option<()> {
+    async fn hand_on(&self, (next, located): (NextPart<S>, Result<Vec<Located>, StoreError>)) -> Option<()> {
         let NextPart { part, samples, making } = next;
-        let bytes = match bytes {
-            Ok(bytes) => bytes,
+        let located = match located {
+            Ok(located) => located,
             Err(error) => {
                 let _ = making.done.try_send(Err(error.into()));
                 return None;
             }
         };
         let began = Instant::now();
-        self.work.send(Work { part, samples, bytes, batch: making }).await.ok()?;
+        self.work.send(Work { part, samples, located, batch: making }).await.ok()?;
         self.source.metrics.add_wait(Waiting::ForWorkers, began.elapsed());
         Some(())
     }
@@ -347,12 +347,13 @@ struct Worker {
 impl Worker {
     fn run<S: Slab>(&self, work: &Receiver<Work<S>>) {
         let mut maker = ViewMaker::new(&self.source.plan.config);
+        let mut memory = Vec::new();
         loop {
             let began = Instant::now();
             let Ok(next) = work.recv_blocking() else { return };
             self.source.metrics.add_wait(Waiting::ForWork, began.elapsed());
             let batch = next.batch.clone();
-            match self.make_part(&mut maker, next) {
+            match self.make_part(&mut maker, &mut memory, next) {
                 Ok(None) => {}
                 Ok(Some(slab)) => {
                     // This was the last part; nobody else holds what is known of the batch.
@@ -367,16 +368,19 @@ impl Worker {
     }
 
     /// Fills the places of a part; the slab comes back with the last part of a batch.
-    fn make_part<S: Slab>(&self, maker: &mut ViewMaker, work: Work<S>) -> Result<Option<S>, LoadError> {
+    fn make_part<S: Slab>(
+        &self,
+        maker: &mut ViewMaker,
+        memory: &mut Vec<u8>,
+        work: Work<S>,
+    ) -> Result<Option<S>, LoadError> {
         let source = &self.source;
-        let Work { mut part, samples, bytes, batch } = work;
+        let Work { mut part, samples, located, batch } = work;
         let images = part.images.clone();
         let num_images = images.len();
-        for ((image, wanted), bytes) in images.zip(samples).zip(bytes) {
-            let began = Instant::now();
-            let used = self.decode_or_replace(maker, batch.epoch, wanted, bytes)?;
+        for ((image, wanted), located) in images.zip(samples).zip(located) {
+            let used = self.decode_or_replace(maker, memory, batch.epoch, wanted, located)?;
             let decoded = Instant::now();
-            source.metrics.add_busy(Stage::Decode, decoded - began);
             for view in 0..maker.steps().len() {
                 maker.write(view, part.view_mut(image, view));
             }
@@ -399,29 +403,32 @@ impl Worker {
     fn decode_or_replace(
         &self,
         maker: &mut ViewMaker,
+        memory: &mut Vec<u8>,
         epoch: u64,
         wanted: SampleRef,
-        bytes: Vec<u8>,
+        located: Located,
     ) -> Result<SampleRef, LoadError> {
         let source = &self.source;
         // A replacement is augmented as the sample it stands for, so that it differs from itself in its own place.
         let key = Key { seed: source.plan.config.seed, epoch, sample: source.plan.sample_id(wanted) };
-        let (mut sample, mut bytes) = (wanted, Some(bytes));
+        let (mut sample, mut located) = (wanted, Some(located));
         loop {
             if !source.quarantine.holds(source.plan.sample_id(sample)) {
-                let bytes = match bytes.take() {
-                    Some(bytes) => bytes,
-                    None => self.storage.block_on(source.store.read(&[sample]))?.pop().expect("one sample was read"),
+                let located = match located.take() {
+                    Some(located) => located,
+                    None => self.storage.block_on(source.store.locate(&[sample]))?.pop().expect("one was asked for"),
                 };
+                let bytes = source.store.bytes(sample, &located, memory, &self.storage)?;
                 let rows = source.store.manifest().shards[sample.shard as usize].rows(sample.index as usize);
-                let decoded = maker.decode(&bytes, rows, key);
-                source.store.recycle([bytes]);
+                let began = Instant::now();
+                let decoded = maker.decode(bytes, rows, key);
+                source.metrics.add_busy(Stage::Decode, began.elapsed());
                 match decoded {
                     Ok(()) => return Ok(sample),
                     Err(damage) => source.quarantine.record(entry(source, sample, damage))?,
                 }
             }
-            bytes = None;
+            located = None;
             sample = source.plan.next_in_manifest(sample);
             if sample == wanted {
                 return Err(LoadError::NothingSound(source.plan.num_samples()));

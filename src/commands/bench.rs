@@ -123,7 +123,9 @@ fn bottleneck(source: &Source, starved: f64) -> &'static str {
     let waited = |waiting| source.metrics.wait_seconds(waiting);
     let busy = |stage| source.metrics.busy_seconds(stage);
     if starved > 0.25 {
-        if waited(Waiting::ForSlab) > waited(Waiting::ForStorage) + busy(Stage::Read) { "slabs" } else { "storage" }
+        if waited(Waiting::ForSlab) > waited(Waiting::ForStorage) { "slabs" } else { "storage" }
+    } else if busy(Stage::Read) > busy(Stage::Decode) + busy(Stage::Augment) {
+        "storage"
     } else if busy(Stage::Decode) >= busy(Stage::Augment) {
         "decode"
     } else {
@@ -143,6 +145,7 @@ fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::run
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let work = || -> anyhow::Result<()> {
+            let mut memory = Vec::new();
             loop {
                 let from = next.fetch_add(READ_AT_A_TIME, Ordering::Relaxed);
                 if from >= images {
@@ -150,13 +153,14 @@ fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::run
                 }
                 let some = from..(from + READ_AT_A_TIME).min(images);
                 let some: Vec<SampleRef> = some.map(|i| samples[(i % samples.len() as u64) as usize]).collect();
-                let bytes = runtime.block_on(source.store.read(&some))?;
-                let began = Instant::now();
-                for bytes in bytes {
+                let located = runtime.block_on(source.store.locate(&some))?;
+                for (&sample, located) in some.iter().zip(&located) {
+                    let bytes = source.store.bytes(sample, located, &mut memory, runtime)?;
+                    let began = Instant::now();
                     // What is damaged takes its time too; it is counted like the rest.
-                    let _ = decode(&bytes, plan.config.data.max_pixels);
+                    let _ = decode(bytes, plan.config.data.max_pixels);
+                    source.metrics.add_busy(Stage::Decode, began.elapsed());
                 }
-                source.metrics.add_busy(Stage::Decode, began.elapsed());
             }
         };
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();

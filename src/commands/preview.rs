@@ -88,7 +88,7 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
         let place = format!("{entry}  in  {}", shard.location.rsplit('/').next().unwrap_or(&shard.location));
         canvas.write(&place, x + 2 * GAP + side, y + 10, card_width - side - 3 * GAP, 12.0, Face::Mono, FAINT);
         let top = y + 30;
-        let bytes = storage.block_on(source.store.read(&[sample]))?.pop().expect("one sample was read");
+        let bytes = source.store.read(&[sample], storage.handle())?.pop().expect("one sample was read");
         match decode(&bytes, plan.config.data.max_pixels) {
             Err(damage) => {
                 canvas.write(

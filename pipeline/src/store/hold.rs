@@ -23,7 +23,7 @@ const WRONG_BYTES_RETRIES: usize = 2;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A shard's tar stream, whole and checked.
-pub(super) enum Held {
+pub enum Held {
     /// In memory.
     Memory(Vec<u8>),
     /// In the disk cache.

@@ -30,7 +30,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::{StreamExt, TryStreamExt};
 
@@ -50,9 +50,6 @@ const OPEN_FILES: u64 = 128;
 
 /// How often bytes that came wrong from a server are asked for again.
 const WRONG_BYTES_RETRIES: usize = 3;
-
-/// How many samples' memory is kept to be used again.
-const SPARE: usize = 512;
 
 /// A shard of which less than this share is wanted is read sample by sample rather than whole.
 const WORTH_HOLDING: f64 = 0.25;
@@ -121,11 +118,19 @@ pub struct Store {
     holder: Arc<Holder>,
     /// Which shards are held whole; decided by [`Store::prepare`].
     held: OnceLock<Vec<bool>>,
-    /// Samples' memory, to be used again: fresh memory costs more than the bytes read into it.
-    spare: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
-/// Where a sample's bytes are at this moment.
+/// Where a sample's bytes are: read already, or near enough for a thread that may block to read them itself.
+pub enum Located {
+    /// In memory, and the manifest's.
+    Read(Vec<u8>),
+    /// In an open file.
+    File(Arc<File>),
+    /// In a shard that is held.
+    Held(Arc<Held>),
+}
+
+/// Where a shard's bytes are at this moment.
 enum Source {
     File(Arc<File>),
     Held(Arc<Held>),
@@ -150,8 +155,8 @@ impl Store {
         };
         let holder =
             Holder::new(manifest.clone(), places.clone(), remote.clone(), options.memory_bytes, cache, metrics.clone());
-        let (files, held, spare) = (Mutex::default(), OnceLock::new(), Arc::default());
-        Ok(Self { manifest, places, remote, metrics, files, holder: Arc::new(holder), held, spare })
+        let (files, held) = (Mutex::default(), OnceLock::new());
+        Ok(Self { manifest, places, remote, metrics, files, holder: Arc::new(holder), held })
     }
 
     /// The manifest that the store reads.
@@ -211,84 +216,131 @@ impl Store {
         self.holder.prefetch(&now, &next);
     }
 
-    /// The bytes of samples, in their order, each equal to what the manifest was made from.
+    /// The bytes of samples, in their order, each equal to what the manifest was made from. Blocks until they are there;
+    /// what has to be waited for runs on `runtime`.
     ///
     /// # Errors
     /// If a shard can't be read or differs from the manifest.
-    pub async fn read(&self, samples: &[SampleRef]) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub fn read(&self, samples: &[SampleRef], runtime: &tokio::runtime::Handle) -> Result<Vec<Vec<u8>>, StoreError> {
+        let located = runtime.block_on(self.locate(samples))?;
+        let read = |(&sample, located): (&SampleRef, Located)| {
+            let mut memory = Vec::new();
+            Ok(self.bytes(sample, &located, &mut memory, runtime)?.to_vec())
+        };
+        samples.iter().zip(located).map(read).collect()
+    }
+
+    /// Where samples' bytes are, in their order. Returns when all that has to be waited for (a server, a shard being
+    /// unpacked) is there; what is in files of this machine is announced to the system, which then reads ahead.
+    ///
+    /// # Errors
+    /// If a shard can't be opened or fetched, or differs from the manifest.
+    pub async fn locate(&self, samples: &[SampleRef]) -> Result<Vec<Located>, StoreError> {
         let began = Instant::now();
-        let mut waited = Duration::ZERO;
-        let mut sources = Vec::with_capacity(samples.len());
-        for sample in samples {
-            let source = self.source(sample.shard as usize).await?;
-            sources.push((*sample, source));
-        }
-        if sources.iter().any(|(_, source)| !matches!(source, Source::File(_))) {
-            waited = began.elapsed();
-        }
-        // What is on this machine is read in one go, by a thread that may block.
-        let (mut local, mut direct) = (Vec::new(), Vec::new());
-        for (i, (sample, source)) in sources.into_iter().enumerate() {
-            match source {
-                Source::Direct => direct.push((i, sample)),
-                Source::File(file) => local.push((i, sample, Ok(file))),
-                Source::Held(held) => local.push((i, sample, Err(held))),
-            }
-        }
-        let mut all: Vec<Option<Vec<u8>>> = vec![None; samples.len()];
-        if !local.is_empty() {
-            let (manifest, metrics) = (self.manifest.clone(), self.metrics.clone());
-            let mut memory = {
-                let mut spare = self.spare.lock().expect("no panic while held");
-                let from = spare.len().saturating_sub(local.len());
-                spare.split_off(from)
-            };
-            let places: Vec<Location> =
-                local.iter().map(|(_, sample, _)| self.places[sample.shard as usize].clone()).collect();
-            let read = move || {
-                let began = Instant::now();
-                let mut done = Vec::with_capacity(local.len());
-                for ((i, sample, source), place) in local.into_iter().zip(&places) {
-                    let memory = memory.pop().unwrap_or_default();
-                    done.push((i, sample, read_local(&manifest, sample, source.as_ref(), place, memory)?));
+        let mut waited = false;
+        let mut all: Vec<Option<Located>> = Vec::with_capacity(samples.len());
+        let mut direct = Vec::new();
+        for (i, &sample) in samples.iter().enumerate() {
+            all.push(match self.source(sample.shard as usize).await? {
+                Source::File(file) => {
+                    self.announce(sample, &file);
+                    Some(Located::File(file))
                 }
-                metrics.add_busy(Stage::Read, began.elapsed());
-                Ok::<_, StoreError>(done)
-            };
-            for (i, sample, bytes) in blocking(read).await? {
-                match self.check(sample, &bytes) {
-                    Ok(()) => all[i] = Some(bytes),
-                    // A file in the cache may have been damaged since it was checked; the origin decides.
-                    Err(wrong) if self.holder.forget(sample.shard) && !self.has_index(sample.shard as usize) => {
-                        return Err(wrong);
-                    }
-                    Err(wrong) if self.is_plain_file(sample.shard as usize) => return Err(wrong),
-                    Err(_) => direct.push((i, sample)),
+                Source::Held(held) => {
+                    waited = true;
+                    Some(Located::Held(held))
                 }
-            }
+                Source::Direct => {
+                    direct.push((i, sample));
+                    None
+                }
+            });
         }
         if !direct.is_empty() {
-            let began = Instant::now();
+            waited = true;
             let reads = direct.into_iter().map(|(i, sample)| async move { Ok((i, self.read_direct(sample).await?)) });
             let reads: Vec<(usize, Vec<u8>)> =
                 futures::stream::iter(reads).buffer_unordered(samples.len()).try_collect().await?;
             for (i, bytes) in reads {
-                all[i] = Some(bytes);
+                all[i] = Some(Located::Read(bytes));
             }
-            waited += began.elapsed();
         }
-        self.metrics.add_wait(Waiting::ForStorage, waited);
-        let all: Vec<Vec<u8>> = all.into_iter().map(|bytes| bytes.expect("every sample was read")).collect();
-        let scheme = samples.first().map_or("file", |sample| self.places[sample.shard as usize].scheme());
-        self.metrics.add_read_bytes(scheme, all.iter().map(|bytes| bytes.len() as u64).sum());
-        Ok(all)
+        if waited {
+            self.metrics.add_wait(Waiting::ForStorage, began.elapsed());
+        }
+        Ok(all.into_iter().map(|located| located.expect("every sample was located")).collect())
     }
 
-    /// Takes back memory of samples that are done with.
-    pub fn recycle(&self, bytes: impl IntoIterator<Item = Vec<u8>>) {
-        let mut spare = self.spare.lock().expect("no panic while held");
-        let room = SPARE.saturating_sub(spare.len());
-        spare.extend(bytes.into_iter().take(room));
+    /// The bytes of a located sample, equal to what the manifest was made from; `memory` is room for them. Blocks: the
+    /// thread that decodes them reads them itself, so that they are in its core's cache.
+    ///
+    /// # Errors
+    /// If the shard can't be read or differs from the manifest.
+    pub fn bytes<'a>(
+        &self,
+        sample: SampleRef,
+        located: &'a Located,
+        memory: &'a mut Vec<u8>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<&'a [u8], StoreError> {
+        let began = Instant::now();
+        let shard = sample.shard as usize;
+        let size = self.manifest.shards[shard].sizes[sample.index as usize];
+        self.metrics.add_read_bytes(self.places[shard].scheme(), size.into());
+        let in_memory = match located {
+            Located::Read(bytes) => return Ok(bytes),
+            Located::Held(held) => self.read_held(sample, held, memory)?,
+            Located::File(file) => {
+                self.read_file(sample, file, memory)?;
+                None
+            }
+        };
+        let checked = self.check(sample, in_memory.unwrap_or(memory));
+        self.metrics.add_busy(Stage::Read, began.elapsed());
+        match checked {
+            Ok(()) => Ok(in_memory.unwrap_or(memory)),
+            // A file in the cache may have been damaged since it was checked; the origin decides.
+            Err(wrong) if self.holder.forget(sample.shard) && !self.has_index(shard) => Err(wrong),
+            Err(wrong) if self.is_plain_file(shard) => Err(wrong),
+            Err(_) => {
+                *memory = runtime.block_on(self.read_direct(sample))?;
+                Ok(memory)
+            }
+        }
+    }
+
+    /// Tells the system that a sample's bytes will be read soon.
+    fn announce(&self, sample: SampleRef, file: &File) {
+        let (shard, i) = (&self.manifest.shards[sample.shard as usize], sample.index as usize);
+        let length = std::num::NonZeroU64::new(shard.sizes[i].into());
+        // Advice alone: where it can't be given, reading takes as long as it takes.
+        let _ = rustix::fs::fadvise(file, shard.offsets[i], length, rustix::fs::Advice::WillNeed);
+    }
+
+    /// A sample of a held shard: in the shard's memory, or else read into `memory`.
+    fn read_held<'a>(
+        &self,
+        sample: SampleRef,
+        held: &'a Held,
+        memory: &mut Vec<u8>,
+    ) -> Result<Option<&'a [u8]>, StoreError> {
+        match held {
+            Held::Memory(tar) => {
+                let (shard, i) = (&self.manifest.shards[sample.shard as usize], sample.index as usize);
+                Ok(Some(&tar[shard.offsets[i] as usize..][..shard.sizes[i] as usize]))
+            }
+            Held::File(file) => self.read_file(sample, file, memory).map(|()| None),
+        }
+    }
+
+    /// Reads a sample out of a tar on this machine.
+    fn read_file(&self, sample: SampleRef, file: &File, memory: &mut Vec<u8>) -> Result<(), StoreError> {
+        let (shard, i) = (&self.manifest.shards[sample.shard as usize], sample.index as usize);
+        memory.resize(shard.sizes[i] as usize, 0);
+        file.read_exact_at(memory, shard.offsets[i]).map_err(|error| {
+            let place = self.places[sample.shard as usize].to_string();
+            StoreError::Io { place, why: error.to_string() }
+        })
     }
 
     /// Where this shard's bytes are now; fetches the shard if it is to be held and can't be read otherwise.
@@ -327,8 +379,8 @@ impl Store {
                         return Err(StoreError::Memory { needed, key, allowed });
                     }
                     let held = self.holder.hold(sample.shard).await?;
-                    let place = &self.places[sample.shard as usize];
-                    read_local(&self.manifest, sample, Err(&held), place, Vec::new())?
+                    let mut memory = Vec::new();
+                    self.read_held(sample, &held, &mut memory)?.map(<[u8]>::to_vec).unwrap_or(memory)
                 }
                 bytes => bytes.map_err(|error| fetch_error(&self.places[sample.shard as usize], error))?,
             };
@@ -433,32 +485,6 @@ fn open_checked(path: &Path, expected: u64) -> Result<File, StoreError> {
         return Ok(file);
     }
     Err(StoreError::Changed { place, what: format!("{found} bytes, {expected} expected") })
-}
-
-fn read_local(
-    manifest: &Manifest,
-    sample: SampleRef,
-    source: Result<&Arc<File>, &Arc<Held>>,
-    place: &Location,
-    mut memory: Vec<u8>,
-) -> Result<Vec<u8>, StoreError> {
-    let (shard, i) = (&manifest.shards[sample.shard as usize], sample.index as usize);
-    let (offset, size) = (shard.offsets[i], shard.sizes[i] as usize);
-    let file = match source {
-        Ok(file) => file,
-        Err(held) => match &**held {
-            Held::Memory(tar) => {
-                memory.clear();
-                memory.extend_from_slice(&tar[offset as usize..][..size]);
-                return Ok(memory);
-            }
-            Held::File(file) => file,
-        },
-    };
-    memory.resize(size, 0);
-    let io = |error: std::io::Error| StoreError::Io { place: place.to_string(), why: error.to_string() };
-    file.read_exact_at(&mut memory, offset).map_err(io)?;
-    Ok(memory)
 }
 
 /// A fetch's failure with the shard's name.

@@ -203,8 +203,8 @@ fn ranks_together_read_the_set_about_once() {
                     for shard in now {
                         store.holder.hold(shard).await.unwrap();
                     }
-                    store.read(&batches.samples(g)).await.unwrap();
                 });
+                store.read(&batches.samples(g), runtime.handle()).unwrap();
             }
         }
         table.push((world, proxy.bytes.load(Ordering::Relaxed) as f64 / all as f64));
