@@ -345,7 +345,7 @@ pub struct Augmenter {
     /// Colour changes that are made together.
     changes: Vec<Change>,
     /// Values between their passes.
-    kept: [Vec<f32>; 3],
+    kept: pixelwise::Kept,
 }
 
 impl Augmenter {

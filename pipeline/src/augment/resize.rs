@@ -1,14 +1,16 @@
 //! Resizes a box of a picture's planes, each at its own resolution, in whole numbers.
 //!
-//! Rows first, then columns: both are weighted sums of whole rows, with a transposition between and behind them, so
-//! that vector instructions do all of it. Weights have 14 bits behind the point, what is between the two 6; every
+//! Columns are summed up first, as weighted sums of whole rows, then each row is summed along; where vectors can't do
+//! that, as whole rows once more, with a transposition before and behind. Weights have 14 bits behind the point, what is between the two 6; every
 //! machine gives the same bytes. Colours are converted afterwards, on the view's pixels alone.
 
 use std::ops::Range;
 
 use super::Interpolation;
 use crate::decode::jpeg::{Colors, Plane, Planes, Region};
-use crate::simd::{transpose8, transpose8_bytes, vectorized, weigh_bytes, weigh_wide, ycc_to_rgb};
+use crate::simd::{
+    ACROSS_MARGIN, Across, transpose8, transpose8_bytes, vectorized, weigh_bytes, weigh_wide, ycc_to_rgb,
+};
 
 /// Bits behind the point in a weight.
 const WEIGHT_BITS: u32 = 14;
@@ -27,12 +29,16 @@ const STRIP: usize = 8;
 pub struct Resizer {
     rows: Weights,
     columns: Weights,
+    across: Across,
     /// Some rows done, padded to whole lanes.
     middle: Vec<i16>,
     /// All rows done, columns and rows exchanged.
     turned: Vec<i16>,
     /// Some columns done as well, as rows.
     view: Vec<u8>,
+    /// Whether rows are summed along directly, and whether from right to left.
+    direct: bool,
+    mirrored: bool,
 }
 
 /// What a view shows of a picture, and how.
@@ -61,7 +67,11 @@ impl Resizer {
             // A plane of half the samples has half the box.
             let across = ratio(planes.width, plane.width);
             let down = ratio(planes.height, plane.height);
-            self.columns.set(region.left, region.width, across, plane.width, size, kernel);
+            let new = self.columns.set(region.left, region.width, across, plane.width, size, kernel);
+            if new || self.mirrored != mirror {
+                self.mirrored = mirror;
+                self.direct = self.columns.direct(mirror, &mut self.across);
+            }
             self.rows.set(region.top, region.height, down, plane.height, size, kernel);
             self.plane(plane, size, mirror, out);
         }
@@ -76,10 +86,23 @@ impl Resizer {
     }
 
     fn plane(&mut self, plane: &Plane, size: usize, mirror: bool, out: &mut [u8]) {
-        let Self { rows, columns, middle, turned, view } = self;
+        let Self { rows, columns, across, middle, turned, view, direct, .. } = self;
         let columns_used = columns.first()..columns.end();
         let width = columns_used.len();
         let padded = width.next_multiple_of(LANES);
+        if *direct {
+            middle.resize(padded + ACROSS_MARGIN, 0);
+            return vectorized(
+                #[inline(always)]
+                || {
+                    for (span, out) in rows.spans.iter().zip(out.chunks_exact_mut(size)) {
+                        let source = |i: usize| plane.row_from(span.first + i, columns_used.start, padded);
+                        weigh_bytes(rows.of(span), source, &mut middle[..padded], WEIGHT_BITS - MIDDLE_BITS);
+                        across.sum(middle, out, WEIGHT_BITS + MIDDLE_BITS);
+                    }
+                },
+            );
+        }
         let side = size.next_multiple_of(LANES);
         middle.resize(STRIP * padded, 0);
         turned.resize(padded * side, 0);
@@ -170,12 +193,23 @@ impl Weights {
         self.spans.iter().map(|span| span.first + span.count).max().expect("a view is at least a pixel large")
     }
 
+    /// Hands the sums to `across`, the last one first if rows are mirrored; whether it takes them.
+    fn direct(&self, mirror: bool, across: &mut Across) -> bool {
+        let first = self.first();
+        let n = self.spans.len();
+        across.set((0..n).map(|x| {
+            let span = &self.spans[if mirror { n - 1 - x } else { x }];
+            (span.first - first, self.of(span))
+        }))
+    }
+
     /// The weights that resize `length` pixels from pixel `start` to `size`, in a plane with a sample for each
-    /// `ratio` pixels and `samples` in all. Samples outside of the box have no influence.
-    fn set(&mut self, start: u32, length: u32, ratio: u32, samples: usize, size: usize, kernel: Kernel) {
+    /// `ratio` pixels and `samples` in all; whether they are others than before. Samples outside of the box have no
+    /// influence.
+    fn set(&mut self, start: u32, length: u32, ratio: u32, samples: usize, size: usize, kernel: Kernel) -> bool {
         let wanted = (start, length, ratio, samples, size, kernel);
         if self.made_for == Some(wanted) {
-            return;
+            return false;
         }
         self.made_for = Some(wanted);
         self.spans.clear();
@@ -204,6 +238,7 @@ impl Weights {
             *weights.iter_mut().max().expect("at least one sample") += missing as i16;
             self.spans.push(span);
         }
+        true
     }
 }
 

@@ -19,7 +19,7 @@ use crate::manifest::Manifest;
 use crate::order::{EpochOrder, OrderConfig, SampleRef};
 
 /// The version of everything that turns a plan into bytes: raised whenever the same plan gives other bytes.
-pub const STREAM_VERSION: u32 = 2;
+pub const STREAM_VERSION: u32 = 3;
 
 /// Which samples the stream takes from the manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,11 +2,15 @@
 //! the only `unsafe` code. Everything here has a plain twin elsewhere that gives the same bytes.
 #![allow(unsafe_code)]
 
+mod across;
+mod lanes;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use across::{ACROSS_MARGIN, Across};
+pub use lanes::{Lanes, LanesJob, MAX_LANES, on_widest_lanes};
 #[cfg(target_arch = "x86_64")]
 pub use x86::Avx2;
 

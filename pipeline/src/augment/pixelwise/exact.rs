@@ -1,83 +1,20 @@
-//! Changes of each pixel's colour alone, several in one pass.
-//!
-//! A pass goes over the view in tiles that stay in the first-level cache, and makes all changes on each. Contrast needs
-//! the mean of what the changes before it made, so a pass ends there, having summed it up. All arithmetic is in f32,
-//! in an order that is written down here, so that every machine gives the same bytes.
+//! Colour changes in f32, in an order that is written down here, so that every machine gives the same bytes.
 
-use super::{Mode, View};
-use crate::simd::{round_to_bytes, sums8, vectorized};
+use super::{Change, TILE, pass};
+use crate::augment::View;
+use crate::simd::{round_to_bytes, sums8};
 
-/// Pixels in a tile.
-const TILE: usize = 1024;
-
-/// One colour change with its drawn amount.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Change {
-    /// Multiply all pixels.
-    Brightness(f32),
-    /// Add this share of full brightness to all pixels.
-    AddBrightness(f32),
-    /// Move pixels from, or towards, their mean.
-    Contrast(f32),
-    /// Move pixels from, or towards, their grey.
-    Saturation(f32),
-    /// Turn the hue by this share of the circle.
-    Hue(f32),
-    /// Drop the colour.
-    Gray,
-    /// Invert values that are at least this large.
-    Solarize(f32),
-    /// Keep this many of a value's eight bits.
-    Posterize(u32),
-    /// Exchange dark and bright.
-    Invert,
-}
-
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Change::Brightness(x) => write!(f, "b×{x:.2}"),
-            Change::AddBrightness(x) => write!(f, "b{x:+.2}"),
-            Change::Contrast(x) => write!(f, "c×{x:.2}"),
-            Change::Saturation(x) => write!(f, "s×{x:.2}"),
-            Change::Hue(x) => write!(f, "h{x:+.2}"),
-            Change::Gray => write!(f, "grey"),
-            Change::Solarize(x) => write!(f, "solarise ≥ {x:.0}"),
-            Change::Posterize(bits) => write!(f, "posterise {bits}"),
-            Change::Invert => write!(f, "invert"),
-        }
-    }
-}
-
-/// Makes the changes; after each all values are in [0, 255], and whole numbers in torchvision's arithmetic. In the
-/// other they are rounded, half up, at the end. `kept` is room for values between passes.
-pub(super) fn apply(mode: Mode, changes: &[Change], view: &mut View, kept: &mut [Vec<f32>; 3]) {
-    if changes.is_empty() {
-        return;
-    }
-    // As constants, so that the loops are compiled for each.
-    vectorized(
-        #[inline(always)]
-        || match mode {
-            Mode::Paper => run::<false>(changes, view, kept),
-            Mode::Torchvision => run::<true>(changes, view, kept),
-        },
-    );
-}
-
+/// Makes the changes, with values cut down to whole numbers after each if `WHOLE`. `kept` is room for values between
+/// passes.
 #[inline(always)]
-fn run<const WHOLE: bool>(changes: &[Change], view: &mut View, kept: &mut [Vec<f32>; 3]) {
+pub(super) fn run<const WHOLE: bool>(changes: &[Change], view: &mut View, kept: &mut [Vec<f32>; 3]) {
     let pixels = view.width * view.height;
     let mut buffer = [[0.0; TILE]; 3];
     let mut rest = changes;
     let mut mean = None;
     let mut is_kept = false;
     while !rest.is_empty() {
-        // A contrast ends the pass before it, which sums up its mean; if it comes first, that pass does nothing else.
-        let begin = usize::from(mean.is_some());
-        let is_contrast = |change: &Change| matches!(change, Change::Contrast(_));
-        let end = rest.iter().skip(begin).position(is_contrast).map_or(rest.len(), |i| i + begin);
-        let (now, after) = rest.split_at(end);
+        let (now, after) = pass(rest, mean.is_some());
         // What a pass before the last one made is kept as floats; what it only looked at is there as bytes.
         let keep = is_kept || !(now.is_empty() || after.is_empty());
         if keep {
