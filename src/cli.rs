@@ -71,6 +71,9 @@ pub enum Command {
     /// Write a run's encoder as safetensors, with the names that other libraries know, and a model card beside it.
     #[cfg(feature = "trainer")]
     Export(ExportArgs),
+    /// Make a run of an encoder that another library trained: its names, depth, width and stem are found out.
+    #[cfg(feature = "trainer")]
+    Import(ImportArgs),
     /// Write a run's report: one HTML file with curves, settings and evaluations.
     #[cfg(feature = "trainer")]
     Report(ReportArgs),
@@ -315,6 +318,22 @@ pub struct ExportArgs {
     /// Whose names the tensors have.
     #[arg(long, value_enum, default_value = "torchvision")]
     pub names: ExportNames,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct ImportArgs {
+    /// A safetensors file with the names of torchvision, timm, Hugging Face, lightly, solo-learn, VISSL, MoCo or the
+    /// official TensorFlow code.
+    pub file: PathBuf,
+    /// The run folder to make.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// What stands before the encoder's names, where the file holds several encoders.
+    #[arg(long)]
+    pub prefix: Option<String>,
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
 /// Libraries whose names are known.

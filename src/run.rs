@@ -25,6 +25,21 @@ pub struct RunRecord {
     pub plan_digest: String,
     /// Versions of what computed it.
     pub versions: Versions,
+    /// Where its first weights come from, if not from the seed. Before it is trained such a run has no plan: the digests
+    /// are empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
+}
+
+/// A file of weights that a run began with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Imported {
+    /// The file.
+    pub file: PathBuf,
+    /// Its BLAKE3, in hex.
+    pub digest: String,
+    /// Whose names its tensors had.
+    pub names: String,
 }
 
 /// Versions of what computed a run.
@@ -146,17 +161,31 @@ impl RunFolder {
     /// # Errors
     /// If the folder can't be written.
     pub fn start(&self, config: &Config, plan: &Plan) -> anyhow::Result<()> {
+        let imported = if self.holds_run() { self.record()?.imported } else { None };
+        self.write_record(config, [&plan.manifest_digest, &plan.digest], imported)
+    }
+
+    /// Writes the `run.json` of a run whose weights were imported and that has no plan yet.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn start_imported(&self, config: &Config, imported: Imported) -> anyhow::Result<()> {
+        self.write_record(config, ["", ""], Some(imported))
+    }
+
+    fn write_record(
+        &self,
+        config: &Config,
+        [manifest_digest, plan_digest]: [&str; 2],
+        imported: Option<Imported>,
+    ) -> anyhow::Result<()> {
         let versions = Versions {
             simclr_pipeline: env!("CARGO_PKG_VERSION").into(),
             libtorch: "2.11.0".into(),
             stream: pipeline::plan::STREAM_VERSION,
         };
-        let record = RunRecord {
-            config: config.clone(),
-            manifest_digest: plan.manifest_digest.clone(),
-            plan_digest: plan.digest.clone(),
-            versions,
-        };
+        let (manifest_digest, plan_digest) = (manifest_digest.to_owned(), plan_digest.to_owned());
+        let record = RunRecord { config: config.clone(), manifest_digest, plan_digest, versions, imported };
         let text = serde_json::to_vec_pretty(&record).expect("a record is plain data");
         write_whole(&self.join("run.json"), &text)
             .with_context(|| format!("cannot write {}", self.join("run.json").display()))

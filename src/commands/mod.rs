@@ -6,6 +6,8 @@ mod digest;
 mod eval;
 #[cfg(feature = "trainer")]
 mod export;
+#[cfg(feature = "trainer")]
+mod import;
 mod manifest;
 mod pack;
 mod preview;
@@ -56,6 +58,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Ending> {
         Command::Eval(command) => eval::run(&command, voice),
         #[cfg(feature = "trainer")]
         Command::Export(args) => export::run(&args, voice),
+        #[cfg(feature = "trainer")]
+        Command::Import(args) => import::run(&args, voice),
         #[cfg(feature = "trainer")]
         Command::Report(args) => {
             let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));

@@ -65,13 +65,18 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> anyhow::Result<Config>
         ))
         .into());
     }
-    let recorded = folder.record()?.config;
+    let record = folder.record()?;
+    let recorded = record.config;
     let mut config = match &args.config.config {
         Some(_) => args.config.load()?,
         None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
     };
     config.data.manifest = std::path::absolute(&config.data.manifest)?;
-    let differences = recorded.differences(&config, &MAY_CHANGE);
+    let mut differences = recorded.differences(&config, &MAY_CHANGE);
+    if record.plan_digest.is_empty() {
+        // Nothing has been trained yet: only what the imported weights are is given.
+        differences.retain(|difference| difference.starts_with("model."));
+    }
     if !differences.is_empty() {
         let list = differences.join("; ");
         return Err(WrongInput(format!(
@@ -116,11 +121,13 @@ pub fn train(
             tracing::warn!("not taken: {error}");
         }
         if let Some((path, state)) = newest {
-            if state.plan_digest != source.plan.digest {
+            if !state.plan_digest.is_empty() && state.plan_digest != source.plan.digest {
                 let (found, wanted) = (&state.plan_digest, &source.plan.digest);
                 return Err(WrongInput(format!("{}: was trained on plan {found}, the configuration gives plan {wanted}: the data or the recipe changed", path.display())).into());
             }
-            checkpoint::load(&path, &training.model.parameters, Some(&training.optimizer))?;
+            // Imported weights begin a run; whatever optimiser it has, it remembers nothing yet.
+            let optimizer = (!state.plan_digest.is_empty()).then_some(&training.optimizer);
+            checkpoint::load(&path, &training.model.parameters, optimizer)?;
             training.step = state.step;
             if !voice.quiet {
                 eprintln!("going on from step {} ({})", state.step, path.display());

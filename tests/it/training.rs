@@ -112,6 +112,74 @@ fn a_run_is_exported_with_a_card() {
 }
 
 #[test]
+fn an_encoder_goes_out_and_comes_back_and_is_trained_on() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&arguments(&manifest, "run", &[]));
+    let knn = |run: &str| {
+        let found = world.done(&["eval", "knn", "--run", run, "--train", &manifest, "--test", &manifest, "--k", "3"]);
+        (found["top1"].as_f64(), found["top5"].as_f64())
+    };
+    let wanted = knn("run");
+    for names in ["torchvision", "hugging-face"] {
+        let file = format!("{names}.safetensors");
+        world.done(&["export", "--run", "run", "--names", names, "--out", &file]);
+        let run = format!("back-from-{names}");
+        let settings = &TINY[2..];
+        let said = world.done(&[&["import", &file, "--run", &run, "--config", "cifar10-resnet18"], settings].concat());
+        assert_eq!((said["encoder"].as_str(), said["width"].as_f64()), (Some("resnet18"), Some(0.125)), "{said}");
+        assert_eq!(said["stem"], "cifar");
+        assert_eq!(knn(&run), wanted, "the same features by {names} names");
+        world.fails(&[&["import", &file, "--run", &run][..], settings].concat(), 2, &["holds a run already"]);
+    }
+    // The run's model is given; everything else is still to be decided.
+    let run = ["--manifest", &manifest, "--run", "back-from-torchvision", "--resume"];
+    let other = [&["train"][..], &run, &["--set", "model.width=0.25"]].concat();
+    world.fails(&other, 2, &["another configuration", "model.width"]);
+    let trained = [&["train"][..], &run, &["--set", "train.steps=3", "--set", "optimizer.kind=sgd"]].concat();
+    assert_eq!(world.done(&trained)["step"], 3);
+    let record = text(&world.at("back-from-torchvision/run.json"));
+    assert!(record.contains("torchvision.safetensors"), "{record}");
+    std::fs::write(world.at("none.safetensors"), b"{}").unwrap();
+    world.fails(&["import", "none.safetensors", "--run", "none"], 2, &["none.safetensors", "cannot be read"]);
+    assert!(!world.at("none").exists());
+}
+
+/// `cargo test --test it -- --ignored --nocapture killed_at_twenty_random_moments`
+#[test]
+#[ignore = "takes a minute"]
+fn a_run_killed_at_twenty_random_moments_ends_as_one_that_was_not() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let more = ["--set", "train.steps=400", "--set", "schedule.epochs=60.0", "--set", "checkpoint.every=3"];
+    world.done(&arguments(&manifest, "whole", &more));
+    let args = arguments(&manifest, "killed", &[&more[..], &["--resume"]].concat());
+    let mut draws = pipeline::rng::Draws::new(1, pipeline::rng::Purpose::Picture, &[20]);
+    let steps_done =
+        || std::fs::read_to_string(world.at("killed/metrics.jsonl")).map_or(0, |text| text.lines().count());
+    let mut kills = Vec::new();
+    while kills.len() < 20 {
+        let mut child = world.start(&args);
+        // From before the first step of the rest, through steps and checkpoints, to some steps later.
+        std::thread::sleep(Duration::from_millis(150 + draws.below(900)));
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let aside = std::fs::read_dir(world.at("killed/checkpoints")).into_iter().flatten().flatten();
+        let half = aside.filter(|entry| entry.file_name().to_string_lossy().starts_with(".writing")).count();
+        kills.push((steps_done(), half));
+    }
+    println!("steps on record, and checkpoints half written, at each kill: {kills:?}");
+    assert_eq!(kills.len(), 20, "the run was over before");
+    world.done(&args);
+    assert!(losses(&world, "killed") == losses(&world, "whole"));
+    let last = |run: &str| std::fs::read(world.at(run).join("checkpoints/step-00000400/model.safetensors")).unwrap();
+    assert!(last("killed") == last("whole"));
+}
+
+#[test]
 fn sigterm_stops_cleanly_with_a_checkpoint() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);

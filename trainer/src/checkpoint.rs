@@ -28,7 +28,7 @@ pub struct State {
     pub step: u64,
     /// The global batch that comes next.
     pub next_batch: u64,
-    /// The digest of the plan that the batches came from.
+    /// The digest of the plan that the batches came from; empty for imported weights.
     pub plan_digest: String,
     /// The digest of the manifest that they came from.
     pub manifest_digest: String,
@@ -149,6 +149,19 @@ pub fn read_state(path: &Path) -> Result<State, TrainError> {
 pub fn state(step: u64, next_batch: u64, plan: &pipeline::plan::Plan) -> State {
     let (plan_digest, manifest_digest) = (plan.digest.clone(), plan.manifest_digest.clone());
     State { version: VERSION, step, next_batch, plan_digest, manifest_digest, files: Default::default() }
+}
+
+/// The state of weights that were trained elsewhere: no step was taken, and no plan decided.
+pub fn imported() -> State {
+    let none = String::new();
+    State {
+        version: VERSION,
+        step: 0,
+        next_batch: 0,
+        plan_digest: none.clone(),
+        manifest_digest: none,
+        files: Default::default(),
+    }
 }
 
 /// Copies a checkpoint's weights, and if `optimizer` is given its momenta, into a model of the same shape.

@@ -255,7 +255,7 @@ impl BatchNorm {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use tch::Device;
 
@@ -337,7 +337,7 @@ mod tests {
     }
 
     /// The formula of `golden/resnet.py`: values in [-1, 1) that depend on the name and the place alone.
-    fn wave(name: &str, shape: &[i64]) -> Tensor {
+    pub(crate) fn wave(name: &str, shape: &[i64]) -> Tensor {
         let seed = name
             .bytes()
             .fold(0xCBF2_9CE4_8422_2325u64, |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3));
@@ -351,8 +351,8 @@ mod tests {
     }
 
     /// The encoder with the weights of `golden/resnet.py`, in arithmetic of this kind.
-    fn waves(encoder: Encoder, kind: Kind) -> (ResNet, Parameters) {
-        let (resnet, parameters) = build(encoder, 1.0, Stem::Imagenet);
+    fn waves(encoder: Encoder, width: f64, stem: Stem, kind: Kind) -> (ResNet, Parameters) {
+        let (resnet, parameters) = build(encoder, width, stem);
         for parameter in parameters.entries() {
             let (name, shape) = (parameter.name.as_str(), parameter.tensor.size());
             let wave = wave(name, &shape);
@@ -384,13 +384,15 @@ mod tests {
         let golden: serde_json::Value = serde_json::from_str(include_str!("golden/resnet.json")).unwrap();
         for case in golden["cases"].as_array().unwrap() {
             let encoder: Encoder = serde_json::from_value(case["encoder"].clone()).unwrap();
+            let stem: Stem = serde_json::from_value(case["stem"].clone()).unwrap();
+            let width = case["width"].as_f64().unwrap();
             let pictures: Tensor = 0.5 + 0.5 * wave("pictures", &[4, 3, 64, 64]);
             // Batch statistics of few values widen f32's rounding, and where a value next to zero passes a ReLU or not,
             // gradients jump: they are compared in f64.
             for (kind, [most_eval, most_train, most_gradients]) in
                 [(Kind::Float, [1e-5, 1e-2, f64::INFINITY]), (Kind::Double, [1e-6; 3])]
             {
-                let (resnet, parameters) = waves(encoder, kind);
+                let (resnet, parameters) = waves(encoder, width, stem, kind);
                 let x = pictures.to_kind(kind);
                 let evaluated = tch::no_grad(|| resnet.forward(&x, Statistics::Running, Precision::Fp32));
                 let trained = resnet.forward(&x, Statistics::Update, Precision::Fp32);
@@ -412,7 +414,9 @@ mod tests {
                         backward[i] = backward[i].max((found - other).abs() / wanted[0]);
                     }
                 }
-                println!("{encoder:?} {kind:?}: eval, train {forward:?}, gradients, statistics {backward:?}");
+                println!(
+                    "{encoder:?} ×{width} {stem:?} {kind:?}: eval, train {forward:?}, gradients, statistics {backward:?}"
+                );
                 let right = forward[0] < most_eval && forward[1] < most_train;
                 let right = right && backward[0] < most_gradients && backward[1] < most_train;
                 assert!(right, "{encoder:?} {kind:?}: {forward:?}, {backward:?}");

@@ -46,9 +46,31 @@ def numbers(name, tensor):
     return [tensor.norm().item(), (tensor * wave(name, tuple(tensor.shape))).sum().item()]
 
 
-def case(name):
+LAYERS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3],
+          "resnet152": [3, 8, 36, 3]}
+
+
+def encoder(name, width, stem):
+    """torchvision's model; its own methods build the stages of one that is wider or begins otherwise."""
     model = torchvision.models.get_model(name)
     model.fc = torch.nn.Identity()
+    if (width, stem) != (1, "imagenet"):
+        block = type(model.layer1[0])
+        channels = int(64 * width)
+        model.inplanes = channels
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        model.conv1 = torch.nn.Conv2d(3, channels, kernel, stride, kernel // 2, bias=False)
+        model.bn1 = torch.nn.BatchNorm2d(channels)
+        for stage, count in enumerate(LAYERS[name]):
+            layer = model._make_layer(block, channels << stage, count, stride=1 if stage == 0 else 2)
+            setattr(model, f"layer{stage + 1}", layer)
+        if stem == "cifar":
+            model.maxpool = torch.nn.Identity()
+    return model
+
+
+def case(name, width=1, stem="imagenet"):
+    model = encoder(name, width, stem)
     model.double()
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
@@ -64,6 +86,8 @@ def case(name):
     running = {k: v for k, v in model.state_dict().items() if "running" in k}
     return {
         "encoder": name,
+        "width": width,
+        "stem": stem,
         "eval": evaluated[:, :8].flatten().tolist(),
         "train": trained[:, :8].flatten().tolist(),
         "gradients": {k: numbers(k, p.grad) for k, p in model.named_parameters()},
@@ -79,9 +103,11 @@ def main():
         "numpy": np.__version__,
     }
     cases = [case(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")]
+    cases += [case("resnet18", 1, "cifar"), case("resnet18", 2), case("resnet50", 0.5, "cifar")]
     rounded = json.loads(json.dumps(cases), parse_float=lambda text: float(f"{float(text):.8g}"))
     lines = ",\n".join(json.dumps(c, separators=(",", ":")) for c in rounded)
     print('{"made_with":%s,\n"cases":[\n%s\n]}' % (json.dumps(versions, separators=(",", ":")), lines))
 
 
-main()
+if __name__ == "__main__":
+    main()
