@@ -7,7 +7,7 @@
 //! 5. [`augment`] turns each picture into views, with parameters drawn by [`rng`] from (seed, epoch, sample, view).
 //!    [`views`] puts the two together for one sample.
 //! 6. The views are written by worker threads straight into their places in a [`batch`]; [`loader`] delivers batches
-//!    in order.
+//!    in order, and [`service`] does so over the network.
 //!
 //! Nothing here knows a tensor, a command line or a web page. [`metrics`] counts on the way; [`drawn`] makes
 //! pictures where there are none; [`files`] writes files whole.
@@ -28,6 +28,7 @@ pub mod views;
 pub mod batch;
 mod workers;
 pub mod loader;
+pub mod service;
 pub mod metrics;
 pub mod drawn;
 pub mod files;

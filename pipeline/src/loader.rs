@@ -53,6 +53,9 @@ pub enum LoadError {
     /// No sample of the data set can be decoded.
     #[error("none of the {0} samples can be decoded")]
     NothingSound(u64),
+    /// Nodes that should make the batches do not.
+    #[error(transparent)]
+    Feed(#[from] crate::service::client::FeedError),
     /// A worker thread died; its message is on stderr.
     #[error("a worker thread died while it made batch {0}")]
     Worker(u64),

@@ -9,6 +9,7 @@ mod export;
 mod manifest;
 mod pack;
 mod preview;
+mod serve;
 #[cfg(feature = "trainer")]
 mod quickstart;
 #[cfg(feature = "trainer")]
@@ -48,6 +49,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Ending> {
         Command::Preview(args) => preview::run(&args, voice),
         Command::Digest(args) => digest::run(&args, voice),
         Command::Bench(args) => bench::run(&args, voice),
+        Command::Serve(args) => serve::run(&args, voice),
         #[cfg(feature = "trainer")]
         Command::Quickstart(args) => quickstart::run(&args, voice),
         #[cfg(feature = "trainer")]
