@@ -248,7 +248,7 @@ pub struct FeedArgs {
 
 impl FeedArgs {
     /// Puts the flags into the configuration.
-    pub fn apply(&self, feed: &mut pipeline::service::client::FeedConfig) {
+    pub fn apply(&self, feed: &mut pipeline::service::reach::FeedConfig) {
         if !self.feed.is_empty() {
             feed.nodes.clone_from(&self.feed);
         }

@@ -9,7 +9,7 @@ use pipeline::augment::{CenterCrop, Interpolation, Op, RecipeConfig};
 use pipeline::order::OrderConfig;
 use pipeline::plan::{BatchConfig, DataConfig, StreamConfig, Traversal};
 use pipeline::service::ServiceConfig;
-use pipeline::service::client::FeedConfig;
+use pipeline::service::reach::FeedConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 

@@ -16,7 +16,8 @@ use pipeline::order::OrderConfig;
 use pipeline::pack::{PackOptions, pack};
 use pipeline::plan::{BatchConfig, DataConfig, Plan, Share, StreamConfig, Traversal};
 use pipeline::quarantine::Quarantine;
-use pipeline::service::client::{Feed, FeedConfig};
+use pipeline::service::client::Feed;
+use pipeline::service::reach::FeedConfig;
 use pipeline::service::{Service, ServiceConfig, server};
 use pipeline::store::{Store, StoreOptions};
 
@@ -111,8 +112,10 @@ fn bench(what: &str, manifest: &Path, size: u32, batch: u32) {
     let source = source(manifest, size, batch);
     let bytes = slab_bytes(&source.plan, Share::ALL);
     let slabs = || vec![vec![0u8; bytes]; SLABS];
+    // Some hundred MB.
+    let kept = if size > 64 { 32 } else { 256 };
     let service = ServiceConfig {
-        memory_bytes: 64 * bytes as u64,
+        memory_bytes: (kept + 32) * bytes as u64,
         connections: 8,
         streams: 64,
         message_bytes: 2 << 20,
@@ -151,7 +154,6 @@ fn bench(what: &str, manifest: &Path, size: u32, batch: u32) {
         fed.push(measure(&mut start_feed((range.0, Some(range.1)))));
     }
     // Batches that are made already: what the way alone takes. They are kept while there are two streams.
-    let kept = 32;
     let (mut first, mut second) = (start_feed((0, None)), start_feed((0, None)));
     second.next_batch().unwrap();
     for _ in 0..kept {

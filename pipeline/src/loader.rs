@@ -15,7 +15,7 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 
 use crate::augment::view_bytes;
-use crate::batch::{Batch, Layout, Slab};
+use crate::batch::{Batch, Layout, PixelOrder, Slab};
 use crate::metrics::{PipelineMetrics, Waiting};
 use crate::plan::{Batches, Plan, PlanError, Share, Traversal};
 use crate::quarantine::{BudgetSpent, Quarantine};
@@ -204,7 +204,8 @@ pub fn slab_bytes(plan: &Plan, share: Share) -> usize {
 }
 
 pub(crate) fn layout(plan: &Plan, images: usize) -> Layout {
-    Layout { images, view_bytes: plan.config.recipe.sizes().map(view_bytes).collect() }
+    let view_bytes = plan.config.recipe.sizes().map(view_bytes).collect();
+    Layout { images, view_bytes, order: PixelOrder::Views }
 }
 
 /// Reads what comes next and hands it to the workers.
@@ -317,7 +318,14 @@ impl<S: Slab> Parts<'_, S> {
         let (done, promise) = bounded(1);
         // There is room for as many promises as there are slabs.
         self.feeder.batches.try_send((number, promise)).ok()?;
-        self.coming.extend(workers::begin(source, number, &samples, slab, done, self.feeder.home.clone()));
+        self.coming.extend(workers::begin(
+            source,
+            number,
+            &samples,
+            (slab, PixelOrder::Views),
+            done,
+            self.feeder.home.clone(),
+        ));
         Some(())
     }
 }

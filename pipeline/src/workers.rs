@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use async_channel::{Receiver, Sender};
 
-use crate::batch::{Batch, Filled, NO_LABEL, Part, Slab, split};
+use crate::batch::{Batch, Filled, Layout, NO_LABEL, Part, PixelOrder, Slab, split};
 use crate::loader::{LoadError, Source, layout};
 use crate::metrics::{Stage, Waiting};
 use crate::order::SampleRef;
@@ -36,18 +36,18 @@ pub(crate) fn start<S: Slab>(
     (0..threads).map(start).collect()
 }
 
-/// Lays out batch `number`, which holds `samples`, in the slab. The finished batch goes to `done`, its slab in the end
+/// Lays out batch `number`, which holds `samples`, in the slab, in the order that is asked for. The finished batch goes to `done`, its slab in the end
 /// to `home`.
 pub(crate) fn begin<S: Slab>(
     source: &Source,
     number: u64,
     samples: &[SampleRef],
-    slab: S,
+    (slab, order): (S, PixelOrder),
     done: Sender<Result<Batch<S>, LoadError>>,
     home: Sender<S>,
 ) -> impl Iterator<Item = NextPart<S>> + use<S> {
     let plan = &source.plan;
-    let layout = layout(plan, samples.len());
+    let layout = Layout { order, ..layout(plan, samples.len()) };
     let position = plan.position(number);
     let manifest = source.store.manifest();
     let label = |s: &SampleRef| manifest.shards[s.shard as usize].label(s.index as usize).map_or(NO_LABEL, i64::from);

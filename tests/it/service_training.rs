@@ -48,6 +48,9 @@ fn a_fed_run_has_the_losses_of_one_that_makes_its_own_batches() {
     killed(child);
     world.done(&train(&manifest, "fed", &resume));
     assert!(losses(&world, "fed") == wanted, "node and trainer were killed");
+    // Of another plan it gets nothing.
+    let other = train(&manifest, "other", &["--feed", &nodes[1].url, "--set", "seed=2"]);
+    world.fails(&other, 2, &["seed is 2 in the ticket, 1 here"]);
     // It goes on without nodes too: who makes the batches is no part of the run.
     world.done(&train(&manifest, "changed", &["--feed", &nodes[1].url, "--set", "train.steps=20"]));
     world.done(&train(&manifest, "changed", &["--resume", "--set", "machine.feed.nodes=[]"]));

@@ -4,55 +4,23 @@
 //! that [`Nodes`] name, straight into its places of the batch's slab. If a node fails in the middle of a share, another
 //! is asked for that share of that batch: every batch comes once, in order, whatever happens to nodes.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow_flight::{FlightData, Ticket as FlightTicket};
 use async_channel::{Receiver, Sender, bounded};
-use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
-use tonic::Streaming;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use super::ServiceError;
 use super::metrics::FeedMetrics;
-use super::nodes::{Bearer, Link, Node, Nodes};
+use super::nodes::{Link, Nodes};
+use super::reach::FeedConfig;
+use super::receive::Incoming;
 use super::ticket::Ticket;
-use super::wire::{self, Group, Rows};
+use super::wire::{self, Group, MessageInfo};
 use crate::batch::{Batch, Filled, NO_LABEL, Part, Slab, split};
 use crate::loader::{BatchStream, LoadError, Promises, Source, layout};
 use crate::plan::{PlanError, Share};
 use crate::workers::Making;
-
-/// Bytes that a node may send of a share before they are asked for.
-const STREAM_WINDOW: u32 = 8 << 20;
-
-/// All that one node may send before it is asked for: streams are bounded each by their own window, and one that waits
-/// must not keep another from being read.
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-
-/// Which nodes feed a trainer, and how they are spoken to; none of it changes what comes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FeedConfig {
-    /// Addresses of nodes, such as `grpc://host:8815`, or `grpcs://host:8815` with TLS; none: batches are made here.
-    pub nodes: Vec<String>,
-    /// A file that holds the bearer token that nodes want; empty: none is shown.
-    pub token: PathBuf,
-    /// Certificates as PEM of those who may vouch for nodes; empty: none that a `grpcs://` address could be held against.
-    pub ca: PathBuf,
-    /// Our own certificate chain as PEM, for nodes that want one; empty: none.
-    pub certificate: PathBuf,
-    /// The certificate's private key as PEM.
-    pub key: PathBuf,
-    /// A node that answers no ping for this long is left.
-    pub timeout_seconds: u64,
-    /// A node that answers, but from which nothing comes for this long, is left too.
-    pub stall_seconds: u64,
-    /// The run stops when no node has answered for this long.
-    pub patience_seconds: u64,
-}
 
 /// Why no batches come from nodes.
 #[derive(Debug, thiserror::Error)]
@@ -102,29 +70,7 @@ impl<S: Slab> Feed<S> {
     ) -> Result<Self, FeedError> {
         let plan = &source.plan;
         plan.check_share(share)?;
-        let nodes = nodes(config)?;
-        let token = match config.token.as_os_str().is_empty() {
-            true => None,
-            false => Some(token("feed.token", &config.token)?),
-        };
-        let bearer = |token: String| {
-            format!("Bearer {token}").parse().map_err(|_| ServiceError::Value {
-                key: "feed.token",
-                found: config.token.display().to_string(),
-                wanted: "a token of visible ASCII characters is wanted".into(),
-            })
-        };
-        let bearer = Bearer(token.map(bearer).transpose()?);
-        for (key, found) in [
-            ("feed.timeout_seconds", config.timeout_seconds),
-            ("feed.stall_seconds", config.stall_seconds),
-            ("feed.patience_seconds", config.patience_seconds),
-        ] {
-            if !(1..=86_400).contains(&found) {
-                let wanted = "between 1 and 86400 is wanted".into();
-                return Err(ServiceError::Value { key, found: found.to_string(), wanted }.into());
-            }
-        }
+        let (nodes, token) = (config.nodes()?, config.token()?);
         let lanes = plan.lanes() / share.world;
         let parts = parts(lanes, nodes.len() as u32);
         let world = share.world * parts;
@@ -137,7 +83,7 @@ impl<S: Slab> Feed<S> {
         for slab in slabs {
             slab_sender.try_send(slab).unwrap_or_else(|_| panic!("the channel holds {num_slabs} slabs"));
         }
-        let all = Nodes::start(nodes, bearer, question, timeout, patience, metrics.clone(), runtime);
+        let all = Nodes::start(nodes, token, question, timeout, patience, metrics.clone(), runtime);
         let mut tasks = JoinSet::new();
         let mut shares = Vec::new();
         let columns: Arc<[Group]> = wire::groups(plan).into();
@@ -247,7 +193,7 @@ struct Receiving {
 /// A stream of a share from one node.
 struct Open {
     link: Link,
-    messages: Streaming<FlightData>,
+    messages: Incoming,
 }
 
 /// Why a share did not come.
@@ -308,157 +254,60 @@ impl Receiving {
         }
     }
 
-    async fn open(&self, link: &Link, number: u64) -> Result<Streaming<FlightData>, String> {
+    async fn open(&self, link: &Link, number: u64) -> Result<Incoming, String> {
         let count = self.to_batch.map(|to| to - number);
         let ticket = Ticket::new(&self.source.plan, self.share, number, count);
-        let ticket = FlightTicket::new(serde_json::to_vec(&ticket).expect("a ticket is plain data"));
-        let mut client = link.client.clone();
-        match tokio::time::timeout(self.stall, client.do_get(ticket)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(describe(&status)),
-            Err(_) => Err(format!("no answer for {} s", self.stall.as_secs())),
-        }
+        let ticket = serde_json::to_vec(&ticket).expect("a ticket is plain data");
+        Incoming::open(link.channel.clone(), self.nodes.token(), ticket, self.stall).await
     }
 
     /// Reads the messages of batch `number` into the part.
     async fn fill<S: Slab>(
         &self,
         number: u64,
-        messages: &mut Streaming<FlightData>,
+        messages: &mut Incoming,
         part: &mut Part<S>,
         batch: &Making<S>,
     ) -> Result<(), Failure> {
         let (first, images) = (part.images.start, part.images.len());
         let mut next_row = 0;
         loop {
-            let message = match tokio::time::timeout(self.stall, messages.message()).await {
-                Ok(Ok(Some(message))) => message,
-                Ok(Ok(None)) => return Err(Failure::Node("its stream ended early".into())),
-                Ok(Err(status)) => return Err(Failure::Node(describe(&status))),
-                Err(_) => return Err(Failure::Node(format!("nothing came for {} s", self.stall.as_secs()))),
-            };
-            let rows = Rows::read(&self.columns, message).map_err(|error| Failure::Node(error.to_string()))?;
-            let Some(rows) = rows else { continue };
-            let info = &rows.info;
-            let found = (info.position.batch, info.images, info.offset);
-            if found != (number, images, next_row) {
+            let begins = |info: &MessageInfo, rows: usize| {
+                let found = (info.position.batch, info.images, info.offset);
                 let wanted = (number, images, next_row);
-                let what = format!("batch, images and offset {found:?} came, {wanted:?} were to come");
-                return Err(Failure::Node(what));
-            }
-            self.metrics.add_received(rows.bytes());
+                if found != wanted || rows == 0 || rows > images - next_row {
+                    return Err(format!("{rows} rows of batch, images and offset {found:?} came for {wanted:?}"));
+                }
+                Ok(())
+            };
             let to = first + next_row;
-            rows.for_each_view(&self.columns, |row, view, pixels| {
-                part.view_mut(to + row, view).copy_from_slice(pixels);
-            });
+            let take = |row: usize, view, within: usize, bytes: &[u8]| {
+                part.view_mut(to + row, view)[within..within + bytes.len()].copy_from_slice(bytes);
+            };
+            let arrived = messages.message(&self.columns, begins, take).await.map_err(Failure::Node)?;
+            self.metrics.add_received(arrived.bytes);
+            let (info, end) = (&arrived.info, to + arrived.rows);
+            next_row += arrived.rows;
+            if info.last != (next_row == images) {
+                return Err(Failure::Node(format!("{next_row} of {images} images came with the share's last message")));
+            }
             batch.note(|filled| {
-                filled.labels[to..to + rows.rows]
-                    .iter_mut()
-                    .zip(rows.labels())
-                    .for_each(|(place, label)| *place = label);
-                filled.sample_ids[to..to + rows.rows]
-                    .iter_mut()
-                    .zip(rows.sample_ids())
-                    .for_each(|(place, id)| *place = id);
+                filled.labels[to..end].copy_from_slice(&arrived.labels);
+                filled.sample_ids[to..end].copy_from_slice(&arrived.sample_ids);
                 if info.last {
                     filled.replaced.extend(info.replaced.iter().filter(|&&row| row < images).map(|row| first + row));
                     filled.replaced.sort_unstable();
                 }
             });
-            next_row += rows.rows;
             if info.last {
-                if next_row != images {
-                    return Err(Failure::Node(format!("a share of {next_row} images came, {images} were to come")));
-                }
                 for entry in &info.damaged {
                     let recorded = self.source.quarantine.record(entry.clone());
                     recorded.map_err(|spent| Failure::Run(spent.into()))?;
                 }
                 return Ok(());
             }
-            if rows.rows == 0 {
-                return Err(Failure::Node("a message without rows".into()));
-            }
         }
     }
-}
-
-fn describe(status: &tonic::Status) -> String {
-    let cause = std::error::Error::source(status);
-    let causes = std::iter::successors(cause, |cause| cause.source()).map(ToString::to_string);
-    let text: Vec<String> = std::iter::once(status.message().to_owned()).chain(causes).collect();
-    text.join(": ")
-}
-
-/// The token in a file: its first line.
-pub(super) fn token(key: &'static str, path: &Path) -> Result<String, ServiceError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ServiceError::File { key, path: path.to_owned(), source })?;
-    let token = text.lines().next().unwrap_or_default().trim().to_owned();
-    if token.is_empty() {
-        let wanted = "a file that holds the token is wanted, this one is empty".into();
-        return Err(ServiceError::Value { key, found: path.display().to_string(), wanted });
-    }
-    Ok(token)
-}
-
-/// The nodes that the configuration names.
-fn nodes(config: &FeedConfig) -> Result<Vec<Node>, ServiceError> {
-    let value = |found: &str, wanted: &str| ServiceError::Value {
-        key: "feed.nodes",
-        found: found.to_owned(),
-        wanted: wanted.to_owned(),
-    };
-    if config.nodes.is_empty() {
-        return Err(value("[]", "at least one node is wanted, such as grpc://host:8815"));
-    }
-    let file = |key: &'static str, path: &Path| {
-        std::fs::read(path).map_err(|source| ServiceError::File { key, path: path.to_owned(), source })
-    };
-    let mut tls = ClientTlsConfig::new();
-    if !config.ca.as_os_str().is_empty() {
-        tls = tls.ca_certificate(Certificate::from_pem(file("feed.ca", &config.ca)?));
-    }
-    if !config.certificate.as_os_str().is_empty() {
-        let (certificate, key) = (file("feed.certificate", &config.certificate)?, file("feed.key", &config.key)?);
-        tls = tls.identity(Identity::from_pem(certificate, key));
-    }
-    let timeout = Duration::from_secs(config.timeout_seconds);
-    let node = |text: &String| {
-        let wrong = || value(text, "an address such as grpc://host:8815 or grpcs://host:8815 is wanted");
-        let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
-        let rest = rest.trim_end_matches('/');
-        let secure = match scheme {
-            "grpc" | "grpc+tcp" => false,
-            "grpcs" | "grpc+tls" => true,
-            _ => return Err(wrong()),
-        };
-        let has_port =
-            rest.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-        if !has_port || rest.contains('/') {
-            return Err(wrong());
-        }
-        let url = format!("{}://{rest}", if secure { "https" } else { "http" });
-        let mut endpoint = Endpoint::from_shared(url).map_err(|_| wrong())?;
-        if secure {
-            if config.ca.as_os_str().is_empty() {
-                let wanted = "certificates that grpcs:// addresses are held against are wanted".into();
-                return Err(ServiceError::Value { key: "feed.ca", found: "\"\"".into(), wanted });
-            }
-            let tls = endpoint.tls_config(tls.clone());
-            endpoint = tls.map_err(|error| ServiceError::Tls { key: "feed.ca", why: error.to_string() })?;
-        }
-        let endpoint = endpoint
-            .connect_timeout(timeout)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(timeout / 2)
-            .keep_alive_timeout(timeout / 2)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
-        Ok(Node { url: text.clone(), endpoint })
-    };
-    config.nodes.iter().map(node).collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::memory::{Lent, Memory};
-use crate::batch::{Batch, Slab};
+use crate::batch::{Batch, PixelOrder, Slab};
 use crate::loader::{LoadError, PARTS_READ_AHEAD, Source, slab_bytes};
 use crate::metrics::Waiting;
 use crate::order::SampleRef;
@@ -135,7 +135,7 @@ impl Maker {
         // Slabs go home by themselves.
         let (home, _) = bounded(1);
         {
-            let parts = workers::begin(&self.source, number, &samples, slab, done, home);
+            let parts = workers::begin(&self.source, number, &samples, (slab, PixelOrder::Images), done, home);
             let read = |next: workers::NextPart<Lent>| async {
                 let bytes = self.source.store.read(&next.samples).await;
                 (next, bytes)

@@ -1,9 +1,10 @@
 //! The data service: batches for trainers on other machines, over Arrow Flight, with the guarantees of the loader.
 //!
 //! There is no coordinator, because a batch is a value: any node can make any share of any batch. A client
-//! ([`client`]) holds [`ticket`]s for the batches it wants, gives whole lanes to nodes, and asks another node when one
-//! is lost. A node ([`server`]) makes what is asked for (`maker`, within `memory`), once for all who ask, and sends it
-//! (`stream`) in the format of [`wire`]. Nothing here knows command lines, web pages or tensors.
+//! ([`client`]) holds [`ticket`]s for the batches it wants, gives whole lanes to the nodes that it reaches ([`reach`],
+//! `nodes`), and asks another node when one is lost; it receives (`receive`) straight into the trainer's memory. A node
+//! ([`server`]) makes what is asked for (`maker`, within `memory`), once for all who ask, and sends it (`stream`, `send`)
+//! in the format of [`wire`]. Nothing here knows command lines, web pages or tensors.
 
 pub mod client;
 mod connection;
@@ -11,6 +12,9 @@ mod maker;
 mod memory;
 mod metrics;
 mod nodes;
+pub mod reach;
+mod receive;
+mod send;
 pub mod server;
 mod stream;
 pub mod ticket;

@@ -10,35 +10,15 @@ use arrow_flight::FlightDescriptor;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use tokio::sync::watch;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::client::FeedError;
 use super::metrics::FeedMetrics;
+use super::receive::describe;
 
 /// The pause before a lost node is tried again, at first and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
-
-/// Messages are a few MB; a view of a hundred megapixels is no view.
-const MAX_MESSAGE_BYTES: usize = 512 << 20;
-
-/// What calls a node.
-pub(super) type Client = FlightServiceClient<InterceptedService<Channel, Bearer>>;
-
-/// Shows the token with each request.
-#[derive(Clone)]
-pub(super) struct Bearer(pub Option<MetadataValue<Ascii>>);
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            request.metadata_mut().insert("authorization", token.clone());
-        }
-        Ok(request)
-    }
-}
 
 /// A node and how it is reached.
 #[derive(Clone)]
@@ -54,13 +34,13 @@ pub(super) struct Node {
 pub(super) struct Link {
     pub node: usize,
     pub number: u64,
-    pub client: Client,
+    pub channel: Channel,
 }
 
 /// All nodes.
 pub(super) struct Nodes {
     nodes: Vec<Node>,
-    bearer: Bearer,
+    token: Option<MetadataValue<Ascii>>,
     /// What each is asked at first: the ticket that describes what is wanted.
     question: Vec<u8>,
     /// How long a question may go unanswered.
@@ -92,7 +72,7 @@ impl Nodes {
     /// Starts to look for the nodes.
     pub fn start(
         nodes: Vec<Node>,
-        bearer: Bearer,
+        token: Option<MetadataValue<Ascii>>,
         question: Vec<u8>,
         timeout: Duration,
         patience: Duration,
@@ -102,7 +82,7 @@ impl Nodes {
         let state = NodeState { why: "not reached yet".into(), ..NodeState::default() };
         let state = State { nodes: vec![state; nodes.len()], none_since: Some(Instant::now()), links: 0 };
         let state = watch::Sender::new(state);
-        let all = Arc::new(Self { nodes, bearer, question, timeout, patience, state, metrics });
+        let all = Arc::new(Self { nodes, token, question, timeout, patience, state, metrics });
         for node in 0..all.nodes.len() {
             let keeper = Keeper { node, all: Arc::downgrade(&all) };
             runtime.spawn(keeper.run());
@@ -174,25 +154,28 @@ impl Nodes {
         }
     }
 
-    async fn connect(&self, node: usize) -> Result<Client, (String, bool)> {
-        let failed = |error: tonic::transport::Error| {
-            // The causes say more than the error itself.
-            let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
-            let causes: Vec<String> = causes.map(ToString::to_string).collect();
-            (if causes.is_empty() { error.to_string() } else { causes.join(": ") }, false)
-        };
+    /// The token that nodes want to see, as a header.
+    pub fn token(&self) -> Option<&MetadataValue<Ascii>> {
+        self.token.as_ref()
+    }
+
+    /// Connects to a node and asks whether it will serve us; if not, why, and whether it refuses.
+    async fn connect(&self, node: usize) -> Result<Channel, (String, bool)> {
+        let failed = |error: tonic::transport::Error| (describe(&Status::from_error(error.into())), false);
         let channel = self.nodes[node].endpoint.connect().await.map_err(failed)?;
-        let client = FlightServiceClient::with_interceptor(channel, self.bearer.clone());
-        let mut client = client.max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let question = FlightDescriptor::new_cmd(self.question.clone());
+        let mut question = Request::new(FlightDescriptor::new_cmd(self.question.clone()));
+        if let Some(token) = &self.token {
+            question.metadata_mut().insert("authorization", token.clone());
+        }
+        let mut client = FlightServiceClient::new(channel.clone());
         match tokio::time::timeout(self.timeout, client.get_flight_info(question)).await {
-            Ok(Ok(_)) => Ok(client),
+            Ok(Ok(_)) => Ok(channel),
             Ok(Err(status)) => {
                 let refuses = matches!(
                     status.code(),
                     Code::FailedPrecondition | Code::InvalidArgument | Code::Unauthenticated | Code::PermissionDenied
                 );
-                Err((status.message().to_owned(), refuses))
+                Err((describe(&status), refuses))
             }
             Err(_) => Err((format!("no answer for {} s", self.timeout.as_secs_f64()), false)),
         }
@@ -236,9 +219,9 @@ impl Keeper {
                 let number = state.links;
                 let node = &mut state.nodes[self.node];
                 match connected {
-                    Ok(client) => {
+                    Ok(channel) => {
                         tracing::info!(node = all.nodes[self.node].url, "answers");
-                        let link = Some(Link { node: self.node, number, client });
+                        let link = Some(Link { node: self.node, number, channel });
                         *node = NodeState { link, proven: false, why: String::new(), refuses: false };
                     }
                     Err((why, refuses)) => {
@@ -273,7 +256,7 @@ mod tests {
 
     fn link(node: usize) -> Link {
         let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        Link { node, number: 1, client: FlightServiceClient::with_interceptor(channel, Bearer(None)) }
+        Link { node, number: 1, channel }
     }
 
     #[tokio::test]

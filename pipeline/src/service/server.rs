@@ -11,19 +11,21 @@ use arrow_flight::{
     HandshakeResponse, PollInfo, PutResult, SchemaAsIpc, SchemaResult,
 };
 use arrow_ipc::writer::IpcWriteOptions;
-use futures::StreamExt;
+use bytes::Bytes;
 use futures::stream::BoxStream;
-use tonic::service::interceptor::InterceptedService;
+use futures::{Stream, StreamExt};
+use http_body::Frame;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::connection::incoming;
+use super::send::{self, Face};
 use super::ticket::{Ticket, TicketError};
 use super::wire::{self, StreamInfo};
 use super::{Service, ServiceConfig, ServiceError, stream};
 
 /// Requests are tickets and descriptors; a larger one is none.
-const MAX_REQUEST_BYTES: usize = 256 << 10;
+pub(super) const MAX_REQUEST_BYTES: usize = 256 << 10;
 
 /// Streams that one connection may hold open.
 const STREAMS_PER_CONNECTION: u32 = 4096;
@@ -45,7 +47,7 @@ impl Doors {
         };
         let token = match config.token.as_os_str().is_empty() {
             true => None,
-            false => Some(super::client::token("service.token", &config.token)?),
+            false => Some(super::reach::token("service.token", &config.token)?),
         };
         let missing = |key, wanted: &str| ServiceError::Value { key, found: "\"\"".into(), wanted: wanted.into() };
         let [certificate, key, ca] =
@@ -94,7 +96,6 @@ pub async fn serve(service: Arc<Service>, listener: tokio::net::TcpListener, doo
         .http2_keepalive_interval(Some(timeout / 2))
         .http2_keepalive_timeout(Some(timeout / 2))
         .max_concurrent_streams(STREAMS_PER_CONNECTION);
-    let trusted = doors.token.is_some();
     if let Some(tls) = doors.tls {
         let why = |error: tonic::transport::Error| {
             let why = std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string);
@@ -102,18 +103,10 @@ pub async fn serve(service: Arc<Service>, listener: tokio::net::TcpListener, doo
         };
         server = server.tls_config(tls).map_err(why)?;
     }
-    let flight = FlightServiceServer::new(Flight { service: service.clone(), trusted });
-    let flight = flight.max_decoding_message_size(MAX_REQUEST_BYTES);
-    let (token, counting) = (doors.token, service.clone());
-    let check = move |request: Request<()>| match &token {
-        Some(token) if !shows(&request, token) => {
-            counting.metrics.add_refused("token");
-            Err(Status::unauthenticated("the bearer token of this service is wanted"))
-        }
-        _ => Ok(request),
-    };
+    let flight = Flight { service: service.clone(), token: doors.token };
+    let rest = FlightServiceServer::new(flight.clone()).max_decoding_message_size(MAX_REQUEST_BYTES);
     let draining = service.clone();
-    let router = server.add_service(InterceptedService::new(flight, check));
+    let router = server.add_service(Face { flight, rest });
     let serving = router.serve_with_incoming_shutdown(incoming(listener, service.clone()), async move {
         draining.drained().await;
     });
@@ -130,22 +123,36 @@ pub async fn serve(service: Arc<Service>, listener: tokio::net::TcpListener, doo
     Ok(())
 }
 
-/// Whether the request shows the token; compared by digests, so that the time tells nothing.
-fn shows(request: &Request<()>, token: &blake3::Hash) -> bool {
-    let shown = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-    let shown =
-        shown.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    shown.is_some_and(|(_, shown)| blake3::hash(shown.trim().as_bytes()) == *token)
-}
-
 /// The Flight methods.
-struct Flight {
+#[derive(Clone)]
+pub(super) struct Flight {
     service: Arc<Service>,
-    /// Whether everyone who gets here has shown the token.
-    trusted: bool,
+    /// The digest of the token that everyone must show.
+    token: Option<blake3::Hash>,
 }
 
 impl Flight {
+    /// Lets in who shows the token. Digests are compared, so that the time it takes tells nothing.
+    pub fn check_token(&self, headers: &http::HeaderMap) -> Result<(), Status> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let shown = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let shown = shown.and_then(|value| value.split_once(' '));
+        let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        if shown.is_some_and(|(_, shown)| blake3::hash(shown.trim().as_bytes()) == *token) {
+            return Ok(());
+        }
+        self.service.metrics.add_refused("token");
+        Err(Status::unauthenticated("the bearer token of this service is wanted"))
+    }
+
+    /// The frames that answer the ticket in these bytes.
+    pub fn open(&self, ticket: &[u8]) -> Result<impl Stream<Item = Frame<Bytes>> + Send + use<>, Status> {
+        let ticket = self.ticket(ticket)?;
+        self.check_ready()?;
+        let messages = stream::open(&self.service, &ticket);
+        Ok(send::frames(messages.inspect_err(|_| self.service.metrics.add_refused("limit"))?))
+    }
+
     /// The ticket in these bytes, if it can be served now.
     fn ticket(&self, bytes: &[u8]) -> Result<Ticket, Status> {
         Ticket::read(bytes, &self.service.maker.source.plan).map_err(|error| {
@@ -244,18 +251,15 @@ impl FlightService for Flight {
         schema.map(Response::new).map_err(|error: arrow_schema::ArrowError| Status::internal(error.to_string()))
     }
 
-    async fn do_get(&self, request: Request<arrow_flight::Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        let ticket = self.ticket(&request.into_inner().ticket)?;
-        self.check_ready()?;
-        let stream = stream::open(&self.service, &ticket).inspect_err(|_| self.service.metrics.add_refused("limit"))?;
-        Ok(Response::new(stream.boxed()))
+    async fn do_get(&self, _: Request<arrow_flight::Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        Err(Status::internal("tickets are answered before they get here"))
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
         let nearby = request.remote_addr().is_some_and(|peer: SocketAddr| peer.ip().is_loopback());
         let body = match request.into_inner().r#type.as_str() {
             "status" => self.service.status(),
-            "drain" if self.trusted || nearby => {
+            "drain" if self.token.is_some() || nearby => {
                 self.service.drain();
                 self.service.status()
             }

@@ -1,13 +1,13 @@
 //! One client's stream: asks the maker for what comes next, some batches ahead, and cuts it into messages.
 //!
-//! Messages are made when the connection asks for them, so a client that is slow, or gone, holds what was made ahead
+//! Messages are made when the connection asks for them, and their pixels are the batch's own memory, so a client that is slow, or gone, holds what was made ahead
 //! and no more. Dropping the stream gives everything back.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow_flight::FlightData;
 use async_channel::{Receiver, Sender, bounded};
+use bytes::Bytes;
 use futures::Stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tonic::Status;
@@ -28,14 +28,28 @@ struct Coming {
     making: Making,
     shared: bool,
     samples: Vec<SampleRef>,
-    _place: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 }
 
 /// A share of a batch that is being sent.
 struct Sending {
     batch: Made,
+    pixels: Bytes,
     next_row: usize,
-    coming: Coming,
+    shared: bool,
+    samples: Vec<SampleRef>,
+}
+
+/// A batch's pixels; the batch keeps its place until the last of them is with the system.
+struct Pixels {
+    batch: Made,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Pixels {
+    fn as_ref(&self) -> &[u8] {
+        self.batch.pixels()
+    }
 }
 
 /// A stream's state between its messages.
@@ -65,7 +79,7 @@ impl Drop for State {
 pub(super) fn open(
     service: &Arc<Service>,
     ticket: &Ticket,
-) -> Result<impl Stream<Item = Result<FlightData, Status>> + Send + use<>, Status> {
+) -> Result<impl Stream<Item = Result<Vec<Bytes>, Status>> + Send + use<>, Status> {
     let share = ticket.share();
     let counted = service.metrics.count_stream(service.config.streams);
     let counted = counted.ok_or_else(|| {
@@ -122,7 +136,7 @@ async fn ask(service: Arc<Service>, ticket: Ticket, places: Arc<Semaphore>, comi
         let samples = batches.samples(number);
         let (fed, all_fed) = oneshot::channel();
         let (making, shared) = service.maker.make(ticket.share(), number, samples.clone(), fed);
-        if coming.send(Coming { number, making, shared, samples, _place: place }).await.is_err() {
+        if coming.send(Coming { number, making, shared, samples, place }).await.is_err() {
             return;
         }
         // Its parts come before the next one's, so that batches are done in the order in which they are wanted.
@@ -131,13 +145,13 @@ async fn ask(service: Arc<Service>, ticket: Ticket, places: Arc<Semaphore>, comi
 }
 
 impl State {
-    /// The next message; `None` at the end.
-    async fn next(&mut self) -> Result<Option<FlightData>, Status> {
+    /// The next message, in pieces; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Vec<Bytes>>, Status> {
         let service = self.service.clone();
         let plan = &service.maker.source.plan;
         if !self.opened {
             self.opened = true;
-            return Ok(Some(wire::schema_message(plan)));
+            return Ok(Some(vec![wire::schema_message(plan)]));
         }
         if self.sending.is_none() {
             match self.next_batch().await? {
@@ -159,13 +173,13 @@ impl State {
         };
         if last {
             info.replaced.clone_from(&batch.replaced);
-            info.damaged = damaged(plan, &service.maker.source.quarantine, &sending.coming.samples, batch);
+            info.damaged = damaged(plan, &service.maker.source.quarantine, &sending.samples, batch);
         }
-        let message = wire::message(&service.groups, batch, from..to, &info);
-        service.metrics.add_message(message.data_body.len());
+        let message = wire::message(&service.groups, batch, &sending.pixels, from..to, &info);
+        service.metrics.add_message(message.iter().map(Bytes::len).sum());
         sending.next_row = to;
         if last {
-            service.metrics.add_batch(sending.coming.shared);
+            service.metrics.add_batch(sending.shared);
             self.sending = None;
         }
         Ok(Some(message))
@@ -188,7 +202,11 @@ impl State {
         };
         self.service.metrics.add_wait_for_batch(began.elapsed());
         match made {
-            Ok(batch) => Ok(Some(Sending { batch, next_row: 0, coming })),
+            Ok(batch) => {
+                let Coming { shared, samples, place, .. } = coming;
+                let pixels = Bytes::from_owner(Pixels { batch: batch.clone(), _place: place });
+                Ok(Some(Sending { batch, pixels, next_row: 0, shared, samples }))
+            }
             Err(error) => {
                 self.service.failed(&error, self.share, &coming.samples);
                 Err(status(&error, coming.number))

@@ -124,3 +124,37 @@ fn compare(path: &str, asked: &Value, served: &Value, found: &mut Vec<String>) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_pictures::{Set, stream};
+
+    #[test]
+    fn a_ticket_is_for_one_plan_and_says_which_batches() {
+        let set = Set::draw(60, 20, None);
+        let plan = Plan::new(&set.manifest, stream(1, 12, 4)).unwrap();
+        let share = Share { rank: 1, world: 2 };
+        let ticket = Ticket { stride: 3, ..Ticket::new(&plan, share, 5, Some(4)) };
+        let bytes = serde_json::to_vec(&ticket).unwrap();
+        let read = Ticket::read(&bytes, &plan).unwrap();
+        assert_eq!((read.share(), read.batches().collect::<Vec<_>>()), (share, vec![5, 8, 11, 14]));
+        let endless = Ticket::new(&plan, Share::ALL, u64::MAX - 1, None);
+        assert_eq!(endless.batches().collect::<Vec<_>>(), [u64::MAX - 1, u64::MAX]);
+
+        // What a program of another version would ask for, and what another configuration would.
+        let refused = |change: &dyn Fn(&mut Value)| {
+            let mut content = plan.content();
+            change(&mut content);
+            let ticket = Ticket { plan_digest: "other".into(), plan: Some(content), ..ticket.clone() };
+            Ticket::read(&serde_json::to_vec(&ticket).unwrap(), &plan).unwrap_err().to_string()
+        };
+        let newer = refused(&|content| content["stream_version"] = 99.into());
+        assert!(newer.contains("stream_version is 99 in the ticket") && newer.contains(&plan.digest), "{newer}");
+        let other = refused(&|content| {
+            content["seed"] = 7.into();
+            content["recipe"]["ops"][0]["scale"][0] = 0.5.into();
+        });
+        assert!(other.contains("recipe.ops.0.scale.0 is 0.5 in the ticket, 0.08 here; seed is 7"), "{other}");
+    }
+}

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use flatbuffers::FlatBufferBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::augment::view_bytes;
+use super::send;
 use crate::batch::{Batch, Slab};
 use crate::plan::{Plan, Position, STREAM_VERSION};
 use crate::quarantine::QuarantineEntry;
@@ -89,6 +89,15 @@ impl Group {
     fn row_bytes(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Which row and view holds this byte of the column, where in the view it is, and how many bytes of the view follow,
+    /// this one included.
+    pub fn place(&self, byte: usize) -> (usize, usize, usize, usize) {
+        let (row, in_row) = (byte / self.row_bytes(), byte % self.row_bytes());
+        let view_bytes = self.row_bytes() / self.views.len();
+        let within = in_row % view_bytes;
+        (row, self.views.start + in_row / view_bytes, within, view_bytes - within)
+    }
 }
 
 /// The columns of views of a plan's batches.
@@ -126,8 +135,9 @@ pub fn schema(plan: &Plan) -> Schema {
 }
 
 /// The message that opens a stream.
-pub(super) fn schema_message(plan: &Plan) -> FlightData {
-    SchemaAsIpc::new(&schema(plan), &IpcWriteOptions::default()).into()
+pub(super) fn schema_message(plan: &Plan) -> Bytes {
+    let message: FlightData = SchemaAsIpc::new(&schema(plan), &IpcWriteOptions::default()).into();
+    send::whole(&message)
 }
 
 /// How many rows a message of about `message_bytes` holds.
@@ -136,35 +146,34 @@ pub(super) fn rows_per_message(groups: &[Group], message_bytes: usize) -> usize 
     (message_bytes / row).max(1)
 }
 
-/// The message that holds these rows of a batch.
+/// The message that holds these rows of a batch, in pieces; `pixels` are all that the batch has, in the order of images.
 pub(super) fn message<S: Slab>(
     groups: &[Group],
     batch: &Batch<S>,
+    pixels: &Bytes,
     rows: Range<usize>,
     info: &MessageInfo,
-) -> FlightData {
-    let layout = Body::new(groups, rows.len());
-    let mut body = Vec::with_capacity(layout.bytes);
-    for group in groups {
-        pad(&mut body);
-        for image in rows.clone() {
-            for view in group.views.clone() {
-                body.extend_from_slice(batch.view(image, view));
-            }
-        }
-    }
-    pad(&mut body);
-    batch.labels[rows.clone()].iter().for_each(|label| body.extend_from_slice(&label.to_le_bytes()));
-    pad(&mut body);
-    batch.sample_ids[rows.clone()].iter().for_each(|id| body.extend_from_slice(&id.to_le_bytes()));
-    pad(&mut body);
-    assert_eq!(body.len(), layout.bytes, "the body is as its header says");
+) -> Vec<Bytes> {
+    let body = Body::new(groups, rows.len());
     let info = serde_json::to_vec(info).expect("what is known of a batch is plain data");
-    FlightData::new().with_data_header(layout.header(rows.len())).with_data_body(body).with_app_metadata(info)
-}
-
-fn pad(body: &mut Vec<u8>) {
-    body.resize(body.len().next_multiple_of(ALIGNMENT), 0);
+    let mut pieces = vec![send::head(&body.header(rows.len()), &info, body.bytes)];
+    let mut at = 0;
+    let mut add = |bytes: Bytes| {
+        at += bytes.len();
+        pieces.push(bytes);
+        let padding = at.next_multiple_of(ALIGNMENT) - at;
+        at += padding;
+        if padding > 0 {
+            pieces.push(Bytes::from_static(&[0; ALIGNMENT]).slice(..padding));
+        }
+    };
+    for group in groups {
+        add(pixels.slice(batch.layout.of_images(&group.views, rows.clone())));
+    }
+    add(batch.labels[rows.clone()].iter().flat_map(|label| label.to_le_bytes()).collect());
+    add(batch.sample_ids[rows].iter().flat_map(|id| id.to_le_bytes()).collect());
+    assert_eq!(at, body.bytes, "the body is as its header says");
+    pieces
 }
 
 /// Where a message's buffers lie in its body.
@@ -217,96 +226,89 @@ impl Body {
     }
 }
 
-/// Rows of a batch as they arrived.
+/// Rows of a batch that arrive: what is said of them, and where they lie in the message's body.
 pub(super) struct Rows {
     /// What the message says of them.
     pub info: MessageInfo,
     /// How many.
     pub rows: usize,
-    body: Bytes,
-    views: Vec<Range<usize>>,
-    labels: Range<usize>,
-    ids: Range<usize>,
+    /// Each column of views.
+    pub views: Vec<Range<usize>>,
+    /// The labels.
+    pub labels: Range<usize>,
+    /// The sample ids.
+    pub ids: Range<usize>,
 }
 
-/// What is wrong with a message.
-#[derive(Debug, thiserror::Error)]
-#[error("a message that no batch is made of: {0}")]
-pub struct BadMessage(String);
-
 impl Rows {
-    /// The rows in a message of a stream with these columns; `None` for the one that opens the stream.
+    /// The rows of a message of a stream with these columns, from Arrow's header, what is known of the batch, and the
+    /// body's length; `None` for the message that opens the stream.
     ///
     /// # Errors
     /// If it is none, or its buffers are not where the columns need them.
-    pub fn read(groups: &[Group], data: FlightData) -> Result<Option<Self>, BadMessage> {
-        let bad = |what: &str| BadMessage(what.to_owned());
-        let message = arrow_ipc::root_as_message(&data.data_header).map_err(|error| BadMessage(error.to_string()))?;
+    pub fn read(groups: &[Group], header: &[u8], info: &[u8], body: usize) -> Result<Option<Self>, String> {
+        let message = arrow_ipc::root_as_message(header).map_err(|error| format!("no Arrow message: {error}"))?;
         if message.header_type() == MessageHeader::Schema {
             return Ok(None);
         }
-        let batch = message.header_as_record_batch().ok_or_else(|| bad("no record batch"))?;
+        let batch = message.header_as_record_batch().ok_or("no record batch")?;
         if batch.compression().is_some() {
-            return Err(bad("compressed buffers"));
+            return Err("compressed buffers".into());
         }
-        let info: MessageInfo = serde_json::from_slice(&data.app_metadata)
-            .map_err(|error| BadMessage(format!("its app_metadata: {error}")))?;
-        let rows = usize::try_from(batch.length()).map_err(|_| bad("a negative number of rows"))?;
-        let buffers = batch.buffers().ok_or_else(|| bad("no buffers"))?;
-        let range = |i: usize, bytes: usize| {
-            let buffer = (i < buffers.len()).then(|| buffers.get(i)).ok_or_else(|| bad("too few buffers"))?;
-            let from = usize::try_from(buffer.offset()).map_err(|_| bad("a negative offset"))?;
-            let there = from.checked_add(bytes).is_some_and(|to| to <= data.data_body.len());
-            if !there || buffer.length() < bytes as i64 {
-                return Err(bad("a buffer that ends too early"));
-            }
-            Ok(from..from + bytes)
+        let info: MessageInfo = serde_json::from_slice(info).map_err(|error| format!("its app_metadata: {error}"))?;
+        let rows = usize::try_from(batch.length()).map_err(|_| "a negative number of rows")?;
+        let buffers = batch.buffers().ok_or("no buffers")?;
+        let range = |i: usize, row_bytes: usize| {
+            let bytes = rows.checked_mul(row_bytes).ok_or("more rows than memory")?;
+            let buffer = (i < buffers.len()).then(|| buffers.get(i)).ok_or("too few buffers")?;
+            let from = usize::try_from(buffer.offset()).map_err(|_| "a negative offset")?;
+            let to = from.checked_add(bytes).filter(|&to| to <= body && buffer.length() >= bytes as i64);
+            Ok::<_, String>(from..to.ok_or("a buffer that ends too early")?)
         };
-        // A row is never larger than the batch it is a part of, so this can't overflow once it is found small enough.
-        if rows > info.images || info.offset.checked_add(rows).is_none_or(|end| end > info.images) {
-            return Err(bad("rows beyond the batch's"));
-        }
-        let pixels = |(i, group): (usize, &Group)| {
-            let bytes = rows.checked_mul(group.row_bytes()).ok_or_else(|| bad("more rows than memory"))?;
-            range(3 * i + 2, bytes)
-        };
+        let pixels = |(i, group): (usize, &Group)| range(3 * i + 2, group.row_bytes());
         let views = groups.iter().enumerate().map(pixels).collect::<Result<_, _>>()?;
-        let labels = range(3 * groups.len() + 1, 8 * rows)?;
-        let ids = range(3 * groups.len() + 3, 8 * rows)?;
-        Ok(Some(Self { info, rows, views, labels, ids, body: data.data_body }))
+        let (labels, ids) = (range(3 * groups.len() + 1, 8)?, range(3 * groups.len() + 3, 8)?);
+        Ok(Some(Self { info, rows, views, labels, ids }))
     }
+}
 
-    /// Hands out every view: its row, its number, its pixels.
-    pub fn for_each_view(&self, groups: &[Group], mut take: impl FnMut(usize, usize, &[u8])) {
-        for (group, at) in groups.iter().zip(&self.views) {
-            let [_, height, width, _] = group.shape;
-            debug_assert_eq!(height, width);
-            let bytes = view_bytes(height as u32);
-            let mut views = self.body[at.clone()].chunks_exact(bytes);
-            for row in 0..self.rows {
-                for view in group.views.clone() {
-                    take(row, view, views.next().expect("the length was checked"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_says_where_its_rows_lie_and_no_other_is_taken() {
+        let shape = |views: usize, side| [views, side, side, 3];
+        let groups = [
+            Group { name: "views_0".into(), views: 0..2, shape: shape(2, 4) },
+            Group { name: "views_1".into(), views: 2..3, shape: shape(1, 3) },
+        ];
+        let position = Position { batch: 7, epoch: 0, batch_in_epoch: 7 };
+        let info = MessageInfo { position, offset: 5, images: 8, last: true, replaced: vec![1], damaged: vec![] };
+        let info_bytes = serde_json::to_vec(&info).unwrap();
+        let body = Body::new(&groups, 3);
+        let header = body.header(3);
+        let read = |header: &[u8], body| Rows::read(&groups, header, &info_bytes, body);
+        let rows = read(&header, body.bytes).unwrap().unwrap();
+        assert_eq!((rows.rows, &rows.info), (3, &info));
+        // 3 × 96 bytes, 3 × 27 bytes, 3 × 8 bytes twice, each from a multiple of 64 on.
+        assert_eq!((rows.views, rows.labels, rows.ids), (vec![0..288, 320..401], 448..472, 512..536));
+        assert_eq!((groups[0].place(96 + 48 + 5), groups[1].place(27)), ((1, 1, 5, 43), (1, 2, 0, 27)));
+        assert!(read(&header, body.bytes - 64).is_err(), "the body is too short");
+        assert!(Rows::read(&groups, &header, b"{}", body.bytes).is_err());
+        let other = Body::new(&groups[..1], 3);
+        assert!(read(&other.header(3), other.bytes).is_err(), "another stream's columns");
+        // Whatever is done to a header, it is refused or its rows lie in the body.
+        for i in 0..header.len() {
+            for change in [1u8, 0x80, 0xff] {
+                let mut wrong = header.clone();
+                wrong[i] ^= change;
+                if let Ok(Some(rows)) = read(&wrong, body.bytes) {
+                    let all = rows.views.iter().chain([&rows.labels, &rows.ids]);
+                    assert!(all.clone().all(|range| range.end <= body.bytes));
+                    assert!(all.zip([96, 27, 8, 8]).all(|(range, row)| range.len() == rows.rows * row));
                 }
             }
         }
     }
-
-    /// The rows' labels.
-    pub fn labels(&self) -> impl Iterator<Item = i64> {
-        numbers(&self.body[self.labels.clone()]).map(i64::from_le_bytes)
-    }
-
-    /// The rows' sample ids.
-    pub fn sample_ids(&self) -> impl Iterator<Item = u64> {
-        numbers(&self.body[self.ids.clone()]).map(u64::from_le_bytes)
-    }
-
-    /// Bytes that came with the message.
-    pub fn bytes(&self) -> usize {
-        self.body.len()
-    }
-}
-
-fn numbers(bytes: &[u8]) -> impl Iterator<Item = [u8; 8]> {
-    bytes.chunks_exact(8).map(|chunk| chunk.try_into().expect("chunks of eight"))
 }
