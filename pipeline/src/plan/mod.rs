@@ -395,8 +395,10 @@ impl Batches<'_> {
                 ends.push(lane);
             }
         }
-        if !ends.is_empty() {
-            let following = self.following_epoch(number + 1);
+        if !ends.is_empty()
+            && let Some(number) = number.checked_add(1)
+        {
+            let following = self.following_epoch(number);
             for lane in ends {
                 next.extend_from_slice(following.shards_around(lane, 0..1).0);
             }

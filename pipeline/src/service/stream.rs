@@ -60,8 +60,8 @@ struct State {
     sending: Option<Sending>,
     opened: bool,
     draining: watch::Receiver<bool>,
-    /// Ends the task that asks ahead when the stream is dropped.
-    asking: tokio::task::AbortHandle,
+    /// The task that asks ahead; it ends with the stream.
+    asking: tokio::task::JoinHandle<()>,
     _reserved: Reservation,
     _counted: Count,
 }
@@ -107,7 +107,7 @@ pub(super) fn open(
         sending: None,
         opened: false,
         draining: service.draining.subscribe(),
-        asking: task.abort_handle(),
+        asking: task,
         _reserved: reserved,
         _counted: counted,
     };
@@ -194,7 +194,11 @@ impl State {
             _ = self.draining.wait_for(|draining| *draining) => return Err(drained()),
             coming = self.coming.recv() => coming,
         };
-        let Ok(coming) = coming else { return Ok(None) };
+        let Ok(coming) = coming else {
+            // All batches were asked for, or the task has failed; that must not look like an end.
+            let asked = (&mut self.asking).await;
+            return asked.map(|()| None).map_err(|error| Status::internal(format!("this stream failed: {error}")));
+        };
         let made = tokio::select! {
             biased;
             _ = self.draining.wait_for(|draining| *draining) => return Err(drained()),

@@ -55,12 +55,18 @@ pub enum TicketError {
     Share(#[from] PlanError),
 }
 
+/// Differences that a refusal lists; all of them may be more than an answer's header holds.
+const LISTED: usize = 8;
+
 fn difference(differences: &[String]) -> String {
-    if differences.is_empty() {
-        "the ticket does not say what its plan is made of".into()
-    } else {
-        differences.join("; ")
+    let more = differences.len().saturating_sub(LISTED);
+    let mut text = differences[..differences.len() - more].join("; ");
+    match (differences.len(), more) {
+        (0, _) => text.push_str("the ticket does not say what its plan is made of"),
+        (_, 0) => {}
+        _ => text += &format!("; and {more} more"),
     }
+    text
 }
 
 impl Ticket {
