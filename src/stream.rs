@@ -124,6 +124,8 @@ pub fn cores() -> usize {
 /// # Errors
 /// If the system gives no threads.
 pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    let builder = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build();
-    builder.context("cannot start the I/O threads")
+    // Two do for storage; a feed from many nodes takes a core for each 4 GB/s.
+    let threads = (cores() / 8).clamp(2, 8);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).thread_name("io").enable_all().build().context("cannot start the I/O threads")
 }
