@@ -4,6 +4,7 @@
 #   bash setup.sh                          fetch libtorch once per user, shared by every checkout
 #   LIBTORCH=/path/to/libtorch bash setup.sh        use a libtorch 2.11.0 that is already there
 #   LIBTORCH_USE_PYTORCH=1 bash setup.sh            use the 2.11.0 that `python3 -c 'import torch'` finds
+#   bash setup.sh --tests                  the same, and pyarrow and numpy (60 MB) for the tests of the data service
 #
 # Needs bash, python3 with pip, and room for 1.1 GB in ${XDG_CACHE_HOME:-~/.cache}
 # (0.5 GB of it is given back at the end). Running it again does nothing.
@@ -13,6 +14,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/simclr-pipeline
 say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 2; }
+case "${1:-}" in "" | --tests) ;; *) die "$1: only --tests is known" ;; esac
 command -v python3 >/dev/null || die "python3 is not on PATH; it is needed once, to fetch libtorch (Debian: apt-get install python3-pip)"
 
 # The version a libtorch folder says it has, without CUDA's suffix; empty if it says nothing.
@@ -91,3 +93,28 @@ found=$(version_of "$torch")
 [ -f "$torch/lib/libtorch_cpu.so" ] && [ -d "$torch/include" ] || die "$torch lacks lib/libtorch_cpu.so or include/"
 if [ "$(readlink "$here/.libtorch/lib" 2>/dev/null || true)" != "$torch/lib" ]; then link "$torch"; fi
 say "libtorch $version: $torch"
+
+# What the tests of the data service read it with: packages in a folder of their own, named after what is in it.
+if [ "${1:-}" = --tests ]; then
+    pyarrow=26.0.1 numpy=2.4.6
+    packages=$cache/python-tests-$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    stamp="pyarrow==$pyarrow numpy==$numpy"
+    if [ "$(cat "$packages/stamp" 2>/dev/null || true)" != "$stamp" ]; then
+        python3 -m pip --version >/dev/null 2>&1 || die "python3 has no pip (Debian: apt-get install python3-pip)"
+        mkdir -p "$cache"
+        new=$(mktemp -d "$cache/fetching.XXXXXX")
+        trap 'rm -rf "$new"' EXIT
+        say "fetching $stamp"
+        # shellcheck disable=SC2086
+        python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --target "$new" $stamp \
+            || die "pip could not fetch $stamp; see its message above"
+        echo "$stamp" >"$new/stamp"
+        rm -rf "$packages"
+        mv "$new" "$packages"
+        trap - EXIT
+    fi
+    # The tests look here.
+    rm -rf "$here/.python-tests"
+    ln -s "$packages" "$here/.python-tests"
+    say "$stamp: $packages"
+fi

@@ -61,6 +61,8 @@ pub enum Command {
     Digest(DigestArgs),
     /// Measure the loader on your shards and say what limits it.
     Bench(BenchArgs),
+    /// Serve batches to trainers on other machines, over Arrow Flight; they name this node with --feed.
+    Serve(ServeArgs),
     /// Train; a run folder holds configuration, metrics, checkpoints and quarantine.
     #[cfg(feature = "trainer")]
     Train(TrainArgs),
@@ -222,6 +224,72 @@ pub struct DigestArgs {
     /// Put each global batch together from the shares of this many ranks; the digests are the same.
     #[arg(long, default_value_t = 1)]
     pub ranks: u32,
+    #[command(flatten)]
+    pub feed: FeedArgs,
+}
+
+/// Who makes the batches.
+#[derive(Args, Clone, Default)]
+pub struct FeedArgs {
+    /// Nodes that make the batches (`serve`), with commas between them: grpc://host:8815, or grpcs:// with TLS. Short
+    /// for machine.feed.nodes, as the other flags are for the other keys of that table.
+    #[arg(long, value_name = "URL,…", value_delimiter = ',')]
+    pub feed: Vec<String>,
+    /// A file with the bearer token that nodes want.
+    #[arg(long, value_name = "FILE")]
+    pub feed_token: Option<PathBuf>,
+    /// Certificates of those who may vouch for nodes.
+    #[arg(long, value_name = "PEM")]
+    pub feed_ca: Option<PathBuf>,
+    /// Our own certificate, for nodes that want one.
+    #[arg(long, value_name = "PEM", requires = "feed_key")]
+    pub feed_cert: Option<PathBuf>,
+    /// The certificate's private key.
+    #[arg(long, value_name = "PEM", requires = "feed_cert")]
+    pub feed_key: Option<PathBuf>,
+}
+
+impl FeedArgs {
+    /// Puts the flags into the configuration.
+    pub fn apply(&self, feed: &mut pipeline::service::reach::FeedConfig) {
+        if !self.feed.is_empty() {
+            feed.nodes.clone_from(&self.feed);
+        }
+        for (flag, key) in [
+            (&self.feed_token, &mut feed.token),
+            (&self.feed_ca, &mut feed.ca),
+            (&self.feed_cert, &mut feed.certificate),
+            (&self.feed_key, &mut feed.key),
+        ] {
+            if let Some(flag) = flag {
+                key.clone_from(flag);
+            }
+        }
+    }
+}
+
+#[derive(Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Where clients connect; port 0 takes a free one. Beyond this machine, think of TLS and a token.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8815")]
+    pub listen: String,
+    /// Where /metrics, /livez, /readyz, /status and a page are served.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
+    pub metrics: String,
+    /// A file with the bearer token that clients must show; short for machine.service.token.
+    #[arg(long, value_name = "FILE")]
+    pub token: Option<PathBuf>,
+    /// The certificate chain, for TLS; short for machine.service.certificate.
+    #[arg(long, value_name = "PEM", requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// The certificate's private key; short for machine.service.key.
+    #[arg(long, value_name = "PEM", requires = "certificate")]
+    pub key: Option<PathBuf>,
+    /// Who may vouch for clients, which then need a certificate too; short for machine.service.client_ca.
+    #[arg(long, value_name = "PEM", requires = "certificate")]
+    pub client_ca: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -269,6 +337,8 @@ pub struct TrainArgs {
     /// Say what would be done, and do nothing.
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub feed: FeedArgs,
 }
 
 #[cfg(feature = "trainer")]

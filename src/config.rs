@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use pipeline::augment::{CenterCrop, Interpolation, Op, RecipeConfig};
 use pipeline::order::OrderConfig;
 use pipeline::plan::{BatchConfig, DataConfig, StreamConfig, Traversal};
+use pipeline::service::ServiceConfig;
+use pipeline::service::reach::FeedConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -111,6 +113,10 @@ pub struct MachineConfig {
     pub precision: String,
     /// Address that serves `/metrics`; empty: none.
     pub metrics: String,
+    /// What the data service may use and whom it lets in.
+    pub service: ServiceConfig,
+    /// Which nodes make the batches, if not this machine.
+    pub feed: FeedConfig,
 }
 
 /// What is wrong with a configuration. All of it is wrong input.

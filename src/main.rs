@@ -59,6 +59,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     use pipeline::manifest::ManifestError;
     use pipeline::pack::PackError;
     use pipeline::plan::PlanError;
+    use pipeline::service::client::FeedError;
+    use pipeline::service::{ServiceError, StartError};
     use pipeline::store::StoreError;
     let missing = |error: &std::io::Error| {
         use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
@@ -77,7 +79,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
                     | TrainError::Value { .. }
                     | TrainError::Evaluation(_)
                     | TrainError::Checkpoint { .. }
-                    | TrainError::Load(LoadError::Store(_))
+                    | TrainError::Load(
+                        LoadError::Store(_)
+                            | LoadError::Feed(FeedError::Config(_) | FeedError::Share(_) | FeedError::Refused(_))
+                    )
             );
         }
         if let Some(ManifestError::Io { source, .. }) = cause.downcast_ref() {
@@ -88,7 +93,16 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.is::<ManifestError>()
             || cause.is::<PlanError>()
             || matches!(cause.downcast_ref(), Some(PackError::Input { .. }))
-            || matches!(cause.downcast_ref(), Some(LoadError::Store(_)))
+            || matches!(
+                cause.downcast_ref(),
+                Some(
+                    LoadError::Store(_)
+                        | LoadError::Feed(FeedError::Config(_) | FeedError::Share(_) | FeedError::Refused(_))
+                )
+            )
+            || cause.is::<FeedError>()
+            || cause.is::<ServiceError>()
+            || cause.is::<StartError>()
             || cause.is::<StoreError>()
     });
     if wrong_input { 2 } else { 1 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pipeline::batch::Slab;
-use pipeline::loader::{Loader, LoaderOptions, Source};
+use pipeline::loader::{BatchStream, Loader, LoaderOptions, Source};
 use pipeline::manifest::Manifest;
 use pipeline::metrics::PipelineMetrics;
-use pipeline::plan::{Plan, StreamConfig};
+use pipeline::plan::{Plan, Share, StreamConfig};
 use pipeline::quarantine::Quarantine;
+use pipeline::service::client::Feed;
 use pipeline::store::{RemoteOptions, Store, StoreOptions};
 
 use crate::config::MachineConfig;
@@ -42,6 +43,12 @@ pub fn keep_ledger(source: &mut Arc<Source>, path: &Path) -> anyhow::Result<()> 
     Ok(source.quarantine.check_budget()?)
 }
 
+/// Makes a source that no loader reads yet bear any number of damaged samples.
+pub fn bear_all(source: &mut Arc<Source>) {
+    let source = Arc::get_mut(source).expect("no loader shares the source before it is started");
+    source.quarantine = Quarantine::new(source.plan.num_samples(), source.metrics.clone());
+}
+
 /// What the machine lets storage use.
 fn store_options(machine: &MachineConfig) -> StoreOptions {
     let remote = RemoteOptions {
@@ -58,7 +65,7 @@ fn allowed_damage(plan: &Plan) -> u64 {
     (plan.config.data.max_damaged * plan.num_samples() as f64) as u64
 }
 
-/// Starts the stream with plain memory, on `threads` threads.
+/// Starts the stream on this machine with plain memory, on `threads` threads.
 ///
 /// # Errors
 /// If the shards in use at a time do not fit into memory.
@@ -68,11 +75,10 @@ pub fn start_plain(
     options: LoaderOptions,
     runtime: &tokio::runtime::Handle,
 ) -> anyhow::Result<Loader<Vec<u8>>> {
-    let bytes = pipeline::loader::slab_bytes(&source.plan, options.share);
-    start(source, vec![vec![0; bytes]; machine.batches_ahead + 1], options, runtime)
+    start(source, plain_slabs(&source.plan, machine, options.share), options, runtime)
 }
 
-/// Starts the stream with the caller's slabs.
+/// Starts the stream on this machine with the caller's slabs.
 ///
 /// # Errors
 /// If the shards in use at a time do not fit into memory.
@@ -85,6 +91,29 @@ pub fn start<S: Slab>(
     Ok(Loader::start(source.clone(), slabs, options, runtime)?)
 }
 
+/// Starts the stream with the caller's slabs: by the nodes that `machine.feed` names, or on this machine if it names none.
+///
+/// # Errors
+/// If the shards in use at a time do not fit into memory, or the nodes are named wrongly.
+pub fn feed<S: Slab>(
+    source: &Arc<Source>,
+    slabs: Vec<S>,
+    machine: &MachineConfig,
+    options: LoaderOptions,
+    runtime: &tokio::runtime::Handle,
+) -> anyhow::Result<Box<dyn BatchStream<S>>> {
+    if machine.feed.nodes.is_empty() {
+        return Ok(Box::new(start(source, slabs, options, runtime)?));
+    }
+    let LoaderOptions { from_batch, to_batch, share, .. } = options;
+    Ok(Box::new(Feed::start(source.clone(), slabs, &machine.feed, share, (from_batch, to_batch), runtime)?))
+}
+
+/// Plain memory for the batches of a share.
+pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Vec<Vec<u8>> {
+    vec![vec![0; pipeline::loader::slab_bytes(plan, share)]; machine.batches_ahead + 1]
+}
+
 /// The number of cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -95,6 +124,8 @@ pub fn cores() -> usize {
 /// # Errors
 /// If the system gives no threads.
 pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    let builder = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build();
-    builder.context("cannot start the I/O threads")
+    // Two do for storage; a feed from many nodes takes a core for each 4 GB/s.
+    let threads = (cores() / 8).clamp(2, 8);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).thread_name("io").enable_all().build().context("cannot start the I/O threads")
 }

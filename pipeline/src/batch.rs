@@ -49,13 +49,25 @@ pub struct Batch<S: Slab> {
     home: async_channel::Sender<S>,
 }
 
-/// How the views of a batch lie in its slab: for each view `[N, size, size, 3]` u8, one after the other.
+/// How the views of a batch lie in its slab.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// Images, `N`.
     pub images: usize,
     /// Bytes of each of an image's views.
     pub view_bytes: Arc<[usize]>,
+    /// What lies together.
+    pub order: PixelOrder,
+}
+
+/// What lies together in a slab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PixelOrder {
+    /// A view of all images, `[N, size, size, 3]` u8, then the next view: as a trainer wants it.
+    Views,
+    /// Views of one size that follow each other, `[N, views, size, size, 3]` u8, then those of the next size: images that
+    /// follow each other are one run of bytes, which can be sent as it is.
+    Images,
 }
 
 impl Layout {
@@ -71,6 +83,7 @@ impl Layout {
 
     /// Where one view of all images lies.
     fn of_view(&self, view: usize) -> Range<usize> {
+        assert_eq!(self.order, PixelOrder::Views, "only then it is one run of bytes");
         let from = self.images * self.view_bytes[..view].iter().sum::<usize>();
         from..from + self.images * self.view_bytes[view]
     }
@@ -78,8 +91,34 @@ impl Layout {
     /// Where one view of one image lies.
     fn view(&self, image: usize, view: usize) -> Range<usize> {
         assert!(image < self.images && view < self.views(), "view {view} of image {image} in {self:?}");
-        let from = self.of_view(view).start + image * self.view_bytes[view];
-        from..from + self.view_bytes[view]
+        let bytes = self.view_bytes[view];
+        let from = match self.order {
+            PixelOrder::Views => self.of_view(view).start + image * bytes,
+            PixelOrder::Images => {
+                let group = self.group(view);
+                self.of_images(&group, image..image).start + (view - group.start) * bytes
+            }
+        };
+        from..from + bytes
+    }
+
+    /// The views of one size that follow each other, this one among them.
+    fn group(&self, view: usize) -> Range<usize> {
+        let same = |&&bytes: &&usize| bytes == self.view_bytes[view];
+        let before = self.view_bytes[..view].iter().rev().take_while(same).count();
+        let after = self.view_bytes[view..].iter().take_while(same).count();
+        view - before..view + after
+    }
+
+    /// Where the views of a group lie, of images that follow each other.
+    ///
+    /// # Panics
+    /// If they do not lie together.
+    pub(crate) fn of_images(&self, group: &Range<usize>, images: Range<usize>) -> Range<usize> {
+        assert_eq!(self.order, PixelOrder::Images, "only then it is one run of bytes");
+        let before = self.images * self.view_bytes[..group.start].iter().sum::<usize>();
+        let each = self.view_bytes[group.clone()].iter().sum::<usize>();
+        before + images.start * each..before + images.end * each
     }
 }
 
@@ -95,7 +134,7 @@ impl<S: Slab> Batch<S> {
         self.slab.as_ref().expect("a batch has its slab until it is dropped")
     }
 
-    /// All pixels: `[views, N, size, size, 3]` u8, where views have one size.
+    /// All pixels, as the layout says: `[views, N, size, size, 3]` u8, where views have one size and lie together.
     pub fn pixels(&self) -> &[u8] {
         &self.slab().bytes()[..self.layout.bytes()]
     }
@@ -224,7 +263,7 @@ mod tests {
 
     #[test]
     fn parts_fill_their_places_and_the_last_gets_the_slab() {
-        let layout = Layout { images: 5, view_bytes: [3, 2].into() };
+        let layout = Layout { images: 5, view_bytes: [3, 2].into(), order: PixelOrder::Views };
         let parts = split(vec![0u8; 40], layout, 2);
         assert_eq!(parts.iter().map(|p| p.images.clone()).collect::<Vec<_>>(), [0..2, 2..4, 4..5]);
         let slabs: Vec<Option<Vec<u8>>> = std::thread::scope(|scope| {
@@ -248,8 +287,24 @@ mod tests {
 
     #[test]
     fn a_slab_with_an_unfilled_part_is_given_to_nobody() {
-        let mut parts = split(vec![0u8; 40], Layout { images: 5, view_bytes: [3, 3].into() }, 2);
+        let mut parts =
+            split(vec![0u8; 40], Layout { images: 5, view_bytes: [3, 3].into(), order: PixelOrder::Views }, 2);
         drop(parts.pop());
         assert!(parts.into_iter().all(|part| part.finish().is_none()));
+    }
+
+    #[test]
+    fn both_orders_give_each_view_its_own_place_and_all_of_the_slab() {
+        for order in [PixelOrder::Views, PixelOrder::Images] {
+            let layout = Layout { images: 3, view_bytes: [4, 4, 2, 5].into(), order };
+            let places = (0..3).flat_map(|image| (0..4).map(move |view| (image, view)));
+            let mut ranges: Vec<Range<usize>> = places.map(|(image, view)| layout.view(image, view)).collect();
+            ranges.sort_by_key(|range| range.start);
+            assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start), "{order:?}: {ranges:?}");
+            assert_eq!((ranges[0].start, ranges[11].end), (0, layout.bytes()));
+        }
+        let layout = Layout { images: 3, view_bytes: [4, 4, 2, 5].into(), order: PixelOrder::Images };
+        assert_eq!((layout.of_images(&(0..2), 1..3), layout.of_images(&(2..3), 1..3)), (8..24, 26..30));
+        assert_eq!((layout.view(1, 0), layout.view(1, 1), layout.view(2, 2)), (8..12, 12..16, 28..30));
     }
 }

@@ -6,7 +6,8 @@
 //! 4. [`decode`] makes pictures of them; what cannot be decoded goes to [`quarantine`] and is replaced by rule.
 //! 5. [`augment`] turns each picture into views, with parameters drawn by [`rng`] from (seed, epoch, sample, view).
 //!    [`views`] puts the two together for one sample.
-//! 6. The views are written straight into their places in a [`batch`], which [`loader`] delivers in order.
+//! 6. The views are written by worker threads straight into their places in a [`batch`]; [`loader`] delivers batches
+//!    in order, and [`service`] does so over the network.
 //!
 //! Nothing here knows a tensor, a command line or a web page. [`metrics`] counts on the way; [`drawn`] makes
 //! pictures where there are none; [`files`] writes files whole.
@@ -25,7 +26,9 @@ pub mod rng;
 pub mod augment;
 pub mod views;
 pub mod batch;
+mod workers;
 pub mod loader;
+pub mod service;
 pub mod metrics;
 pub mod drawn;
 pub mod files;

@@ -162,6 +162,11 @@ impl Quarantine {
         self.lock().known.contains_key(&sample)
     }
 
+    /// What is known of the damaged sample with this id.
+    pub fn entry(&self, sample: u64) -> Option<QuarantineEntry> {
+        self.lock().known.get(&sample).cloned()
+    }
+
     /// Puts a sample into quarantine; one that is there already changes nothing.
     ///
     /// # Errors

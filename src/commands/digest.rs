@@ -10,7 +10,8 @@ use crate::progress::Progress;
 use crate::{Ending, WrongInput, stream};
 
 pub fn run(args: &DigestArgs, voice: Voice) -> anyhow::Result<Ending> {
-    let config = args.config.load()?;
+    let mut config = args.config.load()?;
+    args.feed.apply(&mut config.machine.feed);
     let source = stream::open(config.stream(), &config.machine)?;
     let runtime = stream::runtime()?;
     let threads = if config.machine.threads == 0 { stream::cores() } else { config.machine.threads };
@@ -20,7 +21,8 @@ pub fn run(args: &DigestArgs, voice: Voice) -> anyhow::Result<Ending> {
     let (from_batch, to_batch) = (args.from_batch, Some(to_batch));
     let rank = |rank| {
         let options = LoaderOptions { threads, from_batch, to_batch, share: Share { rank, world: args.ranks } };
-        stream::start_plain(&source, &config.machine, options, runtime.handle())
+        let slabs = stream::plain_slabs(&source.plan, &config.machine, options.share);
+        stream::feed(&source, slabs, &config.machine, options, runtime.handle())
     };
     source.plan.check_share(Share { rank: 0, world: args.ranks })?;
     let mut ranks = (0..args.ranks).map(rank).collect::<anyhow::Result<Vec<_>>>()?;

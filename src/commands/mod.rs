@@ -11,6 +11,7 @@ mod import;
 mod manifest;
 mod pack;
 mod preview;
+mod serve;
 #[cfg(feature = "trainer")]
 mod quickstart;
 #[cfg(feature = "trainer")]
@@ -50,6 +51,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Ending> {
         Command::Preview(args) => preview::run(&args, voice),
         Command::Digest(args) => digest::run(&args, voice),
         Command::Bench(args) => bench::run(&args, voice),
+        Command::Serve(args) => serve::run(&args, voice),
         #[cfg(feature = "trainer")]
         Command::Quickstart(args) => quickstart::run(&args, voice),
         #[cfg(feature = "trainer")]

@@ -63,7 +63,12 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
 
     let runtime = stream::runtime()?;
     if !config.machine.metrics.is_empty() {
-        let address = telemetry::serve(&config.machine.metrics, runtime.handle())?;
+        let address = telemetry::serve(
+            "machine.metrics",
+            &config.machine.metrics,
+            &telemetry::Pages::default(),
+            runtime.handle(),
+        )?;
         say(format!("metrics at http://{address}/metrics"));
     }
     let sheet = contact_sheet(&*stream::open(config.stream(), &config.machine)?, 0, 8)?;

@@ -33,7 +33,12 @@ pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
     let stop = stop_on_signals()?;
     let runtime = stream::runtime()?;
     if !config.machine.metrics.is_empty() {
-        let address = telemetry::serve(&config.machine.metrics, runtime.handle())?;
+        let address = telemetry::serve(
+            "machine.metrics",
+            &config.machine.metrics,
+            &telemetry::Pages::default(),
+            runtime.handle(),
+        )?;
         if !voice.quiet {
             eprintln!("metrics at http://{address}/metrics");
         }
@@ -56,6 +61,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> anyhow::Result<Config>
     if !folder.holds_run() {
         let mut config = args.config.load()?;
         config.data.manifest = std::path::absolute(&config.data.manifest)?;
+        args.feed.apply(&mut config.machine.feed);
         return Ok(config);
     }
     if !args.resume {
@@ -72,6 +78,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> anyhow::Result<Config>
         None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
     };
     config.data.manifest = std::path::absolute(&config.data.manifest)?;
+    args.feed.apply(&mut config.machine.feed);
     let mut differences = recorded.differences(&config, &MAY_CHANGE);
     if record.plan_digest.is_empty() {
         // Nothing has been trained yet: only what the imported weights are is given.
@@ -146,7 +153,7 @@ pub fn train(
         share: Share::ALL,
     };
     let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(plan, Share::ALL), device)?;
-    let mut loader = stream::start(&source, slabs, options, runtime)?;
+    let mut batches = stream::feed(&source, slabs, &config.machine, options, runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
     folder.start(config, plan)?;
     let mut lines = folder.metrics_after(training.step)?;
@@ -160,7 +167,7 @@ pub fn train(
     let (first, last) = (training.step, training.last_step());
     let progress = Progress::new("training", first, last, voice.quiet);
     let (mut loss, mut smooth, mut failed) = (None, None::<(f64, f64)>, None);
-    let end = training.run(&mut loader, plan, &checkpoints, stop, &mut |report| {
+    let end = training.run(&mut *batches, plan, &checkpoints, stop, &mut |report| {
         let line = MetricsLine::new(report, plan);
         loss = Some(report.loss);
         let waited = line.data_wait_seconds / (line.step_seconds + line.data_wait_seconds);

@@ -3,6 +3,11 @@
 mod dashboards;
 mod data;
 mod errors;
+mod service;
+mod service_faults;
+mod service_soak;
+#[cfg(feature = "trainer")]
+mod service_training;
 mod sources;
 #[cfg(feature = "trainer")]
 mod training;

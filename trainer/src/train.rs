@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pipeline::batch::Batch;
-use pipeline::loader::Loader;
+use pipeline::loader::BatchStream;
 use pipeline::plan::{Plan, Position};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -233,13 +233,13 @@ impl Training {
         Ok((z, contrast))
     }
 
-    /// Trains to the last step, or until `stop` is set. The loader must begin at batch [`Training::step`].
+    /// Trains to the last step, or until `stop` is set. The stream must begin at batch [`Training::step`].
     ///
     /// # Errors
     /// If the stream stops, the loss is no number, or a checkpoint can't be written.
     pub fn run(
         &mut self,
-        loader: &mut Loader<DeviceSlab>,
+        batches: &mut dyn BatchStream<DeviceSlab>,
         plan: &Plan,
         checkpoints: &Checkpoints,
         stop: &AtomicBool,
@@ -248,7 +248,7 @@ impl Training {
         let mut saved = self.step;
         while self.step < self.last_step() {
             let began = Instant::now();
-            let batch = loader.next_batch()?.expect("a shuffled stream has no end");
+            let batch = batches.next_batch()?.expect("a shuffled stream has no end");
             assert_eq!(batch.position.batch, self.step, "step and batch go together");
             let report = self.learn(&batch, began.elapsed())?;
             drop(batch);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::manifest::Manifest;
+use crate::metrics::Stage;
 use crate::plan::StreamConfig;
 use crate::store::{Location, StoreOptions};
 use crate::test_pictures::{Set, stream};

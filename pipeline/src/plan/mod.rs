@@ -179,13 +179,14 @@ impl Plan {
         }
         let manifest_digest = manifest.digest.clone();
         let mut plan = Self { config, shard_sizes, selected, digest: String::new(), manifest_digest, first_ids };
-        plan.digest = plan.content_digest();
+        plan.digest = blake3::hash(plan.content().to_string().as_bytes()).to_hex().to_string();
         Ok(plan)
     }
 
-    fn content_digest(&self) -> String {
+    /// Everything that the plan's digest is taken of.
+    pub fn content(&self) -> serde_json::Value {
         let config = &self.config;
-        let content = serde_json::json!({
+        serde_json::json!({
             "stream_version": STREAM_VERSION,
             "manifest": self.manifest_digest,
             "seed": config.seed,
@@ -196,8 +197,15 @@ impl Plan {
             "traversal": config.traversal,
             "batch": config.batch,
             "recipe": config.recipe,
-        });
-        blake3::hash(content.to_string().as_bytes()).to_hex().to_string()
+        })
+    }
+
+    /// Into how many lanes an epoch is dealt.
+    pub fn lanes(&self) -> u32 {
+        match &self.config.traversal {
+            Traversal::Shuffled(order) => order.lanes,
+            Traversal::Sequential => 1,
+        }
     }
 
     /// Number of samples in an epoch, the dropped ones included.
@@ -301,10 +309,7 @@ impl Plan {
     /// # Errors
     /// If they do not divide the lanes, or the rank is none of theirs.
     pub fn check_share(&self, share: Share) -> Result<(), PlanError> {
-        let lanes = match &self.config.traversal {
-            Traversal::Shuffled(order) => order.lanes,
-            Traversal::Sequential => 1,
-        };
+        let lanes = self.lanes();
         if share.world > 0 && share.rank < share.world && lanes.is_multiple_of(share.world) {
             return Ok(());
         }
@@ -390,8 +395,10 @@ impl Batches<'_> {
                 ends.push(lane);
             }
         }
-        if !ends.is_empty() {
-            let following = self.following_epoch(number + 1);
+        if !ends.is_empty()
+            && let Some(number) = number.checked_add(1)
+        {
+            let following = self.following_epoch(number);
             for lane in ends {
                 next.extend_from_slice(following.shards_around(lane, 0..1).0);
             }

@@ -1,0 +1,289 @@
+//! The data service when things go wrong: nodes and clients that die, hang, or talk nonsense.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::{Action, FlightDescriptor, Ticket};
+use serde_json::{Value, json};
+
+use crate::service::{Node, fed, local, until};
+use crate::world::World;
+
+/// A stream that takes about a second on one node.
+const LONG: [&str; 4] = ["--batches", "600", "--set", "batch.size=48"];
+
+/// A client in a process of its own; what it said in the end.
+struct Client(std::process::Child);
+
+impl Client {
+    fn start(world: &World, manifest: &str, nodes: &str, more: &[&str]) -> Self {
+        Self(world.start(&[&fed(manifest, nodes, &[&LONG, more].concat())[..], &["--json"]].concat()))
+    }
+
+    fn done(self) -> Value {
+        let output = self.0.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// A packed set, what its long stream is, and arguments of nodes that serve it.
+fn set(world: &World) -> (String, Value, Vec<String>) {
+    let manifest = world.packed("set", 60, &[]);
+    let wanted = local(world, &manifest, &LONG);
+    let arguments = ["--manifest", &manifest, "--set", "batch.size=48", "--set", "machine.threads=1"];
+    let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
+    (manifest, wanted, arguments)
+}
+
+/// A client that talks to a node as any other program would.
+async fn flight(node: &Node) -> FlightServiceClient<tonic::transport::Channel> {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", node.address())).unwrap();
+    FlightServiceClient::new(endpoint.connect().await.unwrap())
+}
+
+fn sent(node: &Node) -> f64 {
+    let (_, metrics) = node.get("/metrics");
+    let line = metrics.lines().find_map(|line| line.strip_prefix("simclr_service_sent_bytes_total ")).unwrap();
+    line.parse().unwrap()
+}
+
+#[test]
+fn nodes_are_killed_and_come_back_and_every_batch_comes_once() {
+    let world = World::new();
+    let (manifest, wanted, arguments) = set(&world);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut nodes: Vec<Node> = (0..2).map(|_| Node::start(&world, &arguments)).collect();
+    let urls = nodes.iter().map(|node| node.url.clone()).collect::<Vec<_>>().join(",");
+    let client = Client::start(&world, &manifest, &urls, &[]);
+    until("the first batch", || nodes.iter().all(|node| sent(node) > 1e6));
+    nodes[0].kill();
+    let before = sent(&nodes[1]);
+    until("more", || sent(&nodes[1]) > before + 1e6);
+    // Back at its old address, it gets its lanes back.
+    let address = nodes[0].address().to_owned();
+    nodes[0] = Node::start_at(&world, &address, &arguments);
+    until("the first is taken back", || sent(&nodes[0]) > 1e5);
+    for node in &mut nodes {
+        node.kill();
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    for node in &mut nodes {
+        let address = node.address().to_owned();
+        *node = Node::start_at(&world, &address, &arguments);
+    }
+    assert_eq!(client.done(), wanted);
+}
+
+#[test]
+fn a_node_that_hangs_is_replaced() {
+    let world = World::new();
+    let (manifest, wanted, arguments) = set(&world);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let nodes: Vec<Node> = (0..2).map(|_| Node::start(&world, &arguments)).collect();
+    let urls = nodes.iter().map(|node| node.url.clone()).collect::<Vec<_>>().join(",");
+    let client = Client::start(&world, &manifest, &urls, &["--set", "machine.feed.timeout_seconds=1"]);
+    until("the first batch", || nodes.iter().all(|node| sent(node) > 1e6));
+    nodes[0].signal("-STOP");
+    let before = sent(&nodes[1]);
+    let began = Instant::now();
+    assert_eq!(client.done(), wanted);
+    assert!(began.elapsed() < Duration::from_secs(20) && sent(&nodes[1]) > before);
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_hands_its_lanes_over_and_ends_well() {
+    let world = World::new();
+    let (manifest, wanted, arguments) = set(&world);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut nodes: Vec<Node> = (0..2).map(|_| Node::start(&world, &arguments)).collect();
+    let urls = nodes.iter().map(|node| node.url.clone()).collect::<Vec<_>>().join(",");
+    let client = Client::start(&world, &manifest, &urls, &[]);
+    until("the first batch", || nodes.iter().all(|node| sent(node) > 1e6));
+    nodes[0].signal("-TERM");
+    assert_eq!(nodes[0].child.wait().unwrap().code(), Some(0));
+    // By an action, as by a signal.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let body = runtime.block_on(async {
+        let mut flight = flight(&nodes[1]).await;
+        let results = flight.do_action(Action::new("status", "")).await.unwrap().into_inner().message().await.unwrap();
+        results.unwrap().body
+    });
+    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["draining"], false);
+    assert_eq!(client.done(), wanted);
+}
+
+#[test]
+fn a_shard_that_changed_stops_the_node_that_reads_it() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let wanted = local(&world, &manifest, &[]);
+    let shard = world.at("set/shard-000000.tar");
+    let good = std::fs::read(&shard).unwrap();
+    let mut bad = good.clone();
+    let listed: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    for offset in listed["shards"][0]["offsets"].as_array().unwrap() {
+        bad[offset.as_u64().unwrap() as usize + 5] ^= 1;
+    }
+    std::fs::write(&shard, &bad).unwrap();
+    let node = Node::start(&world, &["--manifest", &manifest]);
+    let hasty = ["--set", "machine.feed.patience_seconds=1"];
+    world.fails(&fed(&manifest, &node.url, &hasty), 1, &[&node.url, "shard-000000.tar", "manifest verify"]);
+    assert_eq!((node.get("/readyz").0, node.get("/livez").0), (503, 200));
+    assert!(node.get("/readyz").1.contains("shard-000000.tar"));
+    // With the right shard it works again, without being started anew.
+    std::fs::write(&shard, &good).unwrap();
+    assert_eq!(world.done(&fed(&manifest, &node.url, &[])), wanted);
+    until("it is ready", || node.get("/readyz").0 == 200);
+}
+
+#[test]
+fn a_client_that_is_gone_holds_nothing() {
+    let world = World::new();
+    let (manifest, _, arguments) = set(&world);
+    let timeout = ["--set", "machine.service.client_timeout_seconds=1"];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(timeout).collect();
+    let node = Node::start(&world, &arguments);
+    let open = || (node.status("streams").as_u64().unwrap(), node.status("memory_bytes").as_u64().unwrap());
+    for signal in ["-KILL", "-STOP"] {
+        let mut client = Client::start(&world, &manifest, &node.url, &[]).0;
+        until("a stream", || open().0 == 1);
+        let id = client.id().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &id]).status().unwrap().success());
+        until("no stream and no memory", || open() == (0, 0));
+        until("no connection", || node.status("clients") == 0);
+        client.kill().unwrap();
+        client.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_slow_client_slows_the_node() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let node = Node::start(&world, &["--manifest", &manifest, "--set", "batch.size=48"]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    until("it is ready", || node.get("/readyz").0 == 200);
+    runtime.block_on(async {
+        let mut flight = flight(&node).await;
+        let ticket = json!({ "plan_digest": node.plan_digest, "first_batch": 0 }).to_string();
+        let mut stream = flight.do_get(Ticket::new(ticket)).await.unwrap().into_inner();
+        stream.message().await.unwrap().unwrap();
+        let made = || {
+            let (_, metrics) = node.get("/metrics");
+            let line = metrics.lines().find_map(|line| line.strip_prefix("simclr_pipeline_batches_total ")).unwrap();
+            line.parse::<u64>().unwrap()
+        };
+        // Nobody reads: after what fits into windows and buffers nothing more is made.
+        let mut known = (made(), Instant::now());
+        let began = Instant::now();
+        while known.1.elapsed() < Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if made() != known.0 {
+                known = (made(), Instant::now());
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "it goes on making: {known:?}");
+        }
+        let memory = node.status("memory_bytes").as_u64().unwrap();
+        assert!(memory <= 3 * 48 * 2 * 16 * 16 * 3, "{memory} bytes are held for one stream");
+        // It goes on where it was.
+        let mut last = None;
+        for _ in 0..known.0 + 10 {
+            let message = stream.message().await.unwrap().unwrap();
+            let info: Value = serde_json::from_slice(&message.app_metadata).unwrap();
+            let batch = info["batch"].as_u64().unwrap();
+            assert!(last.is_none_or(|last| last == batch || last + 1 == batch));
+            last = Some(batch);
+        }
+    });
+}
+
+#[test]
+fn nonsense_is_answered_with_an_error() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let mut node = Node::start(&world, &["--manifest", &manifest, "--set", "machine.service.streams=2"]);
+    let plan = node.plan_digest.clone();
+    until("it is ready", || node.get("/readyz").0 == 200);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut flight = flight(&node).await;
+        for (ticket, wanted) in [
+            (String::new(), "no ticket"),
+            ("{}".into(), "missing field `plan_digest`"),
+            ("\u{0}\u{1}".into(), "no ticket"),
+            (json!({ "plan_digest": plan, "first_batch": -1 }).to_string(), "no ticket"),
+            (json!({ "plan_digest": plan, "first_batch": 0, "stride": 0 }).to_string(), "stride = 0"),
+            (json!({ "plan_digest": plan, "first_batch": 0, "world": 3 }).to_string(), "order.lanes = 4"),
+            (json!({ "plan_digest": plan, "first_batch": 0, "world": 0 }).to_string(), "order.lanes = 4"),
+            (json!({ "plan_digest": plan, "first_batch": 0, "rank": 4, "world": 4 }).to_string(), "rank 4 of 4"),
+            (json!({ "plan_digest": plan, "first_batch": 0, "ranks": 1 }).to_string(), "unknown field `ranks`"),
+            (json!({ "plan_digest": "other", "first_batch": 0 }).to_string(), "plan other"),
+            (format!("{}1{}", "[".repeat(60_000), "]".repeat(60_000)), "no ticket"),
+            ("x".repeat(300_000), "length too large"),
+        ] {
+            let error = flight.do_get(Ticket::new(ticket.clone())).await.unwrap_err();
+            assert!(error.message().contains(wanted), "{:.80}: {error}", ticket);
+            if ticket.len() < 1000 {
+                let described = flight.get_flight_info(FlightDescriptor::new_cmd(ticket.clone())).await;
+                assert!(described.is_err() || ticket.is_empty() || ticket == "{}", "{ticket}");
+            }
+        }
+        let unknown = flight.get_flight_info(FlightDescriptor::new_path(vec!["x".into()])).await.unwrap_err();
+        assert_eq!(unknown.code(), tonic::Code::NotFound);
+        assert!(flight.do_action(Action::new("sing", "")).await.is_err());
+        // The last numbers there are, and more streams than are allowed.
+        let last = json!({ "plan_digest": plan, "first_batch": u64::MAX, "stride": u64::MAX }).to_string();
+        let mut stream = flight.do_get(Ticket::new(last)).await.unwrap().into_inner();
+        let mut messages = 0;
+        while let Some(message) = stream.message().await.unwrap() {
+            messages += usize::from(!message.app_metadata.is_empty());
+        }
+        assert_eq!(messages, 1, "there is no batch after the last one");
+        drop(stream);
+        let ticket = json!({ "plan_digest": plan, "first_batch": 0 }).to_string();
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            streams.push(flight.do_get(Ticket::new(ticket.clone())).await.unwrap());
+        }
+        let error = flight.do_get(Ticket::new(ticket.clone())).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::ResourceExhausted, "{error}");
+    });
+    // Bytes that are no HTTP/2, and connections that say nothing.
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff",
+        &[0; 1000],
+        b"",
+    ] {
+        let mut stream = TcpStream::connect(node.address()).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let _ = stream.read(&mut [0; 100]);
+    }
+    drop(runtime);
+    until("all are gone", || node.status("clients") == 0);
+    assert_eq!(node.get("/livez").0, 200);
+    node.signal("-TERM");
+    let code = node.child.wait().unwrap().code();
+    let mut said = String::new();
+    node.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(code == Some(0) && !said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn more_connections_than_allowed_are_closed() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let node = Node::start(&world, &["--manifest", &manifest, "--set", "machine.service.connections=2"]);
+    let held = [(); 2].map(|()| TcpStream::connect(node.address()).unwrap());
+    until("two are counted", || node.status("clients") == 2);
+    let mut third = TcpStream::connect(node.address()).unwrap();
+    assert!(matches!(third.read(&mut [0; 10]), Ok(0) | Err(_)), "it is closed");
+    drop(held);
+    until("none is left", || node.status("clients") == 0);
+    assert_eq!(world.done(&fed(&manifest, &node.url, &[])), local(&world, &manifest, &[]));
+}
