@@ -124,7 +124,8 @@ impl ResNet {
 
     /// Representations `h`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1].
     pub fn forward(&self, x: &Tensor, statistics: Statistics, precision: Precision) -> Tensor {
-        let x = self.bn1.forward(&self.conv1.forward(x, precision), statistics).relu();
+        // In place, as torchvision's: nothing asks for what was there before, and memory is what these wait for.
+        let x = self.bn1.forward(&self.conv1.forward(x, precision), statistics).relu_();
         let mut x = match self.stem {
             Stem::Imagenet => x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false),
             Stem::Cifar => x,
@@ -183,10 +184,10 @@ impl Block {
         for (i, (conv, bn)) in self.layers.iter().enumerate() {
             y = bn.forward(&conv.forward(&y, precision), statistics);
             if i + 1 < self.layers.len() {
-                y = y.relu();
+                y = y.relu_();
             }
         }
-        (y + shortcut).relu()
+        y.g_add_(&shortcut).relu_()
     }
 }
 

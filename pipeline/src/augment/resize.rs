@@ -217,25 +217,36 @@ impl Weights {
         let (from, length) = (f64::from(start) / f64::from(ratio), f64::from(length) / f64::from(ratio));
         let scale = length / size as f64;
         let stretch = if kernel.antialias { scale.max(1.0) } else { 1.0 };
+        let shrink = 1.0 / stretch;
         let reach = stretch * if kernel.interpolation == Interpolation::Bicubic { 2.0 } else { 1.0 };
         let inside = from as i64..(((from + length).ceil() as i64).min(samples as i64));
+        self.spans.reserve(size);
         for i in 0..size {
             let centre = from + (i as f64 + 0.5) * scale;
             // Numbers are cut, not rounded, to whole ones: that needs no call, and what is below 0 lies outside anyway.
             let first = ((centre - reach + 0.5) as i64).clamp(inside.start, inside.end - 1);
             let end = ((centre + reach + 0.5) as i64).clamp(first + 1, inside.end);
-            self.exact.clear();
-            self.exact.extend((first..end).map(|x| kernel.at((x as f64 + 0.5 - centre) / stretch)));
-            let sum: f64 = self.exact.iter().sum();
             let span = Span { first: first as usize, count: (end - first) as usize, weights: self.weights.len() };
+            self.exact.clear();
+            let mut distance = (first as f64 + 0.5 - centre) * shrink;
+            let mut sum = 0.0;
+            for _ in first..end {
+                let weight = kernel.at(distance);
+                self.exact.push(weight);
+                sum += weight;
+                distance += shrink;
+            }
             let one = f64::from(1 << WEIGHT_BITS);
             let scale = one / sum;
-            let nearest = |weight: f64| (weight * scale + if weight < 0.0 { -0.5 } else { 0.5 }) as i16;
-            self.weights.extend(self.exact.iter().map(|&weight| nearest(weight)));
+            let (mut missing, mut largest) = (1 << WEIGHT_BITS, (i16::MIN, 0));
+            for (i, &weight) in self.exact.iter().enumerate() {
+                let nearest = (weight * scale + if weight < 0.0 { -0.5 } else { 0.5 }) as i16;
+                missing -= i32::from(nearest);
+                largest = largest.max((nearest, i));
+                self.weights.push(nearest);
+            }
             // What rounding took or gave goes to the largest, so that a flat picture stays flat.
-            let weights = &mut self.weights[span.weights..];
-            let missing = (1 << WEIGHT_BITS) - weights.iter().map(|&weight| i32::from(weight)).sum::<i32>();
-            *weights.iter_mut().max().expect("at least one sample") += missing as i16;
+            self.weights[span.weights + largest.1] += missing as i16;
             self.spans.push(span);
         }
         true

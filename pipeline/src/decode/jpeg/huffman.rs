@@ -3,7 +3,7 @@
 use super::Unknown;
 
 /// Bits that are looked up at once: as many as keep two tables in the first-level cache.
-pub const LOOKUP_BITS: u32 = 11;
+pub const LOOKUP_BITS: u32 = 10;
 
 /// A step that ends a block: larger than any step to a coefficient.
 pub const END: usize = 128;
@@ -183,17 +183,17 @@ impl Table {
 
     /// Where a second code, value and all, fits behind the first, enters both.
     fn pair(&mut self) {
-        let single = self.lookup.clone();
-        for (i, place) in self.lookup.iter_mut().enumerate() {
-            let first = single[i];
+        for i in 0..self.lookup.len() {
+            let first = self.lookup[i];
             if !first.is_done() || first.step() == END {
                 continue;
             }
-            let second = single[(i << first.bits()) & ((1 << LOOKUP_BITS) - 1)];
-            let bits = first.bits() + second.bits();
+            // What follows may have been paired already; its own first code is what counts.
+            let second = self.lookup[(i << first.first_bits()) & ((1 << LOOKUP_BITS) - 1)];
+            let bits = first.first_bits() + second.first_bits();
             if second.is_done() && bits <= LOOKUP_BITS {
                 let (values, steps) = ([first.first(), second.first()], [first.step(), second.step()]);
-                *place = Found::pack(values, steps, [first.bits(), bits], Found::DONE);
+                self.lookup[i] = Found::pack(values, steps, [first.first_bits(), bits], Found::DONE);
             }
         }
     }
