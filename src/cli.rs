@@ -426,6 +426,9 @@ pub struct EvalArgs {
     /// Evaluate the run's initial weights, for comparison.
     #[arg(long)]
     pub untrained: bool,
+    /// Take what so many layers of the projection head make instead of h, as SimCLR v2 does.
+    #[arg(long, default_value_t = 0)]
+    pub head_layer: usize,
     /// Manifest of the labelled training set.
     #[arg(long, value_name = "MANIFEST")]
     pub train: PathBuf,

@@ -39,7 +39,12 @@ pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
         None => 0,
     };
     let runtime = stream::runtime()?;
-    let encode = |manifest: &Path, what| encode(&config, &model, device, manifest, what, runtime.handle(), voice);
+    let (layers, there) = (common.head_layer, model.head.num_layers());
+    if layers > there {
+        return Err(WrongInput(format!("--head-layer {layers}: the run's head has {there} layers; 0 takes h")).into());
+    }
+    let encode =
+        |manifest: &Path, what| encode(&config, (&model, layers), device, manifest, what, runtime.handle(), voice);
     let (train, test) = (encode(&common.train, "train set")?, encode(&common.test, "test set")?);
     let mut object = match command {
         EvalCommand::Knn { k, temperature, .. } => {
@@ -59,6 +64,7 @@ pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
     };
     for (key, value) in [
         ("step", json!(step)),
+        ("head_layer", json!(layers)),
         ("checkpoint", json!(chosen.as_ref().map(|(path, _)| path))),
         ("train", json!(common.train)),
         ("test", json!(common.test)),
@@ -116,10 +122,10 @@ pub(super) fn find(args: &CheckpointArgs, untrained: bool) -> anyhow::Result<Fou
     }
 }
 
-/// Representations of all images that a manifest lists.
+/// Representations of all images that a manifest lists, by the encoder and so many layers of its head.
 pub fn encode(
     config: &Config,
-    model: &SimClr,
+    (model, layers): (&SimClr, usize),
     device: tch::Device,
     manifest: &Path,
     what: &'static str,
@@ -140,7 +146,7 @@ pub fn encode(
     let mut loader = stream::start(&source, slabs, options, runtime)?;
     let (mut done, total) = (0, source.plan.num_samples());
     let progress = Progress::new(what, 0, total, voice.quiet);
-    let found = features(model, &mut loader, device, &mut |images| {
+    let found = features(model, layers, &mut loader, device, &mut |images| {
         done += images as u64;
         progress.set(done, total, || "images encoded".into());
     })?;

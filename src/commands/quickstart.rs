@@ -77,7 +77,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
     let model = SimClr::new(&config.model, config.seed, device, precision(&config.machine))?;
     let metrics = TrainerMetrics::register();
     let evaluate = |model: &SimClr, step: u64| -> anyhow::Result<(f64, f64)> {
-        let encode = |set: &Path, what| encode(&config, model, device, set, what, runtime.handle(), voice);
+        let encode = |set: &Path, what| encode(&config, (model, 0), device, set, what, runtime.handle(), voice);
         let (train, test) = (encode(&train_set, "train set")?, encode(&test_set, "test set")?);
         let neighbours = knn(&train, &test, &config.eval.knn)?;
         let settings = LinearConfig { epochs: 30, batch: 256, seed: config.seed, ..LinearConfig::default() };

@@ -121,6 +121,10 @@ fn an_encoder_goes_out_and_comes_back_and_is_trained_on() {
         (found["top1"].as_f64(), found["top5"].as_f64())
     };
     let wanted = knn("run");
+    let sets = ["--train", &manifest, "--test", &manifest];
+    let through_head = [&["eval", "knn", "--run", "run", "--head-layer", "1"], &sets[..]].concat();
+    assert_eq!(world.done(&through_head)["head_layer"], 1);
+    world.fails(&[&["eval", "knn", "--run", "run", "--head-layer", "3"], &sets[..]].concat(), 2, &["2 layers"]);
     for names in ["torchvision", "hugging-face"] {
         let file = format!("{names}.safetensors");
         world.done(&["export", "--run", "run", "--names", names, "--out", &file]);

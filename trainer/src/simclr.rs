@@ -53,8 +53,16 @@ impl SimClr {
         self.head.forward(&self.encoder.forward(x, statistics, self.precision), statistics, self.precision)
     }
 
-    /// Representations `h`: `[N, dim]` f32, of views `x`, with running statistics and without gradients.
-    pub fn represent(&self, x: &Tensor) -> Tensor {
-        tch::no_grad(|| self.encoder.forward(x, Statistics::Running, self.precision))
+    /// Representations `h`: `[N, dim]` f32, of views `x`, or what the first `layers` layers of the head make of them,
+    /// with running statistics and without gradients.
+    ///
+    /// # Panics
+    /// If the head has not so many layers.
+    pub fn represent(&self, x: &Tensor, layers: usize) -> Tensor {
+        let running = Statistics::Running;
+        tch::no_grad(|| {
+            let h = self.encoder.forward(x, running, self.precision);
+            self.head.up_to(&h, layers, running, self.precision)
+        })
     }
 }

@@ -23,19 +23,20 @@ pub struct Features {
     pub left_out: u64,
 }
 
-/// Encodes every image of a sequential stream of one view.
+/// Encodes every image of a sequential stream of one view; with `layers`, through so many layers of the head.
 ///
 /// # Errors
 /// If the stream stops, or the set has no labels or nothing that can be decoded.
 pub fn features(
     model: &SimClr,
+    layers: usize,
     loader: &mut Loader<DeviceSlab>,
     device: Device,
     on_batch: &mut dyn FnMut(usize),
 ) -> Result<Features, TrainError> {
     let (mut values, mut labels, mut left_out) = (Vec::new(), Vec::new(), 0);
     while let Some(batch) = loader.next_batch()? {
-        let h = model.represent(&device::upload(&batch, device)?).to_device(Device::Cpu);
+        let h = model.represent(&device::upload(&batch, device)?, layers).to_device(Device::Cpu);
         // A place whose sample is damaged holds its neighbour, which has a place of its own.
         let sound: Vec<i64> = (0..batch.num_images).filter(|i| !batch.replaced.contains(i)).map(|i| i as i64).collect();
         left_out += batch.replaced.len() as u64;
