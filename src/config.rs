@@ -216,7 +216,7 @@ impl Config {
     }
 
     /// The keys, and their values in both, in which two configurations differ, outside of `[machine]`.
-    #[cfg_attr(not(feature = "trainer"), expect(dead_code))]
+    #[cfg_attr(not(any(feature = "trainer", test)), expect(dead_code))]
     pub fn differences(&self, other: &Self, except: &[&str]) -> Vec<String> {
         let mut found = Vec::new();
         let [one, two] = [self, other].map(|config| Value::try_from(config).expect("a configuration is a table"));

@@ -58,10 +58,13 @@ pub fn run(args: &ServeArgs, voice: Voice) -> anyhow::Result<Ending> {
     let url = format!("{}://{address}", if doors.has_tls() { "grpcs" } else { "grpc" });
     let object = json!({ "listen": url, "metrics": format!("http://{metrics}/metrics"), "plan_digest": plan });
     voice.result(&object, || format!("{url} serves plan {plan}\nhttp://{metrics}/ tells how it goes"));
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).context("cannot listen")?;
         Ok::<_, anyhow::Error>(server::serve(service, listener, doors).await?)
-    })?;
+    });
+    // A thread that waits for storage that does not answer must not keep the program from ending.
+    runtime.shutdown_background();
+    served?;
     Ok(Ending::Done)
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::sources::Bucket;
 use crate::world::{TINY, World};
 
 /// A node in a process of its own; it goes with the test.
@@ -25,8 +26,14 @@ impl Node {
     }
 
     pub fn start_at(world: &World, listen: &str, arguments: &[&str]) -> Self {
+        Self::start_with(world, listen, arguments, &[])
+    }
+
+    /// As `start_at`, with more in its environment.
+    pub fn start_with(world: &World, listen: &str, arguments: &[&str], environment: &[(&str, String)]) -> Self {
         let fixed = ["serve", "--json", "--listen", listen, "--metrics", "127.0.0.1:0"];
-        let mut child = world.start(&[&fixed, TINY, arguments].concat());
+        let mut command = world.command(&[&fixed, TINY, arguments].concat());
+        let mut child = command.envs(environment.iter().cloned()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         if line.is_empty() {
@@ -87,7 +94,7 @@ pub fn get(address: &str, path: &str) -> (u16, String) {
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !so() {
-        assert!(began.elapsed() < Duration::from_secs(30), "{what} never came");
+        assert!(began.elapsed() < Duration::from_secs(60), "{what} never came");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -122,6 +129,39 @@ fn batches_over_the_network_equal_those_made_here() {
     let node = Node::start(&world, &stream);
     let more = ["--set", branch, "--batches", "12"];
     assert_eq!(local(&world, &manifest, &more), world.done(&fed(&manifest, &node.url, &more)));
+}
+
+/// Lanes follow each other on a node. What is fetched twice does not grow with the set: shards at the borders between
+/// nodes, those with which the next epoch begins, and the first samples, which are wanted before their shard is there.
+#[test]
+fn nodes_together_read_the_set_once() {
+    let world = World::new();
+    world.draw("pictures", 0, 8000);
+    world.done(&["pack", "pictures", "--out", "bucket/set", "--shard-bytes", "120000"]);
+    let manifest = world.arg("bucket/set/manifest.json");
+    let listed: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    let shards = listed["shards"].as_array().unwrap();
+    let set: u64 = shards.iter().map(|shard| shard["bytes"].as_u64().unwrap()).sum();
+    assert!(shards.len() > 200, "{} shards", shards.len());
+    let blocks = ["--set", "order.shuffle_block_shards=1"];
+    let epoch = [&blocks[..], &["--batches", "1000"]].concat();
+    let wanted = local(&world, &manifest, &epoch);
+    for count in [2, 3] {
+        let bucket = Bucket::serve(&world.at(""));
+        let environment = bucket.environment("secret");
+        let arguments = [&["--manifest", "s3://bucket/set/manifest.json"], &blocks[..]].concat();
+        let node = || Node::start_with(&world, "127.0.0.1:0", &arguments, &environment);
+        let nodes: Vec<Node> = (0..count).map(|_| node()).collect();
+        // Without one that comes late the others would begin, with its lanes too.
+        nodes.iter().for_each(|node| until("it is ready", || node.get("/readyz").0 == 200));
+        // What they read to be ready, and their manifests, are not part of it.
+        let before = bucket.sent();
+        let urls = nodes.iter().map(|node| node.url.clone()).collect::<Vec<_>>().join(",");
+        assert_eq!(world.done(&fed(&manifest, &urls, &epoch)), wanted);
+        let read = (bucket.sent() - before) as f64 / set as f64;
+        println!("{count} nodes read {read:.3} times the set of {} shards, {set} bytes", shards.len());
+        assert!(read <= 1.1, "{count} nodes read {read} times the set");
+    }
 }
 
 #[test]
@@ -273,13 +313,13 @@ fn python_reads_the_same_batches() {
     std::fs::write(world.at("token"), "a long secret\n").unwrap();
     let wanted = local(&world, &manifest, &["--from-batch", "3", "--batches", "10"]);
     // In one message each, and in several.
-    for message_bytes in ["2097152", "4000"] {
+    for (message_bytes, whole) in [("2097152", "whole"), ("4000", "cut")] {
         let message_bytes = format!("machine.service.message_bytes={message_bytes}");
         let node = Node::start(&world, &["--manifest", &manifest, "--token", "token", "--set", &message_bytes]);
         until("it is ready", || node.get("/readyz").0 == 200);
         let output = std::process::Command::new("python3")
             .arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/service_client.py"))
-            .args([&node.url, "3", "10", "a long secret"])
+            .args([&node.url, "3", "10", "a long secret", whole])
             .env("PYTHONPATH", &packages)
             .output()
             .unwrap();

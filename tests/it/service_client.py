@@ -6,13 +6,15 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "examples"))
 import numpy as np
-from feed import batches
+from feed import Feed
 
 url, first, count, token = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-for position, views, labels, sample_ids in batches(url, first, count, token=token):
+one_message = sys.argv[5] == "whole"
+for number, batch in enumerate(Feed(url, first, count, token=token), first):
+    # Tensors, where this Python has torch, are arrays without a copy.
+    views, labels, sample_ids = (np.asarray(part) for part in batch)
     assert views.dtype == np.uint8 and views.ndim == 5 and views.shape[-1] == 3, views.shape
-    # Without a copy: the array does not own its memory when the batch came in one message.
-    assert position["offset"] > 0 or not views.flags.owndata
+    # A batch that came in one message is not copied: its array does not own its memory.
+    assert views.flags.owndata != one_message or type(batch[0]) is not np.ndarray
     body = views.swapaxes(0, 1).tobytes() + labels.astype("<i8").tobytes() + sample_ids.astype("<u8").tobytes()
-    header = json.dumps({"batch": position["batch"], "bytes": len(body)}).encode() + b"\n"
-    sys.stdout.buffer.write(header + body)
+    sys.stdout.buffer.write(json.dumps({"batch": number, "bytes": len(body)}).encode() + b"\n" + body)

@@ -94,6 +94,50 @@ fn a_node_that_hangs_is_replaced() {
     assert!(began.elapsed() < Duration::from_secs(20) && sent(&nodes[1]) > before);
 }
 
+/// The stream goes on for longer than the node sleeps, so it takes minutes:
+/// `SLEEP_SECONDS=60 cargo test --test it sleeps -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes minutes"]
+fn a_node_that_sleeps_for_a_minute_is_taken_back() {
+    let seconds: u64 = std::env::var("SLEEP_SECONDS").map_or(60, |text| text.parse().expect("a number of seconds"));
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let stream = ["--set", "batch.size=48", "--set", "recipe.size=32", "--set", "machine.threads=1"];
+    let digest = |batches: &str| {
+        let began = Instant::now();
+        (local(&world, &manifest, &[&stream[..], &["--batches", batches]].concat()), began.elapsed())
+    };
+    // One thread is as fast as the node that is left alone; that both are there before and after is in the bargain.
+    let (_, short) = digest("400");
+    let batches = (400.0 / short.as_secs_f64() * (1.5 * seconds as f64 + 20.0)) as u64;
+    let batches = batches.to_string();
+    let (wanted, _) = digest(&batches);
+    let arguments = [&["--manifest", &manifest], &stream[..]].concat();
+    let nodes: Vec<Node> = (0..2).map(|_| Node::start(&world, &arguments)).collect();
+    let urls = nodes.iter().map(|node| node.url.clone()).collect::<Vec<_>>().join(",");
+    let more = [&stream[..], &["--set", "machine.feed.timeout_seconds=2", "--batches", &batches, "--json"]].concat();
+    let client = Client(world.start(&fed(&manifest, &urls, &more)));
+    until("the first batches", || nodes.iter().all(|node| sent(node) > 1e6));
+    nodes[0].signal("-STOP");
+    let before = sent(&nodes[1]);
+    std::thread::sleep(Duration::from_secs(seconds));
+    let alone = sent(&nodes[1]) - before;
+    nodes[0].signal("-CONT");
+    let known = sent(&nodes[0]);
+    let woken = Instant::now();
+    until("it is taken back", || sent(&nodes[0]) > known + 20e6);
+    let back = woken.elapsed();
+    assert_eq!(client.done(), wanted);
+    println!(
+        "{batches} batches; a node slept for {seconds} s, the other sent {:.0} MB meanwhile; {:.1} s after it woke it had sent 20 MB more; digest {}",
+        alone / 1e6,
+        back.as_secs_f64(),
+        wanted["digest"]
+    );
+    until("nothing is left of the old connection", || nodes.iter().all(|node| node.status("clients") == 0));
+    assert!(alone > 1e6 && nodes.iter().all(|node| node.status("memory_bytes") == 0));
+}
+
 #[test]
 fn a_node_that_is_told_to_stop_hands_its_lanes_over_and_ends_well() {
     let world = World::new();
@@ -134,10 +178,47 @@ fn a_shard_that_changed_stops_the_node_that_reads_it() {
     world.fails(&fed(&manifest, &node.url, &hasty), 1, &[&node.url, "shard-000000.tar", "manifest verify"]);
     assert_eq!((node.get("/readyz").0, node.get("/livez").0), (503, 200));
     assert!(node.get("/readyz").1.contains("shard-000000.tar"));
-    // With the right shard it works again, without being started anew.
-    std::fs::write(&shard, &good).unwrap();
+    // With the right shard in its place it works again, without being started anew.
+    std::fs::write(world.at("good.tar"), &good).unwrap();
+    std::fs::rename(world.at("good.tar"), &shard).unwrap();
     assert_eq!(world.done(&fed(&manifest, &node.url, &[])), wanted);
     until("it is ready", || node.get("/readyz").0 == 200);
+}
+
+#[test]
+fn storage_that_is_lost_while_nobody_asks_is_noticed() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let wanted = local(&world, &manifest, &[]);
+    let mut node = Node::start(&world, &["--manifest", &manifest]);
+    // From here on the shards' files are open.
+    assert_eq!(world.done(&fed(&manifest, &node.url, &[])), wanted);
+    assert_eq!(node.get("/readyz").0, 200);
+    std::fs::rename(world.at("set"), world.at("gone")).unwrap();
+    until("the loss", || node.get("/readyz").0 == 503);
+    let (_, page) = node.get("/readyz");
+    assert!(page.contains("shard-0") && page.contains("No such file"), "{page}");
+    let hasty = ["--set", "machine.feed.patience_seconds=1"];
+    let gone = world.arg("gone/manifest.json");
+    world.fails(&fed(&gone, &node.url, &hasty), 1, &[&node.url, "not ready", "No such file"]);
+    std::fs::rename(world.at("gone"), world.at("set")).unwrap();
+    until("its return", || node.get("/readyz").0 == 200);
+    assert_eq!(world.done(&fed(&manifest, &node.url, &[])), wanted);
+    // As a file system does whose server is gone: opening a shard neither succeeds nor fails.
+    for shard in std::fs::read_dir(world.at("set"))
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path() != world.at("set/manifest.json"))
+    {
+        std::fs::remove_file(shard.path()).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(shard.path()).status().unwrap().success());
+    }
+    until("silence", || node.get("/readyz").0 == 503);
+    let (_, page) = node.get("/readyz");
+    assert!(page.contains("storage has not answered"), "{page}");
+    assert_eq!(node.get("/livez").0, 200);
+    node.signal("-TERM");
+    assert_eq!(node.child.wait().unwrap().code(), Some(0), "it ends well though a thread still waits");
 }
 
 #[test]
@@ -199,6 +280,64 @@ fn a_slow_client_slows_the_node() {
             last = Some(batch);
         }
     });
+}
+
+/// A program whose arithmetic is another asks for what looks like the same stream.
+#[test]
+fn who_makes_streams_of_another_version_is_told_so() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let node = Node::start(&world, &["--manifest", &manifest]);
+    until("it is ready", || node.get("/readyz").0 == 200);
+    let plan = tiny_plan(&manifest);
+    assert_eq!(plan.digest, node.plan_digest);
+    let version = pipeline::plan::STREAM_VERSION;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut flight = flight(&node).await;
+        for other in [version - 1, version + 1] {
+            let mut content = plan.content();
+            content["stream_version"] = other.into();
+            let digest = blake3::hash(content.to_string().as_bytes()).to_hex().to_string();
+            let ticket = json!({ "plan_digest": digest, "first_batch": 0, "count": 1, "plan": content }).to_string();
+            let described = flight.get_flight_info(FlightDescriptor::new_cmd(ticket.clone())).await.unwrap_err();
+            let sent = flight.do_get(Ticket::new(ticket)).await.unwrap_err();
+            for error in [described, sent] {
+                let said = error.message();
+                let wanted = format!("plan {}: stream_version is {other} in the ticket, {version} here", plan.digest);
+                assert!(error.code() == tonic::Code::FailedPrecondition && said.contains(&wanted), "{said}");
+                assert!(said.contains(&digest), "{said}");
+            }
+        }
+        // A program of a later version that asks in words that are not known here.
+        let later = json!({ "plan_digest": plan.digest, "first_batch": 0, "compression": "zstd" }).to_string();
+        let error = flight.do_get(Ticket::new(later)).await.unwrap_err();
+        assert!(error.message().contains("unknown field `compression`"), "{error}");
+        // The same connection, with a ticket of ours.
+        let own = json!({ "plan_digest": plan.digest, "first_batch": 0, "count": 1, "plan": plan.content() });
+        let mut stream = flight.do_get(Ticket::new(own.to_string())).await.unwrap().into_inner();
+        while stream.message().await.unwrap().is_some() {}
+    });
+}
+
+/// The plan of the tests' small stream, as the program makes it.
+fn tiny_plan(manifest: &str) -> pipeline::plan::Plan {
+    use pipeline::plan::{Plan, StreamConfig, Traversal};
+    let mut preset: toml::Table = include_str!("../../config/cifar10-resnet18.toml").parse().unwrap();
+    fn table<T: serde::de::DeserializeOwned>(preset: &mut toml::Table, key: &str) -> T {
+        preset.remove(key).unwrap().try_into().unwrap()
+    }
+    let mut config = StreamConfig {
+        seed: table(&mut preset, "seed"),
+        data: table(&mut preset, "data"),
+        traversal: Traversal::Shuffled(table(&mut preset, "order")),
+        batch: table(&mut preset, "batch"),
+        recipe: table(&mut preset, "recipe"),
+    };
+    // What `TINY` sets of it.
+    let Traversal::Shuffled(order) = &mut config.traversal else { unreachable!("set above") };
+    (order.lanes, config.batch.size, config.recipe.size) = (4, 8, 16);
+    Plan::new(&pipeline::manifest::Manifest::read(std::path::Path::new(manifest)).unwrap(), config).unwrap()
 }
 
 #[test]

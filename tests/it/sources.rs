@@ -1,7 +1,15 @@
 //! Where data comes from: other tools' indexes, the official archives, buckets; and what is left out of it.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::world::World;
 
@@ -188,7 +196,7 @@ fn ranks_together_make_the_global_batches() {
 fn a_bucket_is_as_good_as_a_folder() {
     let world = World::new();
     let manifest = world.packed("bucket/set", 60, &["--zstd", "3"]);
-    let (server, _runtime) = s3(&world.at(""));
+    let bucket = Bucket::serve(&world.at(""));
     let args = |manifest: &str| {
         let args = ["digest", "--config", "quickstart", "--batches", "4", "--json", "--manifest", manifest];
         let more = ["--set", "batch.size=8", "--set", "order.lanes=2", "--set", "machine.cache_dir=cache"];
@@ -196,8 +204,7 @@ fn a_bucket_is_as_good_as_a_folder() {
     };
     let with_credentials = |secret: &str, args: &[String]| {
         let mut command = world.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
-        command.env("AWS_ENDPOINT_URL", &server).env("AWS_ACCESS_KEY_ID", "key");
-        command.env("AWS_SECRET_ACCESS_KEY", secret).env("AWS_REGION", "us-east-1").output().unwrap()
+        command.envs(bucket.environment(secret)).output().unwrap()
     };
     let object = |output: std::process::Output| -> serde_json::Value {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -223,22 +230,79 @@ fn a_bucket_is_as_good_as_a_folder() {
     assert!(missing.status.code() == Some(2) && message.contains("no such object"), "{message}");
 }
 
-/// An S3-compatible server whose buckets are the folders of `root`.
-fn s3(root: &Path) -> (String, tokio::runtime::Runtime) {
-    let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
-    builder.set_auth(s3s::auth::SimpleAuth::from_single("key", "secret"));
-    let service = builder.build();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    runtime.spawn(async move {
-        let http = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
-        while let Ok((socket, _)) = listener.accept().await {
-            let (http, service) = (http.clone(), service.clone());
-            tokio::spawn(async move {
-                let _ = http.serve_connection(hyper_util::rt::TokioIo::new(socket), service).await;
-            });
+/// An S3-compatible server whose buckets are folders; it goes with the test.
+pub struct Bucket {
+    endpoint: String,
+    sent: Arc<AtomicU64>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Bucket {
+    /// Serves the folders of `root`.
+    pub fn serve(root: &Path) -> Self {
+        let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
+        builder.set_auth(s3s::auth::SimpleAuth::from_single("key", "secret"));
+        let service = builder.build();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let sent = Arc::<AtomicU64>::default();
+        let counted = sent.clone();
+        runtime.spawn(async move {
+            let http = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+            while let Ok((socket, _)) = listener.accept().await {
+                let (http, service) = (http.clone(), service.clone());
+                let socket = Counting { socket, sent: counted.clone() };
+                tokio::spawn(async move {
+                    let _ = http.serve_connection(hyper_util::rt::TokioIo::new(socket), service).await;
+                });
+            }
+        });
+        Self { endpoint, sent, _runtime: runtime }
+    }
+
+    /// What a program needs to know to read from it.
+    pub fn environment(&self, secret: &str) -> [(&'static str, String); 4] {
+        [
+            ("AWS_ENDPOINT_URL", self.endpoint.clone()),
+            ("AWS_ACCESS_KEY_ID", "key".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", secret.to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+        ]
+    }
+
+    /// Bytes sent so far, HTTP's own included.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection whose sent bytes are counted.
+struct Counting {
+    socket: TcpStream,
+    sent: Arc<AtomicU64>,
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(context, bytes);
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         }
-    });
-    (endpoint, runtime)
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
 }

@@ -40,7 +40,11 @@ use wire::{Group, StreamInfo};
 const PROBE_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
 
 /// How often a service that makes nothing looks whether it still could.
-const IDLE_PROBE: Duration = Duration::from_secs(10);
+const IDLE_PROBE: Duration = Duration::from_secs(5);
+
+/// Storage that has not answered for this long is taken for lost, until it does; a network file system that lost its
+/// server fails no call, it keeps it waiting.
+const STORAGE_SILENCE: Duration = Duration::from_secs(10);
 
 /// What a service may use and whom it lets in; none of it changes what it serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,6 +232,30 @@ impl Service {
         });
     }
 
+    /// Whether storage still gives samples; in the meantime, whether it answers.
+    async fn probe_storage(&self) -> Result<(), String> {
+        let samples = self.probe.lock().expect("no panic while held").clone();
+        let probe = self.maker.source.store.probe(&samples);
+        tokio::pin!(probe);
+        let result = match tokio::time::timeout(STORAGE_SILENCE, &mut probe).await {
+            Ok(result) => result,
+            Err(_) => {
+                let seconds = STORAGE_SILENCE.as_secs();
+                self.set_health(Err(format!("storage has not answered for {seconds} s")));
+                // Not asked once more beside this: each question that waits takes a thread.
+                probe.await
+            }
+        };
+        if result.is_ok() {
+            let mut known = self.probe.lock().expect("no panic while held");
+            // What could not be read can be again; one sample will do from here on, unless there was news meanwhile.
+            if *known == samples {
+                known.truncate(1);
+            }
+        }
+        result.map_err(|error| error.to_string())
+    }
+
     /// Makes the first batch, and from then on looks whether batches can still be made.
     async fn watch_health(self: Arc<Self>) {
         let plan = &self.maker.source.plan;
@@ -236,14 +264,7 @@ impl Service {
         let (mut pause, mut made) = (first_pause, false);
         loop {
             let result = if made {
-                let samples = self.probe.lock().expect("no panic while held").clone();
-                let (source, storage) = (self.maker.source.clone(), tokio::runtime::Handle::current());
-                let read = move || source.store.read(&samples, &storage).map(drop);
-                match tokio::task::spawn_blocking(read).await {
-                    Ok(result) => result.map_err(|error| error.to_string()),
-                    // The runtime is being shut down, and this task with it.
-                    Err(_) => return,
-                }
+                self.probe_storage().await
             } else {
                 let samples = plan.batches(share).samples(0);
                 let (making, _) = self.maker.make(share, 0, samples, tokio::sync::oneshot::channel().0);

@@ -51,6 +51,9 @@ const OPEN_FILES: u64 = 128;
 /// How often bytes that came wrong from a server are asked for again.
 const WRONG_BYTES_RETRIES: usize = 3;
 
+/// How many samples are asked for at a time to see whether storage is there: few enough to disturb nobody.
+const PROBES: usize = 8;
+
 /// A shard of which less than this share is wanted is read sample by sample rather than whole.
 const WORTH_HOLDING: f64 = 0.25;
 
@@ -230,6 +233,29 @@ impl Store {
         samples.iter().zip(located).map(read).collect()
     }
 
+    /// Asks storage for samples. A shard on this machine is opened and read anew, so that a folder that is gone is noticed
+    /// though its files are still open; one on a server need not be asked for while it is held.
+    ///
+    /// # Errors
+    /// If a shard can't be read or differs from the manifest.
+    pub async fn probe(&self, samples: &[SampleRef]) -> Result<(), StoreError> {
+        let samples = futures::stream::iter(samples.iter().copied().map(Ok));
+        samples.try_for_each_concurrent(PROBES, |sample| self.probe_one(sample)).await
+    }
+
+    async fn probe_one(&self, sample: SampleRef) -> Result<(), StoreError> {
+        let shard = sample.shard as usize;
+        match &self.places[shard] {
+            Location::Url(_) => drop(self.locate(&[sample]).await?),
+            Location::File(_) if self.has_index(shard) => drop(self.read_direct(sample).await?),
+            Location::File(path) => {
+                let (path, expected) = (path.clone(), self.manifest.shards[shard].bytes);
+                blocking(move || open_checked(&path, expected)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Where samples' bytes are, in their order. Returns when all that has to be waited for (a server, a shard being
     /// unpacked) is there; what is in files of this machine is announced to the system, which then reads ahead.
     ///
@@ -291,7 +317,7 @@ impl Store {
             Located::Read(bytes) => return Ok(bytes),
             Located::Held(held) => self.read_held(sample, held, memory)?,
             Located::File(file) => {
-                self.read_file(sample, file, memory)?;
+                self.read_file(sample, file, memory).inspect_err(|_| self.close(sample.shard))?;
                 None
             }
         };
@@ -301,7 +327,10 @@ impl Store {
             Ok(()) => Ok(in_memory.unwrap_or(memory)),
             // A file in the cache may have been damaged since it was checked; the origin decides.
             Err(wrong) if self.holder.forget(sample.shard) && !self.has_index(shard) => Err(wrong),
-            Err(wrong) if self.is_plain_file(shard) => Err(wrong),
+            Err(wrong) if self.is_plain_file(shard) => {
+                self.close(sample.shard);
+                Err(wrong)
+            }
             Err(_) => {
                 *memory = runtime.block_on(self.read_direct(sample))?;
                 Ok(memory)
@@ -346,7 +375,7 @@ impl Store {
     /// Where this shard's bytes are now; fetches the shard if it is to be held and can't be read otherwise.
     async fn source(&self, shard: usize) -> Result<Source, StoreError> {
         if self.is_plain_file(shard) {
-            return self.file(shard).map(Source::File);
+            return self.file(shard).await.map(Source::File);
         }
         if !self.is_held(shard) {
             return Ok(Source::Direct);
@@ -445,15 +474,21 @@ impl Store {
     }
 
     /// An open plain shard whose size is the manifest's.
-    fn file(&self, shard: usize) -> Result<Arc<File>, StoreError> {
+    async fn file(&self, shard: usize) -> Result<Arc<File>, StoreError> {
         if let Some(file) = self.files.lock().expect("no panic while held").get(shard as u32) {
             return Ok(file);
         }
         let Location::File(path) = &self.places[shard] else { unreachable!("a plain shard on this machine") };
-        let file = open_checked(path, self.manifest.shards[shard].bytes)?;
-        let file = Arc::new(file);
+        let (path, expected) = (path.clone(), self.manifest.shards[shard].bytes);
+        // Storage that does not answer keeps this waiting, and must not keep all else waiting with it.
+        let file = Arc::new(blocking(move || open_checked(&path, expected)).await?);
         self.files.lock().expect("no panic while held").put(shard as u32, file.clone());
         Ok(file)
+    }
+
+    /// Lets go of an open file that can't be read: by now another one may stand in its place.
+    fn close(&self, shard: u32) {
+        self.files.lock().expect("no panic while held").remove(shard);
     }
 
     fn is_plain_file(&self, shard: usize) -> bool {
@@ -522,5 +557,10 @@ impl OpenFiles {
             let oldest = self.oldest_first.pop_front().expect("as many as files");
             self.files.remove(&oldest);
         }
+    }
+
+    fn remove(&mut self, shard: u32) {
+        self.files.remove(&shard);
+        self.oldest_first.retain(|&other| other != shard);
     }
 }
