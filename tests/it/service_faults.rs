@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use crate::service::{Node, fed, local, until};
 use crate::world::World;
 
-/// A stream that takes about a second on one node.
-const LONG: [&str; 4] = ["--batches", "600", "--set", "batch.size=48"];
+/// A stream that takes some seconds on one node.
+const LONG: [&str; 4] = ["--batches", "2000", "--set", "batch.size=48"];
 
 /// A client in a process of its own; what it said in the end.
 struct Client(std::process::Child);
@@ -20,6 +20,11 @@ struct Client(std::process::Child);
 impl Client {
     fn start(world: &World, manifest: &str, nodes: &str, more: &[&str]) -> Self {
         Self(world.start(&[&fed(manifest, nodes, &[&LONG, more].concat())[..], &["--json"]].concat()))
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = std::process::Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
+        assert!(status.success());
     }
 
     fn done(self) -> Value {
@@ -63,9 +68,11 @@ fn nodes_are_killed_and_come_back_and_every_batch_comes_once() {
     nodes[0].kill();
     let before = sent(&nodes[1]);
     until("more", || sent(&nodes[1]) > before + 1e6);
-    // Back at its old address, it gets its lanes back.
+    // Back at its old address, it gets its lanes back. However long it takes to start, the stream waits.
+    client.signal("-STOP");
     let address = nodes[0].address().to_owned();
     nodes[0] = Node::start_at(&world, &address, &arguments);
+    client.signal("-CONT");
     until("the first is taken back", || sent(&nodes[0]) > 1e5);
     for node in &mut nodes {
         node.kill();
