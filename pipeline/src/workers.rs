@@ -37,8 +37,8 @@ pub(crate) fn start<S: Slab>(
     (0..threads).map(start).collect()
 }
 
-/// Lays out batch `number`, which holds `samples`, in the slab, in the order that is asked for. The finished batch goes to `done`, its slab in the end
-/// to `home`.
+/// Lays out batch `number`, which holds `samples`, in the slab, in the order that is asked for. The finished batch goes
+/// to `done`, its slab in the end to `home`.
 pub(crate) fn begin<S: Slab>(
     source: &Source,
     number: u64,

@@ -12,16 +12,6 @@ mod location;
 mod pace;
 mod remote;
 mod stream;
-/// What `work` gives, which may block; it runs beside the threads that wait for storage.
-async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime is being shut down, and this task with it.
-        Err(_) => std::future::pending().await,
-    }
-}
-
 #[cfg(test)]
 mod tests;
 
@@ -507,6 +497,16 @@ impl Store {
             Location::Url(url) => !self.remote.has_no_ranges(url),
         };
         ranges && (!self.places[shard].is_zstd() || self.manifest.shards[shard].frames.is_some())
+    }
+}
+
+/// What `work` gives, which may block; it runs beside the threads that wait for storage.
+async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is being shut down, and this task with it.
+        Err(_) => std::future::pending().await,
     }
 }
 
