@@ -139,3 +139,18 @@ fn page(status: &serde_json::Value) -> String {
          <a href=\"/status\">status</a></p></html>\n"
     )
 }
+
+/// As [`serve`], at `machine.metrics`; where, unless that is empty.
+///
+/// # Errors
+/// If the address is none or is taken.
+#[cfg(feature = "trainer")]
+pub fn serve_configured(
+    machine: &crate::config::MachineConfig,
+    runtime: &tokio::runtime::Handle,
+) -> anyhow::Result<Option<SocketAddr>> {
+    if machine.metrics.is_empty() {
+        return Ok(None);
+    }
+    serve("machine.metrics", &machine.metrics, &Pages::default(), runtime).map(Some)
+}

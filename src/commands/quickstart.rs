@@ -62,13 +62,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
     config.data.manifest = train_set.clone();
 
     let runtime = stream::runtime()?;
-    if !config.machine.metrics.is_empty() {
-        let address = telemetry::serve(
-            "machine.metrics",
-            &config.machine.metrics,
-            &telemetry::Pages::default(),
-            runtime.handle(),
-        )?;
+    if let Some(address) = telemetry::serve_configured(&config.machine, runtime.handle())? {
         say(format!("metrics at http://{address}/metrics"));
     }
     let sheet = contact_sheet(&*stream::open(config.stream(), &config.machine)?, 0, 8)?;

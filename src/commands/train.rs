@@ -32,16 +32,10 @@ pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
     }
     let stop = stop_on_signals()?;
     let runtime = stream::runtime()?;
-    if !config.machine.metrics.is_empty() {
-        let address = telemetry::serve(
-            "machine.metrics",
-            &config.machine.metrics,
-            &telemetry::Pages::default(),
-            runtime.handle(),
-        )?;
-        if !voice.quiet {
-            eprintln!("metrics at http://{address}/metrics");
-        }
+    if let Some(address) = telemetry::serve_configured(&config.machine, runtime.handle())?
+        && !voice.quiet
+    {
+        eprintln!("metrics at http://{address}/metrics");
     }
     let outcome = train(&config, &folder, args.resume, &stop, runtime.handle(), voice)?;
     let object = json!({
