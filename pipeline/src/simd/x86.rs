@@ -33,6 +33,13 @@ impl Avx2 {
         unsafe { idct(coefficients, quantization) }
     }
 
+    /// The inverse transform of a block of which only the first four rows and columns may be other than zero.
+    #[inline(always)]
+    pub fn idct_corner(self, coefficients: &[i16; 64], quantization: &[i16; 64]) -> ([[u8; 8]; 8], bool) {
+        // SAFETY: as above.
+        unsafe { idct_corner(coefficients, quantization) }
+    }
+
     /// Does as many values of [`super::ycc_to_rgb`] as fill whole vectors; how many.
     pub fn ycc_to_rgb(self, mut planes: [&mut [u8]; 3]) -> ([&mut [u8]; 3], usize) {
         // SAFETY: as above.
@@ -627,7 +634,57 @@ fn idct(coefficients: &[i16; 64], quantization: &[i16; 64]) -> ([[u8; 8]; 8], bo
         high(columns[2]),
         high(columns[3]),
     ];
-    let rows = transposed(one_dimension::<18>(columns));
+    samples(transposed(one_dimension::<18>(columns)))
+}
+
+/// What the first four of eight values weigh in the transform's even half and odd half, as pairs of the first and third
+/// and of the second and fourth; the later ones differ in sign alone.
+const CORNER_EVEN: [[i16; 2]; 4] =
+    [[SUM[0], EVEN[1][0]], [SUM[0], EVEN[0][0]], [SUM[0], -EVEN[0][0]], [SUM[0], -EVEN[1][0]]];
+const CORNER_ODD: [[i16; 2]; 4] = [
+    [ODD_SUMS[1][1] + ODD[3][1], ODD_SUMS[1][0]],
+    [ODD_SUMS[0][1], ODD_SUMS[0][0] + ODD[2][1]],
+    [ODD_SUMS[1][1], ODD_SUMS[1][0] + ODD[1][1]],
+    [ODD_SUMS[0][1] + ODD[0][1], ODD_SUMS[0][0]],
+];
+
+/// As [`idct`], where only the first four rows and columns may be other than zero.
+#[target_feature(enable = "avx2")]
+fn idct_corner(coefficients: &[i16; 64], quantization: &[i16; 64]) -> ([[u8; 8]; 8], bool) {
+    let (coefficients, quantization) = (coefficients.as_chunks::<8>().0, quantization.as_chunks::<8>().0);
+    let row = |i: usize| _mm_mullo_epi16(load8(&coefficients[i]), load8(&quantization[i]));
+    // Columns: four side by side.
+    let (even, odd) = (_mm_unpacklo_epi16(row(0), row(2)), _mm_unpacklo_epi16(row(1), row(3)));
+    let factors4 = |factors: [i16; 2]| _mm_set1_epi32((factors[0] as u16 as i32) | (factors[1] as i32) << 16);
+    let half = _mm_set1_epi32(1 << 10);
+    let both = |i: usize| {
+        let even = _mm_add_epi32(_mm_madd_epi16(even, factors4(CORNER_EVEN[i])), half);
+        let odd = _mm_madd_epi16(odd, factors4(CORNER_ODD[i]));
+        (_mm_srai_epi32::<11>(_mm_add_epi32(even, odd)), _mm_srai_epi32::<11>(_mm_sub_epi32(even, odd)))
+    };
+    let ((r0, r7), (r1, r6), (r2, r5), (r3, r4)) = (both(0), both(1), both(2), both(3));
+    let order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    let row_pair = |a, b| _mm_shuffle_epi8(_mm_packs_epi32(a, b), order);
+    let (r01, r23, r45, r67) = (row_pair(r0, r1), row_pair(r2, r3), row_pair(r4, r5), row_pair(r6, r7));
+    let (low0, high0) = (_mm_unpacklo_epi32(r01, r23), _mm_unpackhi_epi32(r01, r23));
+    let (low4, high4) = (_mm_unpacklo_epi32(r45, r67), _mm_unpackhi_epi32(r45, r67));
+    let (c0, c1) = (_mm_unpacklo_epi64(low0, low4), _mm_unpackhi_epi64(low0, low4));
+    let (c2, c3) = (_mm_unpacklo_epi64(high0, high4), _mm_unpackhi_epi64(high0, high4));
+    // Rows.
+    let (even, odd) = (pairs(c0, c2), pairs(c1, c3));
+    let half = _mm256_set1_epi32(1 << 17);
+    let both = |i: usize| {
+        let even = _mm256_add_epi32(_mm256_madd_epi16(even, factors(CORNER_EVEN[i])), half);
+        let odd = _mm256_madd_epi16(odd, factors(CORNER_ODD[i]));
+        (_mm256_srai_epi32::<18>(_mm256_add_epi32(even, odd)), _mm256_srai_epi32::<18>(_mm256_sub_epi32(even, odd)))
+    };
+    let ((x0, x7), (x1, x6), (x2, x5), (x3, x4)) = (both(0), both(1), both(2), both(3));
+    samples(transposed([x0, x1, x2, x3, x4, x5, x6, x7]))
+}
+
+/// Rows as [`transposed`] gives them, as bytes, and whether all are in range.
+#[target_feature(enable = "avx2")]
+fn samples(rows: [__m256i; 4]) -> ([[u8; 8]; 8], bool) {
     // Bits 9 and above repeat the sign of what lies in [-512, 512).
     let far = |v: __m256i| _mm256_xor_si256(v, _mm256_srai_epi16::<15>(v));
     let far01 = _mm256_or_si256(far(rows[0]), far(rows[1]));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Unknown;
 use super::header::{Header, ZIGZAG};
-use super::huffman::{END, Found, LOOKUP_BITS, Table, TableSpec, extend};
+use super::huffman::{END, LOOKUP_BITS, Table, TableSpec, extend};
 use super::idct::Block;
 use super::row_index::RowIndex;
 
@@ -36,8 +36,8 @@ pub struct Entropy {
 /// How many tables are kept.
 const TABLES: usize = 8;
 
-/// How many looks the bits of one refill are enough for.
-const LOOKS_PER_REFILL: u32 = 56 / LOOKUP_BITS - 1;
+/// How many looks the bits of one refill are enough for, each with a value behind it.
+const LOOKS_PER_REFILL: u32 = 56 / (LOOKUP_BITS + 10);
 
 /// Zeros behind the data, so that a look beyond its end finds something.
 const MARGIN: usize = 16;
@@ -45,7 +45,8 @@ const MARGIN: usize = 16;
 impl Entropy {
     /// Calls `place` with each wanted block, in the file's order; it says whether the block is one of a picture.
     ///
-    /// With `known`, only rows that hold wanted blocks are gone through; with `index`, what would be known is noted.
+    /// With `known`, only rows that hold wanted blocks are gone through, and of them, where the beginning of the next
+    /// row is known, only what lies before the last wanted block; with `index`, what would be known is noted.
     #[inline(always)]
     pub fn decode(
         &mut self,
@@ -73,6 +74,8 @@ impl Entropy {
             })
             .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
             .ok_or(Unknown)?;
+        let needed_columns = (0..n).map(|i| wanted[i].0.end.div_ceil(header.components[i].sampling.0)).max();
+        let needed_columns = needed_columns.ok_or(Unknown)?.min(columns);
         // Restart intervals, which need not end with a row, have no place in an index.
         let known = known.filter(|known| header.restart_interval == 0 && known.fits(rows));
         let (mut first, mut end, mut bit, mut predictions) = (0, rows, 0, [0i32; 3]);
@@ -94,7 +97,9 @@ impl Entropy {
             if let Some(index) = &mut index {
                 index.note(row, bits.position(), predictions);
             }
-            for column in 0..columns {
+            let next = known.and_then(|known| known.at(row + 1));
+            let is_last = known.is_some() && row + 1 == end;
+            for column in 0..if next.is_some() || is_last { needed_columns } else { columns } {
                 if header.restart_interval > 0 {
                     if interval.left == 0 {
                         interval.left = header.restart_interval;
@@ -121,6 +126,17 @@ impl Entropy {
                         }
                     }
                 }
+            }
+            if let Some(next) = next
+                && !is_last
+            {
+                let next_predictions = next.predictions.map(i32::from);
+                if needed_columns == columns && (bits.position(), predictions) != (next.bit as usize, next_predictions)
+                {
+                    return Err(Unknown);
+                }
+                bits = Bits::new(&self.data, next.bit as usize);
+                predictions = next_predictions;
             }
         }
         if !sound {
@@ -244,9 +260,9 @@ impl<'a> Bits<'a> {
     /// The value of the next `size` bits.
     #[inline(always)]
     fn value(&mut self, size: u32) -> i32 {
-        let bits = (self.next >> 1 >> (63 - size)) as u32;
+        let value = extend(self.next, size);
         self.consume(size);
-        extend(bits, size)
+        value
     }
 
     /// Decodes a block; its coefficients are added to `block`, which is to be clear.
@@ -254,11 +270,12 @@ impl<'a> Bits<'a> {
     fn block(&mut self, dc: &Table, ac: &Table, prediction: &mut i32, block: &mut Block) -> Result<(), Unknown> {
         self.refill();
         let found = dc.look(self.next);
-        let difference = if found.is_done() {
-            self.consume(found.bits());
-            i32::from(found.first())
+        let difference = if found.is_long() {
+            self.long_first(dc)?
         } else {
-            self.long_first(dc, found)?
+            let value = found.second_value(self.next);
+            self.consume(found.bits());
+            value
         };
         *prediction += difference;
         // No mean of eight-bit samples is farther from the middle.
@@ -271,13 +288,13 @@ impl<'a> Bits<'a> {
             self.refill();
             for _ in 0..LOOKS_PER_REFILL {
                 let found = ac.look(self.next);
-                if !found.is_done() {
-                    let (step, value) = self.long(ac, found)?;
+                if found.is_long() {
+                    let (step, value) = self.long(ac)?;
+                    if step == END {
+                        break 'block;
+                    }
                     k += step;
                     if k >= 64 {
-                        if step == END {
-                            break 'block;
-                        }
                         return Err(Unknown);
                     }
                     block.coefficients[usize::from(PLACES[k])] = value;
@@ -285,71 +302,57 @@ impl<'a> Bits<'a> {
                     continue 'block;
                 }
                 let first = k + found.step();
-                if first >= 63 {
-                    self.consume(found.first_bits());
-                    if first == 63 {
-                        block.coefficients[63] = found.first();
-                        last = 63;
-                    } else if found.step() != END {
-                        return Err(Unknown);
-                    }
-                    break 'block;
+                let second = first + found.second_step();
+                block.coefficients[usize::from(PLACES[first & 255])] = found.value();
+                block.coefficients[usize::from(PLACES[second & 255])] = found.second_value(self.next) as i16;
+                if second < 63 {
+                    self.consume(found.bits());
+                    (k, last) = (second, second);
+                    continue;
                 }
-                block.coefficients[usize::from(PLACES[first])] = found.first();
-                k = first + found.second_step();
-                block.coefficients[usize::from(PLACES[k & 255])] = found.second();
-                self.consume(found.bits());
-                if k >= 63 {
-                    last = if k == 63 { 63 } else { first };
-                    if k > 63 && found.second_step() != END {
-                        return Err(Unknown);
-                    }
-                    break 'block;
-                }
-                last = k;
+                // The block ends here; with its last coefficient it ends by itself, and what follows is the next one's.
+                let bits;
+                (last, bits) = match (first, second) {
+                    (63, _) => (63, found.first_bits()),
+                    (_, 63) => (63, found.bits()),
+                    _ if found.step() == END => (k, found.bits()),
+                    (..63, _) if found.second_step() == END => (first, found.bits()),
+                    _ => return Err(Unknown),
+                };
+                self.consume(bits);
+                break 'block;
             }
         }
         block.last = last;
         Ok(())
     }
 
-    /// The difference of a first coefficient whose code and value are longer than a look.
+    /// The difference of a first coefficient whose code is longer than a look.
     #[cold]
-    fn long_first(&mut self, dc: &Table, found: Found) -> Result<i32, Unknown> {
-        let size = if found.is_long_value() {
-            self.consume(found.first_bits());
-            found.first() as u32
-        } else {
-            let (symbol, bits) = dc.long_code(self.next)?;
-            self.consume(bits);
-            u32::from(symbol)
-        };
+    fn long_first(&mut self, dc: &Table) -> Result<i32, Unknown> {
+        let (size, bits) = dc.long_code(self.next)?;
+        self.consume(bits);
         if size > 11 {
             return Err(Unknown);
         }
-        Ok(self.value(size))
+        Ok(self.value(size.into()))
     }
 
-    /// The step and value of a coefficient whose code and value are longer than a look.
+    /// The step and value of a coefficient whose code is longer than a look.
     #[inline(always)]
-    fn long(&mut self, ac: &Table, found: Found) -> Result<(usize, i16), Unknown> {
+    fn long(&mut self, ac: &Table) -> Result<(usize, i16), Unknown> {
         self.refill();
-        let (step, size) = if found.is_long_value() {
-            self.consume(found.first_bits());
-            (found.step(), found.first() as u32)
-        } else {
-            let (symbol, bits) = ac.long_code(self.next)?;
-            self.consume(bits);
-            match symbol {
-                0 => (END, 0),
-                0xF0 => (16, 0),
-                _ if symbol & 15 == 0 => return Err(Unknown),
-                _ => (usize::from(symbol >> 4) + 1, u32::from(symbol & 15)),
-            }
+        let (symbol, bits) = ac.long_code(self.next)?;
+        self.consume(bits);
+        let (step, size) = match symbol {
+            0 => (END, 0),
+            0xF0 => (16, 0),
+            _ if symbol & 15 == 0 => return Err(Unknown),
+            _ => (usize::from(symbol >> 4) + 1, u32::from(symbol & 15)),
         };
         if size > 10 {
             return Err(Unknown);
         }
-        Ok((step, if size == 0 { 0 } else { self.value(size) as i16 }))
+        Ok((step, self.value(size) as i16))
     }
 }

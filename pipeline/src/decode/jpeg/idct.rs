@@ -21,6 +21,9 @@ impl Block {
     }
 }
 
+/// Coefficients up to this one, in the file's order, lie in the first four rows and columns.
+const LAST_OF_CORNER: usize = 9;
+
 /// Which code does the work; all give the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transform {
@@ -57,10 +60,12 @@ impl Transform {
         let (rows, in_range) = match self {
             Self::Scalar => scalar(coefficients, &quantization.factors),
             #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) if block.last <= LAST_OF_CORNER => avx2.idct_corner(coefficients, &quantization.factors),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.idct(coefficients, &quantization.factors),
         };
-        for (row, samples) in rows.into_iter().enumerate() {
-            out[row * stride..][..8].copy_from_slice(&samples);
+        for (line, samples) in out.chunks_mut(stride).zip(rows) {
+            *line.first_chunk_mut().expect("rows hold whole blocks") = samples;
         }
         in_range
     }

@@ -1,5 +1,5 @@
-//! Where a sound file's entropy-coded data may be entered, so that rows before and behind a region need not be gone
-//! through.
+//! Where a sound file's entropy-coded data may be entered, so that rows before and behind a region, and what lies to
+//! its right, need not be gone through.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -23,8 +23,12 @@ pub struct Start {
     pub predictions: [i16; 3],
 }
 
-/// At most this many parts has a file: more would save little and cost manifests memory.
-const PARTS: u32 = 8;
+/// At most this many parts has a file: a place for each row of units of what the field trains on, and fewer for large
+/// pictures, whose rows are long.
+const PARTS: u32 = 64;
+
+/// What an index's bytes begin with: which way of writing it this is.
+const FORMAT: u32 = 2;
 
 impl RowIndex {
     /// An index, with no places yet, of a file of `rows` rows of units.
@@ -52,23 +56,33 @@ impl RowIndex {
         }
     }
 
+    /// The beginning of row `row`, if the index knows it.
+    #[inline(always)]
+    pub(super) fn at(&self, row: u32) -> Option<&Start> {
+        row.is_multiple_of(self.every).then(|| self.starts.get((row / self.every).checked_sub(1)? as usize))?
+    }
+
     /// The bit at which everything up to before row `row` is over, if the index knows it.
     pub(super) fn end_of(&self, row: u32) -> Option<u32> {
         let n = row.div_ceil(self.every) as usize;
         self.starts.get(n.checked_sub(1)?).map(|start| start.bit)
     }
 
-    /// The index in a line of text, about a hundred characters.
+    /// The index in a line of text, about eight characters a place.
     pub fn to_text(&self) -> String {
         let mut bytes = Vec::new();
+        push(&mut bytes, FORMAT);
         push(&mut bytes, self.every);
-        let mut last = 0;
+        // Rows are about as long and as bright as those above them: differences are small.
+        let (mut last, mut length) = (Start::default(), 0u32);
         for start in &self.starts {
-            push(&mut bytes, start.bit - last);
-            last = start.bit;
-            for value in start.predictions.map(i32::from) {
-                push(&mut bytes, ((value << 1) ^ (value >> 31)) as u32);
+            let new_length = start.bit - last.bit;
+            push(&mut bytes, fold(new_length.wrapping_sub(length) as i32));
+            length = new_length;
+            for (value, last) in start.predictions.into_iter().zip(last.predictions) {
+                push(&mut bytes, fold(i32::from(value) - i32::from(last)));
             }
+            last = *start;
         }
         STANDARD_NO_PAD.encode(bytes)
     }
@@ -76,22 +90,33 @@ impl RowIndex {
     /// What [`RowIndex::to_text`] gave; `None` for anything else.
     pub fn from_text(text: &str) -> Option<Self> {
         // The longest index has a place behind each part but the last, of four numbers of up to five bytes.
-        let mut buffer = [0; 5 + 20 * PARTS as usize];
+        let mut buffer = [0; 10 + 20 * PARTS as usize];
         let n = STANDARD_NO_PAD.decode_slice(text, &mut buffer).ok()?;
         let mut bytes = &buffer[..n];
+        if take(&mut bytes)? != FORMAT {
+            return None;
+        }
         let mut index = Self { every: take(&mut bytes)?, starts: Vec::with_capacity(PARTS as usize) };
-        let mut bit = 0u32;
+        let (mut last, mut length) = (Start::default(), 0u32);
         while !bytes.is_empty() {
-            bit = bit.checked_add(take(&mut bytes)?)?;
-            let mut predictions = [0; 3];
-            for value in &mut predictions {
-                let folded = take(&mut bytes)?;
-                *value = i16::try_from((folded >> 1) as i32 ^ -((folded & 1) as i32)).ok()?;
+            length = length.wrapping_add(unfold(take(&mut bytes)?) as u32);
+            last.bit = last.bit.checked_add(length)?;
+            for value in &mut last.predictions {
+                *value = i16::try_from(i32::from(*value).checked_add(unfold(take(&mut bytes)?))?).ok()?;
             }
-            index.starts.push(Start { bit, predictions });
+            index.starts.push(last);
         }
         (index.every > 0).then_some(index)
     }
+}
+
+/// Numbers around zero as small ones.
+fn fold(value: i32) -> u32 {
+    ((value << 1) ^ (value >> 31)) as u32
+}
+
+fn unfold(folded: u32) -> i32 {
+    (folded >> 1) as i32 ^ -((folded & 1) as i32)
 }
 
 /// Seven bits a byte, the lowest first; the top bit says that more follow.
@@ -128,7 +153,7 @@ mod tests {
         assert_eq!(RowIndex::from_text(&index.to_text()), Some(index.clone()));
         let empty = RowIndex { every: 1, starts: vec![] };
         assert_eq!(RowIndex::from_text(&empty.to_text()), Some(empty));
-        for text in ["", "?", "A", "AA", "gICAgICA", &index.to_text()[1..], &"AAAA".repeat(100)] {
+        for text in ["", "?", "A", "AA", "AgA", "gICAgICA", &index.to_text()[1..], &"AAAA".repeat(1000)] {
             assert_eq!(RowIndex::from_text(text), None, "{text:?}");
         }
     }

@@ -122,11 +122,12 @@ fn vector_code_equals_plain_code() {
         // Few and small coefficients as in pictures, and such as only a damaged file has.
         let large = round % 4 == 0;
         let mut block = Block::new();
+        block.last = draws.below(64) as usize;
         for _ in 0..=draws.below(64) {
             let value = if large { draws.below(65_536) as u16 as i16 } else { draws.below(400) as i16 - 200 };
-            block.coefficients[draws.below(64) as usize] = value;
+            let place = header::ZIGZAG[draws.below(block.last as u64 + 1) as usize];
+            block.coefficients[usize::from(place)] = value;
         }
-        block.last = 63;
         let quantization = idct::Quantization::new(std::array::from_fn(|_| 1 + draws.below(255) as i16));
         let (mut plain, mut fast) = ([0; 64], [0; 64]);
         let plain_fits = idct::Transform::Scalar.apply(&block, &quantization, &mut plain, 8);
