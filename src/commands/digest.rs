@@ -2,12 +2,35 @@
 
 use pipeline::loader::LoaderOptions;
 use pipeline::plan::Share;
-use serde_json::json;
+use pipeline::quarantine::QuarantineEntry;
+use serde::Serialize;
 
 use super::Voice;
 use crate::cli::DigestArgs;
 use crate::progress::Progress;
 use crate::{Ending, WrongInput, stream};
+
+/// What `--json` tells. Runs over hundreds of thousands of batches are told too, so they are not copied for it.
+#[derive(Serialize)]
+struct Report<'a> {
+    batches: &'a [BatchDigest],
+    digest: &'a str,
+    plan_digest: &'a str,
+    manifest_digest: &'a str,
+    batches_per_epoch: u64,
+    damaged: &'a [QuarantineEntry],
+}
+
+#[derive(Serialize)]
+struct BatchDigest {
+    batch: u64,
+    #[serde(serialize_with = "in_hex")]
+    digest: blake3::Hash,
+}
+
+fn in_hex<S: serde::Serializer>(digest: &blake3::Hash, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&digest.to_hex())
+}
 
 pub fn run(args: &DigestArgs, voice: Voice) -> anyhow::Result<Ending> {
     let mut config = args.config.load()?;
@@ -34,20 +57,24 @@ pub fn run(args: &DigestArgs, voice: Voice) -> anyhow::Result<Ending> {
         let Some(first) = shares.first() else { break };
         let digest = pipeline::batch::digest(&shares);
         all.update(digest.as_bytes());
-        batches.push((first.position.batch, digest.to_hex().to_string()));
+        batches.push(BatchDigest { batch: first.position.batch, digest });
         progress.set(batches.len() as u64, args.batches, || "batches".into());
     }
     progress.finish();
     let digest = all.finalize().to_hex().to_string();
-    let list: Vec<_> = batches.iter().map(|(batch, digest)| json!({ "batch": batch, "digest": digest })).collect();
     let damaged = source.quarantine.entries();
     let plan = &source.plan;
-    let object = json!({
-        "batches": list, "digest": digest, "plan_digest": plan.digest, "manifest_digest": plan.manifest_digest,
-        "batches_per_epoch": plan.batches_per_epoch(), "damaged": damaged,
-    });
-    voice.result(&object, || {
-        let mut text: String = batches.iter().map(|(batch, digest)| format!("{batch:>8}  {digest}\n")).collect();
+    let report = Report {
+        batches: &batches,
+        digest: &digest,
+        plan_digest: &plan.digest,
+        manifest_digest: &plan.manifest_digest,
+        batches_per_epoch: plan.batches_per_epoch(),
+        damaged: &damaged,
+    };
+    voice.result(&report, || {
+        let line = |BatchDigest { batch, digest }: &BatchDigest| format!("{batch:>8}  {digest}\n");
+        let mut text: String = batches.iter().map(line).collect();
         for entry in &damaged {
             text += &format!("damaged: {} in {}: {}: {}\n", entry.entry, entry.shard, entry.reason, entry.detail);
         }

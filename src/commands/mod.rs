@@ -31,11 +31,15 @@ pub struct Voice {
 
 impl Voice {
     /// Prints a command's result: the object, or the text.
-    pub fn result(self, object: &serde_json::Value, text: impl FnOnce() -> String) {
+    pub fn result(self, object: &impl serde::Serialize, text: impl FnOnce() -> String) {
         use std::io::Write;
-        let line = if self.json { object.to_string() } else { text() };
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         // A reader that has gone away is no failure of ours.
-        let _ = writeln!(std::io::stdout(), "{line}");
+        let _ = match self.json {
+            true => serde_json::to_writer(&mut out, object).map_err(Into::into).and_then(|()| writeln!(out)),
+            false => writeln!(out, "{}", text()),
+        };
+        let _ = out.flush();
     }
 }
 
