@@ -1,17 +1,24 @@
 //! `simclr-pipeline`: streams SimCLR batches from tar shards, trains on them, evaluates what was learnt.
 //!
 //! [`cli`] says what can be asked; each verb is a module of [`commands`]. [`config`] reads what decides a run,
-//! [`stream`] opens the batches it describes, [`run`] keeps a run's folder, [`telemetry`] tells what goes on.
+//! [`stream`] opens the batches it describes, [`run`] keeps a run's folder. [`telemetry`] tells what goes on, [`pages`]
+//! show it.
 
 mod cli;
 mod commands;
 mod config;
+mod inspect;
+#[cfg(feature = "trainer")]
+mod live;
+mod pages;
 mod picture;
 mod progress;
 #[cfg(feature = "trainer")]
 mod report;
 #[cfg(feature = "trainer")]
 mod run;
+#[cfg(feature = "trainer")]
+mod stall;
 mod stream;
 mod telemetry;
 

@@ -1,5 +1,6 @@
 //! The run folder: what was asked for, what happened, and the checkpoints.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -68,6 +69,9 @@ pub struct MetricsLine {
     pub images_per_second: f64,
     pub step_seconds: f64,
     pub data_wait_seconds: f64,
+    /// What the wait for data was for, in seconds by cause; only what is not zero.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub waited_for: BTreeMap<String, f64>,
 }
 
 impl MetricsLine {
@@ -88,6 +92,10 @@ impl MetricsLine {
             images_per_second: report.images as f64 / seconds,
             step_seconds: report.step_time.as_secs_f64(),
             data_wait_seconds: report.data_wait.as_secs_f64(),
+            waited_for: (report.waited.causes().into_iter())
+                .filter(|(_, seconds)| *seconds > 0.0)
+                .map(|(cause, seconds)| (cause.to_owned(), seconds))
+                .collect(),
         }
     }
 }

@@ -1,13 +1,8 @@
-//! What the program tells while it runs: logs on stderr, metrics over HTTP.
+//! What the program tells while it runs: logs on stderr, and metrics in the text that Prometheus reads.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
-use axum::Router;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::routing::get;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 /// Logs from here on: warnings only when `quiet`, more with each `verbose`.
@@ -38,6 +33,13 @@ pub fn recorder() -> &'static PrometheusHandle {
         let handle = builder.install_recorder().expect("no other recorder is installed");
         metrics::describe_gauge!("simclr_build_info", "The program's version; always 1.");
         metrics::gauge!("simclr_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        metrics::describe_gauge!(
+            "simclr_start_time_seconds",
+            metrics::Unit::Seconds,
+            "When this process began, in seconds since 1970; a change is a restart."
+        );
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        metrics::gauge!("simclr_start_time_seconds").set(began.as_secs_f64());
         handle
     })
 }
@@ -56,101 +58,4 @@ pub fn render() -> String {
         }
     }
     text
-}
-
-/// Whether something is as it should be; if not, why.
-type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
-
-/// What the pages tell beside the metrics.
-#[derive(Clone)]
-pub struct Pages {
-    /// `/livez`: whether the program works at all.
-    pub alive: Check,
-    /// `/readyz`: whether it can do its work now.
-    pub ready: Check,
-    /// `/status`, and what `/` shows: how things stand.
-    pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
-}
-
-#[cfg(feature = "trainer")]
-impl Default for Pages {
-    fn default() -> Self {
-        let version = || serde_json::json!({ "version": env!("CARGO_PKG_VERSION") });
-        Self { alive: Arc::new(|| Ok(())), ready: Arc::new(|| Ok(())), status: Arc::new(version) }
-    }
-}
-
-/// Listens at `address`, which `key` names.
-///
-/// # Errors
-/// If the address is none or is taken.
-pub fn listen(key: &str, address: &str) -> anyhow::Result<std::net::TcpListener> {
-    let wanted: SocketAddr = address
-        .parse()
-        .map_err(|_| crate::WrongInput(format!("{key} = {address:?}: an address such as 127.0.0.1:9464 is wanted")))?;
-    let listener = std::net::TcpListener::bind(wanted)
-        .map_err(|error| crate::WrongInput(format!("{key} = {address:?}: cannot listen there: {error}")))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// Serves `/metrics`, `/livez`, `/readyz`, `/status` and a page at `/`, for the life of `runtime`; the address.
-///
-/// # Errors
-/// If the address is none or is taken.
-pub fn serve(key: &str, address: &str, pages: &Pages, runtime: &tokio::runtime::Handle) -> anyhow::Result<SocketAddr> {
-    recorder();
-    let listener = listen(key, address)?;
-    let bound = listener.local_addr()?;
-    let answer = |check: &Check| {
-        let check = check.clone();
-        get(async move || match check() {
-            Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
-            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        })
-    };
-    let (status, shown) = (pages.status.clone(), pages.status.clone());
-    let refresh = pages.status.clone();
-    let metrics = async move || {
-        // What is only known when it is asked for.
-        refresh();
-        ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], render())
-    };
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/livez", answer(&pages.alive))
-        .route("/readyz", answer(&pages.ready))
-        .route("/status", get(async move || ([(CONTENT_TYPE, "application/json")], format!("{}\n", status()))))
-        .route("/", get(async move || ([(CONTENT_TYPE, "text/html; charset=utf-8")], page(&shown()))));
-    let _guard = runtime.enter();
-    let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve metrics")?;
-    runtime.spawn(async move { axum::serve(listener, router).await });
-    Ok(bound)
-}
-
-/// The status as a page that keeps itself up to date.
-fn page(status: &serde_json::Value) -> String {
-    let text = serde_json::to_string_pretty(status).expect("a status is plain data");
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"2\">\
-         <title>simclr-pipeline</title><h1>simclr-pipeline</h1><pre>{text}</pre>\
-         <p><a href=\"/metrics\">metrics</a> <a href=\"/readyz\">readyz</a> <a href=\"/livez\">livez</a> \
-         <a href=\"/status\">status</a></p></html>\n"
-    )
-}
-
-/// As [`serve`], at `machine.metrics`; where, unless that is empty.
-///
-/// # Errors
-/// If the address is none or is taken.
-#[cfg(feature = "trainer")]
-pub fn serve_configured(
-    machine: &crate::config::MachineConfig,
-    runtime: &tokio::runtime::Handle,
-) -> anyhow::Result<Option<SocketAddr>> {
-    if machine.metrics.is_empty() {
-        return Ok(None);
-    }
-    serve("machine.metrics", &machine.metrics, &Pages::default(), runtime).map(Some)
 }

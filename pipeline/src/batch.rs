@@ -8,7 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::metrics::Ready;
 use crate::plan::Position;
+use crate::stall::Waited;
 
 /// Memory that the caller brings for a batch's pixels: plain, or pinned for a GPU.
 pub trait Slab: Send + 'static {
@@ -43,10 +45,14 @@ pub struct Batch<S: Slab> {
     pub sample_ids: Vec<u64>,
     /// Places whose sample was damaged and is replaced by another.
     pub replaced: Vec<usize>,
+    /// If another machine made it: how long that one waited for it, and for what.
+    pub waited_there: Option<Waited>,
     /// How the views lie in the slab.
     pub layout: Layout,
     slab: Option<S>,
     home: async_channel::Sender<S>,
+    /// Until it is taken.
+    ready: Option<Ready>,
 }
 
 /// How the views of a batch lie in its slab.
@@ -123,10 +129,26 @@ impl Layout {
 }
 
 impl<S: Slab> Batch<S> {
-    pub(crate) fn new(filled: Filled, slab: S, home: async_channel::Sender<S>) -> Self {
-        let Filled { position, layout, labels, sample_ids, replaced } = filled;
+    pub(crate) fn new(filled: Filled, slab: S, home: async_channel::Sender<S>, ready: Ready) -> Self {
+        let Filled { position, layout, labels, sample_ids, replaced, waited_there } = filled;
         let num_images = layout.images;
-        Self { position, num_images, labels, sample_ids, replaced, layout, slab: Some(slab), home }
+        Self {
+            position,
+            num_images,
+            labels,
+            sample_ids,
+            replaced,
+            waited_there,
+            layout,
+            slab: Some(slab),
+            home,
+            ready: Some(ready),
+        }
+    }
+
+    /// Says that the consumer has it.
+    pub(crate) fn take(&mut self) {
+        self.ready = None;
     }
 
     /// The slab; the first [`Layout::bytes`] of it are this batch's pixels.
@@ -183,6 +205,7 @@ pub(crate) struct Filled {
     pub labels: Vec<i64>,
     pub sample_ids: Vec<u64>,
     pub replaced: Vec<usize>,
+    pub waited_there: Option<Waited>,
 }
 
 /// A run of places of a slab that one worker fills.

@@ -9,8 +9,8 @@
 //! 6. The views are written by worker threads straight into their places in a [`batch`]; [`loader`] delivers batches
 //!    in order, and [`service`] does so over the network.
 //!
-//! Nothing here knows a tensor, a command line or a web page. [`metrics`] counts on the way; [`drawn`] makes
-//! pictures where there are none; [`files`] writes files whole.
+//! Nothing here knows a tensor, a command line or a web page. [`metrics`] counts on the way; [`activity`] and [`stall`]
+//! say why a consumer waited; [`drawn`] makes pictures where there are none; [`files`] writes files whole.
 
 pub mod manifest;
 pub mod pack;
@@ -29,6 +29,8 @@ pub mod batch;
 mod workers;
 pub mod loader;
 pub mod service;
+pub mod activity;
+pub mod stall;
 pub mod metrics;
 pub mod drawn;
 pub mod files;

@@ -19,6 +19,7 @@ use crate::batch::{Batch, Layout, PixelOrder, Slab};
 use crate::metrics::{PipelineMetrics, Waiting};
 use crate::plan::{Batches, Plan, PlanError, Share, Traversal};
 use crate::quarantine::{BudgetSpent, Quarantine};
+use crate::stall::Waited;
 use crate::store::{Located, Store, StoreError};
 use crate::workers::{self, NextPart, Work};
 
@@ -80,6 +81,9 @@ pub trait BatchStream<S: Slab> {
     /// # Errors
     /// Whatever stopped the stream; after an error it is at its end.
     fn next_batch(&mut self) -> Result<Option<Batch<S>>, LoadError>;
+
+    /// How long was waited for batches so far, and for what.
+    fn waited(&self) -> Waited;
 }
 
 /// A running stream of batches, made by this process. Dropping it stops its threads.
@@ -107,6 +111,7 @@ impl<S: Slab> Loader<S> {
         source.plan.check_share(options.share)?;
         source.store.prepare(source.plan.open_shards(options.share), &source.plan.shard_sizes)?;
         let num_slabs = slabs.len();
+        source.metrics.slabs.set(num_slabs as f64);
         let (slab_sender, slab_receiver) = bounded(num_slabs);
         for slab in slabs {
             slab_sender.try_send(slab).unwrap_or_else(|_| panic!("the channel holds {num_slabs} slabs"));
@@ -139,6 +144,10 @@ impl<S: Slab> BatchStream<S> for Loader<S> {
     fn next_batch(&mut self) -> Result<Option<Batch<S>>, LoadError> {
         Loader::next_batch(self)
     }
+
+    fn waited(&self) -> Waited {
+        self.promises.waited()
+    }
 }
 
 impl<S: Slab> Drop for Loader<S> {
@@ -161,23 +170,33 @@ pub(crate) struct Promises<S: Slab> {
     source: Arc<Source>,
     started: Instant,
     delivered: u64,
+    waited: Waited,
 }
 
 impl<S: Slab> Promises<S> {
     pub fn new(batches: Receiver<Promise<S>>, source: Arc<Source>) -> Self {
-        Self { batches: Some(batches), source, started: Instant::now(), delivered: 0 }
+        Self { batches: Some(batches), source, started: Instant::now(), delivered: 0, waited: Waited::default() }
     }
 
     /// As [`BatchStream::next_batch`].
     pub fn next(&mut self) -> Result<Option<Batch<S>>, LoadError> {
         let Some(batches) = &self.batches else { return Ok(None) };
-        let began = Instant::now();
+        let metrics = &self.source.metrics;
+        let (began, before) = (Instant::now(), metrics.activities.spent());
         let Ok((number, batch)) = batches.recv_blocking() else { return Ok(None) };
         let batch = batch.recv_blocking().unwrap_or(Err(LoadError::Worker(number)));
-        let metrics = &self.source.metrics;
-        metrics.add_wait(Waiting::ForBatch, began.elapsed());
+        let (wait, now) = (began.elapsed(), metrics.activities.spent());
+        metrics.add_wait(Waiting::ForBatch, wait);
         match batch {
-            Ok(batch) => {
+            Ok(mut batch) => {
+                batch.take();
+                let wait = wait.as_secs_f64();
+                let waited = match &batch.waited_there {
+                    _ if self.delivered == 0 => Waited::for_start(wait),
+                    Some(there) => Waited::for_node(wait, there),
+                    None => Waited::for_workers(wait, now.since(before), now),
+                };
+                self.waited = self.waited.plus(&waited);
                 if self.delivered == 0 {
                     metrics.time_to_first_batch.set(self.started.elapsed().as_secs_f64());
                 }
@@ -190,6 +209,11 @@ impl<S: Slab> Promises<S> {
                 Err(error)
             }
         }
+    }
+
+    /// As [`BatchStream::waited`].
+    pub fn waited(&self) -> Waited {
+        self.waited
     }
 
     /// Wants no more of them.

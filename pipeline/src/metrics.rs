@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 
+use crate::activity::{Activities, Activity, Stopwatch};
 use crate::quarantine::DamageReason;
 
 /// A stage of a sample's journey whose busy time is counted.
@@ -63,6 +64,12 @@ pub struct PipelineMetrics {
     pub time_to_first_batch: Gauge,
     /// Bytes that the disk cache takes.
     pub cache_bytes: Gauge,
+    /// Slabs of the loader.
+    pub slabs: Gauge,
+    /// Who is busy with what.
+    pub activities: Activities,
+    ready: Gauge,
+    threads: Gauge,
     samples: Counter,
     stages: [Seconds; 3],
     waits: [Seconds; 5],
@@ -99,6 +106,21 @@ impl PipelineMetrics {
             "Busy seconds of each stage over all threads; the largest is the one to make faster or give more threads."
         );
         describe_gauge!(
+            "simclr_pipeline_batches_ready",
+            Unit::Count,
+            "Batches that are made and were not yet taken; none at the moment of a wait is no surprise, none at all times says that the loader is behind."
+        );
+        describe_gauge!(
+            "simclr_pipeline_slabs",
+            Unit::Count,
+            "Batches that memory is set aside for, the one in use included; machine.batches_ahead decides."
+        );
+        describe_gauge!(
+            "simclr_pipeline_threads",
+            Unit::Count,
+            "Worker threads; busy seconds of the stages against it tell whether more would help."
+        );
+        describe_gauge!(
             "simclr_pipeline_wait_seconds_total",
             Unit::Seconds,
             "Seconds waited at each side of each channel; the side that waits is the faster one."
@@ -126,6 +148,10 @@ impl PipelineMetrics {
             batches: counter!("simclr_pipeline_batches_total"),
             time_to_first_batch: gauge!("simclr_pipeline_time_to_first_batch_seconds"),
             cache_bytes: gauge!("simclr_pipeline_cache_bytes"),
+            slabs: gauge!("simclr_pipeline_slabs"),
+            activities: Activities::default(),
+            ready: gauge!("simclr_pipeline_batches_ready"),
+            threads: gauge!("simclr_pipeline_threads"),
             samples: counter!("simclr_pipeline_samples_total"),
             stages: Stage::ALL.map(stage),
             waits: [
@@ -155,6 +181,18 @@ impl PipelineMetrics {
         counter!("simclr_pipeline_storage_retries_total", "reason" => reason).increment(1);
     }
 
+    /// Times what a worker thread does, and counts it.
+    pub fn worker(&self) -> Worker {
+        self.threads.increment(1.0);
+        Worker { metrics: self.clone(), stopwatch: self.activities.stopwatch() }
+    }
+
+    /// Counts a batch as made and not yet taken, as long as the answer lives.
+    pub(crate) fn ready(&self) -> Ready {
+        self.ready.increment(1.0);
+        Ready(self.ready.clone())
+    }
+
     /// Counts busy time of a stage.
     pub fn add_busy(&self, stage: Stage, time: Duration) {
         self.stages[stage as usize].add(time);
@@ -179,6 +217,40 @@ impl PipelineMetrics {
         if let Some(i) = DamageReason::ALL.iter().position(|known| known.name() == reason) {
             self.quarantined[i].increment(1);
         }
+    }
+}
+
+/// A batch that is made and was not yet taken.
+pub(crate) struct Ready(Gauge);
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// A worker thread's time, counted by what it does.
+pub struct Worker {
+    metrics: PipelineMetrics,
+    stopwatch: Stopwatch,
+}
+
+impl Worker {
+    /// Says what the thread does from now on.
+    pub fn turn_to(&mut self, activity: Activity) {
+        let (last, took) = self.stopwatch.turn_to(activity);
+        match last {
+            Activity::Idle => self.metrics.add_wait(Waiting::ForWork, took),
+            Activity::Read => self.metrics.add_busy(Stage::Read, took),
+            Activity::Decode => self.metrics.add_busy(Stage::Decode, took),
+            Activity::Augment => self.metrics.add_busy(Stage::Augment, took),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.metrics.threads.decrement(1.0);
     }
 }
 

@@ -5,13 +5,13 @@
 
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use async_channel::{Receiver, Sender};
 
+use crate::activity::Activity;
 use crate::batch::{Batch, Filled, Layout, NO_LABEL, Part, PixelOrder, Slab, split};
 use crate::loader::{LoadError, Source, layout};
-use crate::metrics::{Stage, Waiting};
+use crate::metrics::{self, PipelineMetrics};
 use crate::order::SampleRef;
 use crate::quarantine::{Damage, QuarantineEntry};
 use crate::store::Located;
@@ -58,8 +58,9 @@ pub(crate) fn begin<S: Slab>(
         labels: samples.iter().map(label).collect(),
         sample_ids: samples.iter().map(|&sample| plan.sample_id(sample)).collect(),
         replaced: Vec::new(),
+        waited_there: None,
     };
-    let making = Arc::new(Making::new(filled, done, home));
+    let making = Arc::new(Making::new(filled, done, home, &source.metrics));
     let samples = samples.to_vec();
     split(slab, layout, PART_IMAGES).into_iter().map(move |part| {
         let samples = samples[part.images.clone()].to_vec();
@@ -101,12 +102,19 @@ pub(crate) struct Making<S: Slab> {
     filled: Mutex<Option<Filled>>,
     done: Sender<Result<Batch<S>, LoadError>>,
     home: Sender<S>,
+    metrics: PipelineMetrics,
 }
 
 impl<S: Slab> Making<S> {
     /// A batch that goes to `done` when it is finished, and its slab in the end to `home`.
-    pub fn new(filled: Filled, done: Sender<Result<Batch<S>, LoadError>>, home: Sender<S>) -> Self {
-        Self { epoch: filled.position.epoch, filled: Mutex::new(Some(filled)), done, home }
+    pub fn new(
+        filled: Filled,
+        done: Sender<Result<Batch<S>, LoadError>>,
+        home: Sender<S>,
+        metrics: &PipelineMetrics,
+    ) -> Self {
+        let metrics = metrics.clone();
+        Self { epoch: filled.position.epoch, filled: Mutex::new(Some(filled)), done, home, metrics }
     }
 
     /// Changes what is known of the batch beside its pixels.
@@ -118,7 +126,7 @@ impl<S: Slab> Making<S> {
     /// Says that all pixels are in the slab: the last part was filled, so nobody else holds what is known of the batch.
     pub fn finish(&self, slab: S) {
         let filled = self.filled.lock().expect("no panic while held").take().expect("taken once");
-        let _ = self.done.try_send(Ok(Batch::new(filled, slab, self.home.clone())));
+        let _ = self.done.try_send(Ok(Batch::new(filled, slab, self.home.clone(), self.metrics.ready())));
     }
 
     /// Gives the batch up.
@@ -138,12 +146,13 @@ impl Worker {
     fn run<S: Slab>(&self, work: &Receiver<Work<S>>) {
         let mut maker = ViewMaker::new(&self.source.plan.config);
         let mut memory = Vec::new();
+        let mut time = self.source.metrics.worker();
         loop {
-            let began = Instant::now();
             let Ok(next) = work.recv_blocking() else { return };
-            self.source.metrics.add_wait(Waiting::ForWork, began.elapsed());
             let batch = next.batch.clone();
-            match self.make_part(&mut maker, &mut memory, next) {
+            let made = self.make_part(&mut maker, &mut memory, &mut time, next);
+            time.turn_to(Activity::Idle);
+            match made {
                 Ok(None) => {}
                 Ok(Some(slab)) => batch.finish(slab),
                 Err(error) => batch.fail(error),
@@ -156,6 +165,7 @@ impl Worker {
         &self,
         maker: &mut ViewMaker,
         memory: &mut Vec<u8>,
+        time: &mut metrics::Worker,
         work: Work<S>,
     ) -> Result<Option<S>, LoadError> {
         let source = &self.source;
@@ -163,12 +173,12 @@ impl Worker {
         let images = part.images.clone();
         let num_images = images.len();
         for ((image, wanted), located) in images.zip(samples).zip(located) {
-            let used = self.decode_or_replace(maker, memory, batch.epoch, wanted, located)?;
-            let decoded = Instant::now();
+            time.turn_to(Activity::Read);
+            let used = self.decode_or_replace(maker, memory, time, batch.epoch, wanted, located)?;
+            time.turn_to(Activity::Augment);
             for view in 0..maker.steps().len() {
                 maker.write(view, part.view_mut(image, view));
             }
-            source.metrics.add_busy(Stage::Augment, decoded.elapsed());
             if used != wanted {
                 let label = source.store.manifest().shards[used.shard as usize].label(used.index as usize);
                 batch.note(|filled| {
@@ -188,6 +198,7 @@ impl Worker {
         &self,
         maker: &mut ViewMaker,
         memory: &mut Vec<u8>,
+        time: &mut metrics::Worker,
         epoch: u64,
         wanted: SampleRef,
         located: Located,
@@ -204,13 +215,12 @@ impl Worker {
                 };
                 let bytes = source.store.bytes(sample, &located, memory, &self.storage)?;
                 let rows = source.store.manifest().shards[sample.shard as usize].rows(sample.index as usize);
-                let began = Instant::now();
-                let decoded = maker.decode(bytes, rows, key);
-                source.metrics.add_busy(Stage::Decode, began.elapsed());
-                match decoded {
+                time.turn_to(Activity::Decode);
+                match maker.decode(bytes, rows, key) {
                     Ok(()) => return Ok(sample),
                     Err(damage) => source.quarantine.record(entry(source, sample, damage))?,
                 }
+                time.turn_to(Activity::Read);
             }
             located = None;
             sample = source.plan.next_in_manifest(sample);

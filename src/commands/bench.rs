@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use pipeline::activity::Activity;
 use pipeline::augment::Op;
 use pipeline::decode::decode;
 use pipeline::loader::{LoaderOptions, Source, slab_bytes};
@@ -145,7 +146,7 @@ fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::run
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let work = || -> anyhow::Result<()> {
-            let mut memory = Vec::new();
+            let (mut memory, mut time) = (Vec::new(), source.metrics.worker());
             loop {
                 let from = next.fetch_add(READ_AT_A_TIME, Ordering::Relaxed);
                 if from >= images {
@@ -155,12 +156,13 @@ fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::run
                 let some: Vec<SampleRef> = some.map(|i| samples[(i % samples.len() as u64) as usize]).collect();
                 let located = runtime.block_on(source.store.locate(&some))?;
                 for (&sample, located) in some.iter().zip(&located) {
+                    time.turn_to(Activity::Read);
                     let bytes = source.store.bytes(sample, located, &mut memory, runtime)?;
-                    let began = Instant::now();
+                    time.turn_to(Activity::Decode);
                     // What is damaged takes its time too; it is counted like the rest.
                     let _ = decode(bytes, plan.config.data.max_pixels);
-                    source.metrics.add_busy(Stage::Decode, began.elapsed());
                 }
+                time.turn_to(Activity::Idle);
             }
         };
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();

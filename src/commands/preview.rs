@@ -1,17 +1,15 @@
 //! `preview`: a contact sheet of a batch, any moment of any run, since a batch is a value.
 
-use pipeline::augment::{Op, Step, view_bytes};
-use pipeline::decode::{RgbImage, decode};
+use pipeline::augment::{Op, Step};
+use pipeline::decode::RgbImage;
 use pipeline::drawn;
 use pipeline::files::write_whole;
 use pipeline::loader::Source;
-use pipeline::order::SampleRef;
-use pipeline::plan::Share;
-use pipeline::views::{Key, ViewMaker};
 use serde_json::json;
 
 use super::Voice;
 use crate::cli::PreviewArgs;
+use crate::inspect::{Inspector, Seen};
 use crate::picture::{Canvas, Face};
 use crate::{Ending, WrongInput, stream};
 
@@ -42,14 +40,14 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
     const LINE: u32 = 15;
     let plan = &source.plan;
     let recipe = &plan.config.recipe;
-    let samples: Vec<SampleRef> = plan.batches(Share::ALL).samples(batch).into_iter().take(images).collect();
+    let images = images.min(plan.config.batch.size as usize);
     // Small views are shown larger, in whole steps.
     let sizes: Vec<u32> = recipe.sizes().collect();
     let largest = sizes.iter().copied().max().expect("a recipe has views");
     let side = if largest >= 160 { largest } else { largest * 160u32.div_ceil(largest) };
     let pictures = 1 + sizes.len() as u32;
-    let columns = if samples.len() > 3 && pictures <= 3 { 2 } else { 1 };
-    let rows = (samples.len() as u32).div_ceil(columns);
+    let columns = if images > 3 && pictures <= 3 { 2 } else { 1 };
+    let rows = (images as u32).div_ceil(columns);
     // Colour changes and an automatic policy may take two lines.
     let lines =
         |ops: &[Op]| ops.iter().map(|op| 1 + u32::from(matches!(op, Op::ColorJitter(_) | Op::AutoAugment(_)))).sum();
@@ -71,49 +69,32 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Resu
         &plan.digest[..16]
     );
     canvas.write(&about, MARGIN, 50, width - 2 * MARGIN, 14.0, Face::Text, FAINT);
-    let mut maker = ViewMaker::new(&plan.config);
     let storage = crate::stream::runtime()?;
-    for (i, &sample) in samples.iter().enumerate() {
-        let (column, row) = (i as u32 % columns, i as u32 / columns);
+    let mut inspector = Inspector::new(source, batch, storage.handle().clone());
+    for i in 0..images as u32 {
+        let (column, row) = (i % columns, i / columns);
         let x = MARGIN + column * (card_width + 2 * GAP);
         let y = header + row * (card_height + 2 * GAP);
         canvas.fill(x, y, card_width, card_height, CARD);
-        let manifest = source.store.manifest();
-        let shard = &manifest.shards[sample.shard as usize];
-        let label = shard.label(sample.index as usize);
-        let class = label
-            .map(|label| manifest.classes.get(label as usize).cloned().unwrap_or_else(|| format!("class {label}")));
-        canvas.write(class.as_deref().unwrap_or("no label"), x + GAP, y + 6, side, 18.0, Face::Text, INK);
-        let entry = &shard.entries[sample.index as usize];
-        let place = format!("{entry}  in  {}", shard.location.rsplit('/').next().unwrap_or(&shard.location));
-        canvas.write(&place, x + 2 * GAP + side, y + 10, card_width - side - 3 * GAP, 12.0, Face::Mono, FAINT);
+        let place = inspector.look(i as usize)?;
+        canvas.write(place.class.as_deref().unwrap_or("no label"), x + GAP, y + 6, side, 18.0, Face::Text, INK);
+        let name = format!("{}  in  {}", place.entry, place.shard);
+        canvas.write(&name, x + 2 * GAP + side, y + 10, card_width - side - 3 * GAP, 12.0, Face::Mono, FAINT);
         let top = y + 30;
-        let bytes = source.store.read(&[sample], storage.handle())?.pop().expect("one sample was read");
-        match decode(&bytes, plan.config.data.max_pixels) {
+        match place.seen {
             Err(damage) => {
-                canvas.write(
-                    "damaged, replaced in training",
-                    x + GAP,
-                    top + 20,
-                    card_width - 2 * GAP,
-                    16.0,
-                    Face::Text,
-                    WARM,
-                );
-                canvas.write(&damage.to_string(), x + GAP, top + 44, card_width - 2 * GAP, 12.0, Face::Mono, FAINT);
+                let (left, width) = (x + GAP, card_width - 2 * GAP);
+                canvas.write("damaged, replaced in training", left, top + 20, width, 16.0, Face::Text, WARM);
+                canvas.write(&damage.to_string(), left, top + 44, width, 12.0, Face::Mono, FAINT);
             }
-            Ok(picture) => {
-                canvas.put(&picture, x + GAP, top, side);
-                let size = format!("{}×{}, {:.0} kB", picture.width, picture.height, bytes.len() as f64 / 1e3);
+            Ok(Seen { original, views }) => {
+                canvas.put(&original, x + GAP, top, side);
+                let size = format!("{}×{}, {:.0} kB", original.width, original.height, place.bytes as f64 / 1e3);
                 canvas.write(&size, x + GAP, top + side + GAP, side, 12.0, Face::Mono, FAINT);
-                let key = Key { seed: plan.config.seed, epoch: position.epoch, sample: plan.sample_id(sample) };
-                maker.decode(&bytes, None, key).expect("it was decoded just now");
-                for (view, &size) in sizes.iter().enumerate() {
-                    let mut pixels = vec![0; view_bytes(size)];
-                    maker.write(view, &mut pixels);
+                for (view, (picture, steps)) in views.iter().enumerate() {
                     let left = x + GAP + (view as u32 + 1) * (side + GAP);
-                    canvas.put(&RgbImage { width: size, height: size, pixels }, left, top, side);
-                    for (line, text) in captions(&maker.steps()[view]).iter().enumerate() {
+                    canvas.put(picture, left, top, side);
+                    for (line, text) in captions(steps).iter().enumerate() {
                         let y = top + side + GAP + line as u32 * LINE;
                         canvas.write(text, left, y, side, 12.0, Face::Mono, FAINT);
                     }

@@ -1,6 +1,7 @@
 //! `quickstart`: the whole job on pictures that the program draws itself.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -19,12 +20,13 @@ use trainer::train::End;
 use super::Voice;
 use super::eval::encode;
 use super::preview::contact_sheet;
-use super::train::{precision, stop_on_signals, torch_threads, train};
+use super::train::{precision, show, stop_on_signals, torch_threads, train};
 use crate::cli::QuickstartArgs;
 use crate::config::Config;
+use crate::live::Live;
 use crate::progress::Progress;
 use crate::run::RunFolder;
-use crate::{Ending, WrongInput, stream, telemetry};
+use crate::{Ending, WrongInput, stream};
 
 /// Side of a drawn picture in pixels.
 const SIDE: u32 = 40;
@@ -62,9 +64,8 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
     config.data.manifest = train_set.clone();
 
     let runtime = stream::runtime()?;
-    if let Some(address) = telemetry::serve_configured(&config.machine, runtime.handle())? {
-        say(format!("metrics at http://{address}/metrics"));
-    }
+    let live = Arc::new(Live::default());
+    show(&live, &config.machine, runtime.handle(), voice)?;
     let sheet = contact_sheet(&*stream::open(config.stream(), &config.machine)?, 0, 8)?;
     write_whole(&folder.join("preview.png"), &drawn::png(&sheet)).context("cannot write the contact sheet")?;
 
@@ -94,7 +95,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
     }
     say(format!("untrained encoder: kNN {:.1} %, linear {:.1} %", 100.0 * knn_before, 100.0 * linear_before));
 
-    let outcome = train(&config, &folder, false, &stop, runtime.handle(), voice)?;
+    let outcome = train(&config, &folder, false, (&stop, &live), runtime.handle(), voice)?;
     if outcome.end == End::Interrupted || stop.load(Ordering::Relaxed) {
         say(format!("stopped at step {}; `train --run {} --resume` goes on", outcome.step, path.display()));
         return Ok(Ending::Interrupted);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Voice;
 use crate::cli::ServeArgs;
-use crate::telemetry::{self, Pages};
+use crate::pages::{self, Pages};
 use crate::{Ending, stream};
 
 pub fn run(args: &ServeArgs, voice: Voice) -> anyhow::Result<Ending> {
@@ -31,14 +31,15 @@ pub fn run(args: &ServeArgs, voice: Voice) -> anyhow::Result<Ending> {
     stream::bear_all(&mut source);
     let runtime = stream::runtime()?;
     let threads = if machine.threads == 0 { stream::cores() } else { machine.threads };
-    let listener = telemetry::listen("--listen", &args.listen)?;
+    let listener = pages::listen("--listen", &args.listen)?;
     let address = listener.local_addr()?;
-    let guarded = doors.has_tls() && doors.wants_token();
+    let guarded = doors.has_tls() && doors.guard.wants_token();
     if !address.ip().is_loopback() && !guarded {
         tracing::warn!("{address} can be reached from other machines; TLS and a token keep strangers out");
     }
     let plan = source.plan.digest.clone();
-    let service = Service::start(source, machine.service.clone(), threads, machine.batches_ahead, runtime.handle())?;
+    let service =
+        Service::start(source.clone(), machine.service.clone(), threads, machine.batches_ahead, runtime.handle())?;
     let pages = Pages {
         alive: Arc::new({
             let service = service.clone();
@@ -52,8 +53,13 @@ pub fn run(args: &ServeArgs, voice: Voice) -> anyhow::Result<Ending> {
             let service = service.clone();
             move || service.status()
         }),
+        source: Arc::new({
+            let source = source.clone();
+            move || Some(source.clone())
+        }),
+        guard: doors.guard.clone(),
     };
-    let metrics = telemetry::serve("--metrics", &args.metrics, &pages, runtime.handle())?;
+    let metrics = pages::serve("--metrics", &args.metrics, pages, runtime.handle())?;
     runtime.spawn(drain_on_signals(service.clone()));
     let url = format!("{}://{address}", if doors.has_tls() { "grpcs" } else { "grpc" });
     let object = json!({ "listen": url, "metrics": format!("http://{metrics}/metrics"), "plan_digest": plan });

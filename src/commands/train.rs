@@ -7,17 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use pipeline::loader::{LoaderOptions, Source, slab_bytes};
 use pipeline::plan::Share;
+use pipeline::service::server::Guard;
 use serde_json::json;
 use trainer::checkpoint;
 use trainer::device::{self, DeviceSlab, Precision};
 use trainer::metrics::TrainerMetrics;
+use trainer::time_spent::TimeSpent;
 use trainer::train::{End, TrainerConfig, Training};
 
 use super::Voice;
 use crate::cli::TrainArgs;
 use crate::config::{Config, MachineConfig};
+use crate::live::Live;
+use crate::pages;
 use crate::progress::Progress;
 use crate::run::{MetricsLine, RunFolder};
+use crate::stall::Load;
 use crate::{Ending, WrongInput, stream, telemetry};
 
 /// What may differ when a run goes on: how long, how chatty, how often it saves.
@@ -32,20 +37,18 @@ pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
     }
     let stop = stop_on_signals()?;
     let runtime = stream::runtime()?;
-    if let Some(address) = telemetry::serve_configured(&config.machine, runtime.handle())?
-        && !voice.quiet
-    {
-        eprintln!("metrics at http://{address}/metrics");
-    }
-    let outcome = train(&config, &folder, args.resume, &stop, runtime.handle(), voice)?;
+    let live = Arc::new(Live::default());
+    show(&live, &config.machine, runtime.handle(), voice)?;
+    let outcome = train(&config, &folder, args.resume, (&stop, &live), runtime.handle(), voice)?;
     let object = json!({
         "run": folder.path(), "step": outcome.step, "loss": outcome.loss, "images_per_second": outcome.images_per_second,
-        "interrupted": outcome.end == End::Interrupted,
+        "interrupted": outcome.end == End::Interrupted, "stalls": outcome.stalls(), "verdict": live.sentence(),
     });
     voice.result(&object, || {
         let loss = outcome.loss.map_or("none".into(), |loss| format!("{loss:.4}"));
+        let told = if outcome.images_per_second.is_some() { format!("\n{}", live.sentence()) } else { String::new() };
         let end = if outcome.end == End::Interrupted { "stopped at" } else { "trained to" };
-        format!("{end} step {}, loss {loss}, in {}", outcome.step, folder.path().display())
+        format!("{end} step {}, loss {loss}, in {}{told}", outcome.step, folder.path().display())
     });
     Ok(if outcome.end == End::Interrupted { Ending::Interrupted } else { Ending::Done })
 }
@@ -95,6 +98,34 @@ pub struct Outcome {
     pub step: u64,
     pub loss: Option<f64>,
     pub images_per_second: Option<f64>,
+    pub spent: TimeSpent,
+}
+
+impl Outcome {
+    /// The share of the time that each cause took, and that of the steps themselves.
+    fn stalls(&self) -> serde_json::Map<String, serde_json::Value> {
+        let total = self.spent.total().max(f64::MIN_POSITIVE);
+        let all = self.spent.stalls().into_iter().chain([("steps", self.spent.steps)]);
+        all.map(|(cause, seconds)| (cause.to_owned(), json!(seconds / total))).collect()
+    }
+}
+
+/// Serves the pages that show `live` at `machine.metrics`, unless that is empty, and says where.
+pub fn show(
+    live: &Arc<Live>,
+    machine: &MachineConfig,
+    runtime: &tokio::runtime::Handle,
+    voice: Voice,
+) -> anyhow::Result<()> {
+    if machine.metrics.is_empty() {
+        return Ok(());
+    }
+    let guard = Guard::open(&machine.service)?;
+    let address = pages::serve("machine.metrics", &machine.metrics, live.pages(guard), runtime)?;
+    if !voice.quiet {
+        eprintln!("metrics at http://{address}/metrics\na page of it all at http://{address}/");
+    }
+    Ok(())
 }
 
 /// Trains in `folder` to the end, or until `stop`.
@@ -102,7 +133,7 @@ pub fn train(
     config: &Config,
     folder: &RunFolder,
     resume: bool,
-    stop: &AtomicBool,
+    (stop, live): (&AtomicBool, &Live),
     runtime: &tokio::runtime::Handle,
     voice: Voice,
 ) -> anyhow::Result<Outcome> {
@@ -159,6 +190,9 @@ pub fn train(
     tracing::info!(device = ?device, threads, parameters = training.model.parameters.num_trainable(), plan = %plan.digest, "training begins");
 
     let (first, last) = (training.step, training.last_step());
+    let fed = !config.machine.feed.nodes.is_empty();
+    let load = Load { threads: if fed { 0 } else { threads }, fed, ..Load::default() };
+    live.begin(folder.path(), format!("{device:?}").to_lowercase(), source.clone(), (first, last), load);
     let progress = Progress::new("training", first, last, voice.quiet);
     let (mut loss, mut smooth, mut failed) = (None, None::<(f64, f64)>, None);
     let end = training.run(&mut *batches, plan, &checkpoints, stop, &mut |report| {
@@ -169,6 +203,8 @@ pub fn train(
             (0.95 * rate + 0.05 * line.images_per_second, 0.95 * wait + 0.05 * waited)
         });
         smooth = Some((rate, wait));
+        let left = (last - report.step) as f64 * report.images as f64 / rate;
+        live.step(&line, report.images as u64, &report.spent, rate, left);
         if report.step.is_multiple_of(config.train.log_every) || report.step == last {
             let text = serde_json::to_string(&line).expect("a line is plain data");
             if let Err(error) = writeln!(lines, "{text}") {
@@ -177,7 +213,6 @@ pub fn train(
             }
         }
         progress.set(report.step, last, || {
-            let left = (last - report.step) as f64 * report.images as f64 / rate;
             format!(
                 "{rate:.0} images/s, loss {:.3}, waits for data {:.0} %, {left:.0} s left",
                 report.loss,
@@ -186,6 +221,7 @@ pub fn train(
         });
     })?;
     progress.finish();
+    live.turn_to(if end == End::Interrupted { "interrupted" } else { "done" });
     if let Some(error) = failed {
         return Err(error).with_context(|| format!("cannot write {}", folder.join("metrics.jsonl").display()));
     }
@@ -198,7 +234,13 @@ pub fn train(
         Some(loss) => Some(loss),
         None => folder.metrics()?.last().map(|line| line.loss),
     };
-    Ok(Outcome { end, step: training.step, loss, images_per_second: smooth.map(|(rate, _)| rate) })
+    Ok(Outcome {
+        end,
+        step: training.step,
+        loss,
+        images_per_second: smooth.map(|(rate, _)| rate),
+        spent: training.spent,
+    })
 }
 
 /// A model with initial weights on `device`.

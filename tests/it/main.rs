@@ -3,12 +3,16 @@
 mod dashboards;
 mod data;
 mod errors;
+#[cfg(feature = "trainer")]
+mod pages;
 mod service;
 mod service_faults;
 mod service_soak;
 #[cfg(feature = "trainer")]
 mod service_training;
 mod sources;
+#[cfg(feature = "trainer")]
+mod stall;
 #[cfg(feature = "trainer")]
 mod training;
 mod world;

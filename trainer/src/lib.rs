@@ -3,9 +3,10 @@
 //! 1. [`device`] finds the device, lends the loader its (pinned) slabs and lifts u8 pixels to floats there.
 //! 2. [`resnet`] encodes views into representations `h`; [`projection_head`] projects them to `z`; together they are
 //!    a [`simclr`] model, whose weights and names are [`parameters`].
-//! 3. [`loss`] holds the two views of each image against all others, through a [`gradient_cache`] if they do not fit;
-//!    [`optimizer`] and [`schedule`] move the weights.
-//! 4. [`train`] goes from batch to batch, and writes a [`checkpoint`] that a killed run goes on from exactly.
+//! 3. [`loss`] holds the two views of each image against all others; its [`gradients`], made through a
+//!    [`gradient_cache`] if a batch does not fit, move the weights as [`optimizer`] and [`schedule`] say.
+//! 4. [`train`] goes from batch to batch, knows where its time is spent ([`time_spent`]), and writes a [`checkpoint`]
+//!    that a killed run goes on from exactly.
 //! 5. [`interop`] gives weights the names that other libraries know.
 //! 6. [`eval`] says what the representation is worth.
 //!
@@ -17,9 +18,11 @@ pub mod resnet;
 pub mod projection_head;
 pub mod simclr;
 pub mod loss;
+pub mod gradients;
 pub mod gradient_cache;
 pub mod optimizer;
 pub mod schedule;
+pub mod time_spent;
 pub mod train;
 pub mod checkpoint;
 pub mod interop;

@@ -4,6 +4,8 @@ use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
+use crate::time_spent::{CAUSES, TimeSpent};
+
 /// Upper bounds of the step time's buckets, in seconds: from a small model on a GPU to a large one on a CPU.
 pub const STEP_SECONDS_BUCKETS: [f64; 14] =
     [0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
@@ -35,6 +37,9 @@ pub struct TrainerMetrics {
     pub knn_accuracy: Gauge,
     /// Time to write a checkpoint.
     pub checkpoint_seconds: Gauge,
+    /// Checkpoints written.
+    pub checkpoints: Counter,
+    stalls: [(&'static str, Gauge); CAUSES.len()],
 }
 
 impl TrainerMetrics {
@@ -86,6 +91,16 @@ impl TrainerMetrics {
             Unit::Seconds,
             "Time that the last checkpoint took to write; lower checkpoint.every if it is a small share of a step."
         );
+        describe_counter!(
+            "simclr_trainer_checkpoints_total",
+            Unit::Count,
+            "Checkpoints written; a run that is killed loses what came after the last one."
+        );
+        describe_gauge!(
+            "simclr_trainer_stall_seconds_total",
+            Unit::Seconds,
+            "Seconds that kept the next step waiting, by cause; the cause that grows fastest is the one to mend first."
+        );
         let metrics = Self {
             steps: counter!("simclr_trainer_steps_total"),
             images: counter!("simclr_trainer_images_total"),
@@ -99,10 +114,24 @@ impl TrainerMetrics {
             embedding_std: gauge!("simclr_trainer_embedding_std"),
             knn_accuracy: gauge!("simclr_trainer_knn_accuracy_ratio"),
             checkpoint_seconds: gauge!("simclr_trainer_checkpoint_seconds"),
+            checkpoints: counter!("simclr_trainer_checkpoints_total"),
+            stalls: CAUSES.map(|cause| (cause, gauge!("simclr_trainer_stall_seconds_total", "cause" => cause))),
         };
+        for (_, stall) in &metrics.stalls {
+            stall.increment(0.0);
+        }
+        metrics.checkpoints.increment(0);
         metrics.data_wait_seconds.increment(0.0);
         // Not yet known is not zero.
         metrics.knn_accuracy.set(f64::NAN);
         metrics
+    }
+
+    /// Counts what was spent since the last time.
+    pub(crate) fn add_stalls(&self, spent: &TimeSpent) {
+        for ((cause, seconds), (known, stall)) in spent.stalls().into_iter().zip(&self.stalls) {
+            debug_assert_eq!(cause, *known);
+            stall.increment(seconds);
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use pipeline::batch::Batch;
 use pipeline::loader::BatchStream;
 use pipeline::plan::{Plan, Position};
+use pipeline::stall::Waited;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -13,12 +14,14 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::device::{self, DeviceSlab, Precision};
 use crate::error::TrainError;
 use crate::gradient_cache;
+use crate::gradients::Gradients;
 use crate::loss::{Contrast, LossConfig};
 use crate::metrics::TrainerMetrics;
 use crate::optimizer::{Optimizer, OptimizerConfig};
 use crate::resnet::Statistics;
 use crate::schedule::{Schedule, ScheduleConfig};
 use crate::simclr::{ModelConfig, SimClr};
+use crate::time_spent::TimeSpent;
 
 /// How long to train and how often to log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +109,10 @@ pub struct StepReport {
     pub step_time: Duration,
     /// Time waited for the batch.
     pub data_wait: Duration,
+    /// What was waited for.
+    pub waited: Waited,
+    /// Where the time of all steps went, this one included.
+    pub spent: TimeSpent,
 }
 
 /// How a run ended.
@@ -127,6 +134,8 @@ pub struct Training {
     pub schedule: Schedule,
     /// Steps taken.
     pub step: u64,
+    /// Where the time of the steps taken here went.
+    pub spent: TimeSpent,
     config: TrainerConfig,
     device: Device,
     metrics: TrainerMetrics,
@@ -159,7 +168,16 @@ impl Training {
         let batch_size = plan.config.batch.size;
         let peak = config.optimizer.peak_learning_rate(batch_size);
         let schedule = Schedule::new(&config.schedule, plan.num_samples(), batch_size, peak)?;
-        Ok(Self { model, optimizer, schedule, step: 0, config: config.clone(), device, metrics })
+        Ok(Self {
+            model,
+            optimizer,
+            schedule,
+            step: 0,
+            spent: TimeSpent::default(),
+            config: config.clone(),
+            device,
+            metrics,
+        })
     }
 
     /// The step at which the run is done.
@@ -174,10 +192,15 @@ impl Training {
     ///
     /// # Errors
     /// If the loss is no number (the weights are then unchanged), or libtorch fails.
-    pub fn learn(&mut self, batch: &Batch<DeviceSlab>, data_wait: Duration) -> Result<StepReport, TrainError> {
-        let began = Instant::now();
-        let (z, contrast) = self.backward(batch)?;
-        let gradient_norm = self.optimizer.gradient_norm();
+    pub fn learn(
+        &mut self,
+        batch: &Batch<DeviceSlab>,
+        data_wait: Duration,
+        waited: Waited,
+    ) -> Result<StepReport, TrainError> {
+        let (began, uploaded) = (Instant::now(), self.spent.upload);
+        let (z, contrast, gradients) = self.backward(batch)?;
+        let gradient_norm = gradients.norm();
         let spread = embedding_std(&z);
         let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread];
         // One transfer for all of them.
@@ -191,8 +214,9 @@ impl Training {
         }
         let learning_rate = self.schedule.learning_rate(self.step);
         self.step += 1;
-        self.optimizer.step(learning_rate, self.step);
+        self.optimizer.step(&gradients, learning_rate, self.step);
         let step_time = began.elapsed();
+        self.spent.steps += step_time.as_secs_f64() - (self.spent.upload - uploaded);
         let metrics = &self.metrics;
         metrics.steps.increment(1);
         metrics.images.increment(batch.num_images as u64);
@@ -216,21 +240,31 @@ impl Training {
             images: batch.num_images,
             step_time,
             data_wait,
+            waited,
+            spent: self.spent,
         })
     }
 
-    /// Adds the gradients of the batch's loss to the weights'; the projections, and the loss.
-    fn backward(&self, batch: &Batch<DeviceSlab>) -> Result<(Tensor, Contrast), TrainError> {
-        let (model, loss, images) = (&self.model, &self.config.loss, batch.num_images as i64);
-        let part = i64::from(self.config.train.micro_batch);
+    /// The projections of the batch's views, the loss, and its gradient.
+    fn backward(&mut self, batch: &Batch<DeviceSlab>) -> Result<(Tensor, Contrast, Gradients), TrainError> {
+        let Self { model, config, device, spent, .. } = self;
+        let (loss, images) = (&config.loss, batch.num_images as i64);
+        let mut views = |range| {
+            let began = Instant::now();
+            let views = device::upload_part(batch, range, *device);
+            if device.is_cuda() {
+                spent.upload += began.elapsed().as_secs_f64();
+            }
+            views
+        };
+        let part = i64::from(config.train.micro_batch);
         if part > 0 && part < images {
-            let views = |range| device::upload_part(batch, range, self.device);
             return gradient_cache::backward(model, images, part, loss, views);
         }
-        let z = model.project(&device::upload(batch, self.device)?, Statistics::Update);
+        let z = model.project(&views(0..images)?, Statistics::Update);
         let contrast = loss.contrast(&z);
-        contrast.loss.f_backward()?;
-        Ok((z, contrast))
+        let gradients = Gradients::of(&contrast.loss, &model.parameters)?;
+        Ok((z, contrast, gradients))
     }
 
     /// Trains to the last step, or until `stop` is set. The stream must begin at batch [`Training::step`].
@@ -247,12 +281,16 @@ impl Training {
     ) -> Result<End, TrainError> {
         let mut saved = self.step;
         while self.step < self.last_step() {
-            let began = Instant::now();
+            let (began, waited, counted) = (Instant::now(), batches.waited(), self.spent);
             let batch = batches.next_batch()?.expect("a shuffled stream has no end");
             assert_eq!(batch.position.batch, self.step, "step and batch go together");
-            let report = self.learn(&batch, began.elapsed())?;
+            let wait = began.elapsed();
+            let waited = of_all(wait, &batches.waited().since(&waited));
+            self.spent.waited = self.spent.waited.plus(&waited);
+            let report = self.learn(&batch, wait, waited)?;
             drop(batch);
             on_step(&report);
+            self.metrics.add_stalls(&self.spent.since(&counted));
             let stopped = stop.load(Ordering::Relaxed);
             if self.step.is_multiple_of(self.config.checkpoint.every) || self.step == self.last_step() || stopped {
                 self.save(plan, checkpoints)?;
@@ -268,12 +306,24 @@ impl Training {
         Ok(End::Done)
     }
 
-    fn save(&self, plan: &Plan, checkpoints: &Checkpoints) -> Result<(), TrainError> {
-        let began = Instant::now();
+    fn save(&mut self, plan: &Plan, checkpoints: &Checkpoints) -> Result<(), TrainError> {
+        let (began, counted) = (Instant::now(), self.spent);
         let state = checkpoint::state(self.step, self.step, plan);
         checkpoints.save(&state, &self.model.parameters, &self.optimizer, self.config.checkpoint.keep)?;
-        self.metrics.checkpoint_seconds.set(began.elapsed().as_secs_f64());
+        let seconds = began.elapsed().as_secs_f64();
+        self.spent.checkpoint += seconds;
+        self.metrics.checkpoints.increment(1);
+        self.metrics.checkpoint_seconds.set(seconds);
+        self.metrics.add_stalls(&self.spent.since(&counted));
         Ok(())
+    }
+}
+
+/// What was waited for, over all of the time that it took to be handed the batch.
+fn of_all(wait: Duration, waited: &Waited) -> Waited {
+    match (wait.as_secs_f64(), waited.total()) {
+        (wait, known) if known > 0.0 => waited.times(wait / known),
+        (wait, _) => Waited { decode: wait, ..Waited::default() },
     }
 }
 

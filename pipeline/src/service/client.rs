@@ -20,6 +20,7 @@ use super::wire::{self, Group, MessageInfo};
 use crate::batch::{Batch, Filled, NO_LABEL, Part, Slab, split};
 use crate::loader::{BatchStream, LoadError, Promises, Source, layout};
 use crate::plan::{PlanError, Share};
+use crate::stall::Waited;
 use crate::workers::Making;
 
 /// Why no batches come from nodes.
@@ -80,6 +81,7 @@ impl<S: Slab> Feed<S> {
         let question = serde_json::to_vec(&Ticket::new(plan, share, batches.0, None)).expect("a ticket is plain data");
         let (slab_sender, slab_receiver) = bounded(slabs.len());
         let num_slabs = slabs.len();
+        source.metrics.slabs.set(num_slabs as f64);
         for slab in slabs {
             slab_sender.try_send(slab).unwrap_or_else(|_| panic!("the channel holds {num_slabs} slabs"));
         }
@@ -112,6 +114,10 @@ impl<S: Slab> Feed<S> {
 impl<S: Slab> BatchStream<S> for Feed<S> {
     fn next_batch(&mut self) -> Result<Option<Batch<S>>, LoadError> {
         self.promises.next()
+    }
+
+    fn waited(&self) -> Waited {
+        self.promises.waited()
     }
 }
 
@@ -162,8 +168,9 @@ impl<S: Slab> Asking<S> {
                 labels: vec![NO_LABEL; images],
                 sample_ids: vec![0; images],
                 replaced: Vec::new(),
+                waited_there: None,
             };
-            let batch = Arc::new(Making::new(filled, done, self.home.clone()));
+            let batch = Arc::new(Making::new(filled, done, self.home.clone(), &self.source.metrics));
             if promises.send((number, promise)).await.is_err() {
                 return;
             }
@@ -297,6 +304,9 @@ impl Receiving {
                 if info.last {
                     filled.replaced.extend(info.replaced.iter().filter(|&&row| row < images).map(|row| first + row));
                     filled.replaced.sort_unstable();
+                    // The batch waits for the slowest of its shares.
+                    let slowest = filled.waited_there.filter(|known| known.total() > info.waited.total());
+                    filled.waited_there = Some(slowest.unwrap_or(info.waited));
                 }
             });
             if info.last {

@@ -208,7 +208,7 @@ impl Service {
             "ready": ready.is_ok(), "why_not": ready.err(), "draining": *self.draining.borrow(),
             "clients": clients, "streams": streams, "memory_bytes": memory, "memory_limit_bytes": limit,
             "damaged": self.maker.source.quarantine.entries().len(),
-            "version": env!("CARGO_PKG_VERSION"), "stream": StreamInfo::new(&self.maker.source.plan),
+            "kind": "serve", "version": env!("CARGO_PKG_VERSION"), "stream": StreamInfo::new(&self.maker.source.plan),
         })
     }
 

@@ -30,9 +30,43 @@ pub(super) const MAX_REQUEST_BYTES: usize = 256 << 10;
 /// Streams that one connection may hold open.
 const STREAMS_PER_CONNECTION: u32 = 4096;
 
+/// Lets in who shows a bearer token, or everyone if there is none. Digests are compared, so that the time it takes
+/// tells nothing.
+#[derive(Clone, Default)]
+pub struct Guard(Option<blake3::Hash>);
+
+impl Guard {
+    /// Reads the token's file, which `machine.service.token` names; empty: everyone is let in.
+    ///
+    /// # Errors
+    /// If the file can't be read or holds no token.
+    pub fn open(config: &ServiceConfig) -> Result<Self, ServiceError> {
+        if config.token.as_os_str().is_empty() {
+            return Ok(Self(None));
+        }
+        let token = super::reach::token("service.token", &config.token)?;
+        Ok(Self(Some(blake3::hash(token.as_bytes()))))
+    }
+
+    /// Whether a token is wanted.
+    pub fn wants_token(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether a request with these headers is let in.
+    pub fn lets_in(&self, headers: &http::HeaderMap) -> bool {
+        let Some(token) = &self.0 else { return true };
+        let shown = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let shown = shown.and_then(|value| value.split_once(' '));
+        let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        shown.is_some_and(|(_, shown)| blake3::hash(shown.trim().as_bytes()) == *token)
+    }
+}
+
 /// What connections must bring.
 pub struct Doors {
-    token: Option<blake3::Hash>,
+    /// The token.
+    pub guard: Guard,
     tls: Option<ServerTlsConfig>,
 }
 
@@ -44,10 +78,6 @@ impl Doors {
     pub fn open(config: &ServiceConfig) -> Result<Self, ServiceError> {
         let read = |key, path: &Path| {
             std::fs::read(path).map_err(|source| ServiceError::File { key, path: path.to_owned(), source })
-        };
-        let token = match config.token.as_os_str().is_empty() {
-            true => None,
-            false => Some(super::reach::token("service.token", &config.token)?),
         };
         let missing = |key, wanted: &str| ServiceError::Value { key, found: "\"\"".into(), wanted: wanted.into() };
         let [certificate, key, ca] =
@@ -71,17 +101,12 @@ impl Doors {
             }
             (false, false) => None,
         };
-        Ok(Self { token: token.map(|token| blake3::hash(token.as_bytes())), tls })
+        Ok(Self { guard: Guard::open(config)?, tls })
     }
 
     /// Whether connections are encrypted.
     pub fn has_tls(&self) -> bool {
         self.tls.is_some()
-    }
-
-    /// Whether clients must show a token.
-    pub fn wants_token(&self) -> bool {
-        self.token.is_some()
     }
 }
 
@@ -103,7 +128,7 @@ pub async fn serve(service: Arc<Service>, listener: tokio::net::TcpListener, doo
         };
         server = server.tls_config(tls).map_err(why)?;
     }
-    let flight = Flight { service: service.clone(), token: doors.token };
+    let flight = Flight { service: service.clone(), guard: doors.guard };
     let rest = FlightServiceServer::new(flight.clone()).max_decoding_message_size(MAX_REQUEST_BYTES);
     let draining = service.clone();
     let router = server.add_service(Face { flight, rest });
@@ -127,18 +152,13 @@ pub async fn serve(service: Arc<Service>, listener: tokio::net::TcpListener, doo
 #[derive(Clone)]
 pub(super) struct Flight {
     service: Arc<Service>,
-    /// The digest of the token that everyone must show.
-    token: Option<blake3::Hash>,
+    guard: Guard,
 }
 
 impl Flight {
-    /// Lets in who shows the token. Digests are compared, so that the time it takes tells nothing.
+    /// Lets in who shows the token.
     pub fn check_token(&self, headers: &http::HeaderMap) -> Result<(), Status> {
-        let Some(token) = &self.token else { return Ok(()) };
-        let shown = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let shown = shown.and_then(|value| value.split_once(' '));
-        let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        if shown.is_some_and(|(_, shown)| blake3::hash(shown.trim().as_bytes()) == *token) {
+        if self.guard.lets_in(headers) {
             return Ok(());
         }
         self.service.metrics.add_refused("token");
@@ -259,7 +279,7 @@ impl FlightService for Flight {
         let nearby = request.remote_addr().is_some_and(|peer: SocketAddr| peer.ip().is_loopback());
         let body = match request.into_inner().r#type.as_str() {
             "status" => self.service.status(),
-            "drain" if self.token.is_some() || nearby => {
+            "drain" if self.guard.wants_token() || nearby => {
                 self.service.drain();
                 self.service.status()
             }

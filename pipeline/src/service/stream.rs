@@ -21,6 +21,7 @@ use crate::loader::LoadError;
 use crate::order::SampleRef;
 use crate::plan::{Plan, Share};
 use crate::quarantine::{Quarantine, QuarantineEntry};
+use crate::stall::Waited;
 
 /// A share of a batch that is coming, and the place that it takes among those made ahead.
 struct Coming {
@@ -38,6 +39,7 @@ struct Sending {
     next_row: usize,
     shared: bool,
     samples: Vec<SampleRef>,
+    waited: Waited,
 }
 
 /// A batch's pixels; the batch keeps its place until the last of them is with the system.
@@ -170,8 +172,10 @@ impl State {
             last,
             replaced: Vec::new(),
             damaged: Vec::new(),
+            waited: Waited::default(),
         };
         if last {
+            info.waited = sending.waited;
             info.replaced.clone_from(&batch.replaced);
             info.damaged = damaged(plan, &service.maker.source.quarantine, &sending.samples, batch);
         }
@@ -188,7 +192,8 @@ impl State {
     /// The next share of a batch, as soon as it is made.
     async fn next_batch(&mut self) -> Result<Option<Sending>, Status> {
         let drained = || Status::unavailable("this service is being shut down; ask another");
-        let began = Instant::now();
+        let activities = &self.service.maker.source.metrics.activities;
+        let (began, before) = (Instant::now(), activities.spent());
         let coming = tokio::select! {
             biased;
             _ = self.draining.wait_for(|draining| *draining) => return Err(drained()),
@@ -204,12 +209,14 @@ impl State {
             _ = self.draining.wait_for(|draining| *draining) => return Err(drained()),
             made = coming.making.clone() => made,
         };
-        self.service.metrics.add_wait_for_batch(began.elapsed());
+        let (wait, now) = (began.elapsed(), activities.spent());
+        self.service.metrics.add_wait_for_batch(wait);
+        let waited = Waited::for_workers(wait.as_secs_f64(), now.since(before), now);
         match made {
             Ok(batch) => {
                 let Coming { shared, samples, place, .. } = coming;
                 let pixels = Bytes::from_owner(Pixels { batch: batch.clone(), _place: place });
-                Ok(Some(Sending { batch, pixels, next_row: 0, shared, samples }))
+                Ok(Some(Sending { batch, pixels, next_row: 0, shared, samples, waited }))
             }
             Err(error) => {
                 self.service.failed(&error, self.share, &coming.samples);

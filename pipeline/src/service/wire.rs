@@ -19,12 +19,13 @@ use super::send;
 use crate::batch::{Batch, Slab};
 use crate::plan::{Plan, Position, STREAM_VERSION};
 use crate::quarantine::QuarantineEntry;
+use crate::stall::Waited;
 
 /// Buffers of a message begin at multiples of this, as Arrow recommends.
 const ALIGNMENT: usize = 64;
 
 /// What a message says beside its rows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MessageInfo {
     /// Where in the stream the batch is.
     #[serde(flatten)]
@@ -41,6 +42,9 @@ pub struct MessageInfo {
     /// The damaged samples that were replaced; in its last message.
     #[serde(default)]
     pub damaged: Vec<QuarantineEntry>,
+    /// How long the stream waited for this share of the batch to be made, and for what; in its last message.
+    #[serde(default)]
+    pub waited: Waited,
 }
 
 /// What describes the stream to those who read it.
@@ -284,7 +288,15 @@ mod tests {
             Group { name: "views_1".into(), views: 2..3, shape: shape(1, 3) },
         ];
         let position = Position { batch: 7, epoch: 0, batch_in_epoch: 7 };
-        let info = MessageInfo { position, offset: 5, images: 8, last: true, replaced: vec![1], damaged: vec![] };
+        let info = MessageInfo {
+            position,
+            offset: 5,
+            images: 8,
+            last: true,
+            replaced: vec![1],
+            damaged: vec![],
+            waited: Waited::for_start(0.5),
+        };
         let info_bytes = serde_json::to_vec(&info).unwrap();
         let body = Body::new(&groups, 3);
         let header = body.header(3);

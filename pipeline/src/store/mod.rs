@@ -30,7 +30,7 @@ pub use remote::{FetchError, Remote, RemoteOptions};
 pub use stream::{list, open_tar, read_whole, reader};
 
 use crate::manifest::Manifest;
-use crate::metrics::{PipelineMetrics, Stage, Waiting};
+use crate::metrics::{PipelineMetrics, Waiting};
 use crate::order::SampleRef;
 use crate::sample::Check;
 use hold::{Held, Holder};
@@ -252,7 +252,7 @@ impl Store {
     /// # Errors
     /// If a shard can't be opened or fetched, or differs from the manifest.
     pub async fn locate(&self, samples: &[SampleRef]) -> Result<Vec<Located>, StoreError> {
-        let began = Instant::now();
+        let (began, _request) = (Instant::now(), self.metrics.activities.fetch());
         let mut waited = false;
         let mut all: Vec<Option<Located>> = Vec::with_capacity(samples.len());
         let mut direct = Vec::new();
@@ -299,7 +299,6 @@ impl Store {
         memory: &'a mut Vec<u8>,
         runtime: &tokio::runtime::Handle,
     ) -> Result<&'a [u8], StoreError> {
-        let began = Instant::now();
         let shard = sample.shard as usize;
         let size = self.manifest.shards[shard].sizes[sample.index as usize];
         self.metrics.add_read_bytes(self.places[shard].scheme(), size.into());
@@ -312,7 +311,6 @@ impl Store {
             }
         };
         let checked = self.check(sample, in_memory.unwrap_or(memory));
-        self.metrics.add_busy(Stage::Read, began.elapsed());
         match checked {
             Ok(()) => Ok(in_memory.unwrap_or(memory)),
             // A file in the cache may have been damaged since it was checked; the origin decides.

@@ -8,8 +8,9 @@ use super::{OptimizerConfig, Slot};
 /// `v ← m·v + lr·trust·(g + wd·w)`, `w ← w − v`; trust is `η·‖w‖ / ‖g + wd·w‖`, and 1 if either norm is zero.
 /// Excluded tensors have neither decay nor trust ratio.
 pub(super) fn update(config: &OptimizerConfig, slot: &mut Slot, gradient: &Tensor, learning_rate: f64) {
-    let step = if slot.excluded {
-        gradient * learning_rate
+    let _ = slot.momentum.g_mul_scalar_(config.momentum);
+    if slot.excluded {
+        let _ = slot.momentum.g_add_(&(gradient * learning_rate));
     } else {
         let gradient = gradient + &slot.tensor * config.weight_decay;
         let (weight_norm, gradient_norm) = (slot.tensor.norm(), gradient.norm());
@@ -17,8 +18,7 @@ pub(super) fn update(config: &OptimizerConfig, slot: &mut Slot, gradient: &Tenso
         let ratio = (&weight_norm / &gradient_norm) * config.trust_coefficient;
         let usable = weight_norm.gt(0.0).logical_and(&gradient_norm.gt(0.0));
         let trust = ratio.where_self(&usable, &ratio.ones_like());
-        gradient * trust * learning_rate
-    };
-    let _ = slot.momentum.g_mul_scalar_(config.momentum).g_add_(&step);
+        let _ = slot.momentum.addcmul_(&gradient, &(trust * learning_rate));
+    }
     let _ = slot.tensor.g_sub_(&slot.momentum);
 }

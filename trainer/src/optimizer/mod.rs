@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::TrainError;
+use crate::gradients::Gradients;
 use crate::parameters::{Parameter, Parameters, Role};
 
 /// Which optimiser, and its parameters.
@@ -117,7 +118,6 @@ pub struct Slot {
 impl Optimizer {
     /// An optimiser of all tensors of `parameters` that learn.
     pub fn new(config: &OptimizerConfig, parameters: &Parameters) -> Self {
-        let learning = parameters.entries().iter().filter(|p| p.role != Role::Buffer);
         let zeros = |p: &Parameter| tch::no_grad(|| p.tensor.zeros_like());
         let slot = |p: &Parameter| Slot {
             name: p.name.clone(),
@@ -126,34 +126,20 @@ impl Optimizer {
             tensor: p.tensor.shallow_clone(),
             excluded: p.role == Role::Excluded,
         };
-        Self { config: config.clone(), slots: learning.map(slot).collect() }
+        Self { config: config.clone(), slots: parameters.learning().map(slot).collect() }
     }
 
-    /// Moves the weights along their gradients, then clears those; `step` counts from 1.
-    pub fn step(&mut self, learning_rate: f64, step: u64) {
+    /// Moves the weights along their gradients; `step` counts from 1.
+    pub fn step(&mut self, gradients: &Gradients, learning_rate: f64, step: u64) {
         tch::no_grad(|| {
-            for slot in &mut self.slots {
-                let gradient = slot.tensor.grad();
-                if !gradient.defined() {
-                    continue;
-                }
+            for (slot, gradient) in self.slots.iter_mut().zip(gradients.tensors()).filter(|(_, g)| g.defined()) {
                 match self.config.kind {
-                    OptimizerKind::Lars => lars::update(&self.config, slot, &gradient, learning_rate),
-                    OptimizerKind::Sgd => sgd::update(&self.config, slot, &gradient, learning_rate),
-                    OptimizerKind::Adamw => adamw::update(&self.config, slot, &gradient, learning_rate, step),
+                    OptimizerKind::Lars => lars::update(&self.config, slot, gradient, learning_rate),
+                    OptimizerKind::Sgd => sgd::update(&self.config, slot, gradient, learning_rate),
+                    OptimizerKind::Adamw => adamw::update(&self.config, slot, gradient, learning_rate, step),
                 }
-                slot.tensor.zero_grad();
             }
         });
-    }
-
-    /// Norm of all gradients together; a scalar on the device.
-    pub fn gradient_norm(&self) -> Tensor {
-        tch::no_grad(|| {
-            let gradients = self.slots.iter().map(|slot| slot.tensor.grad()).filter(Tensor::defined);
-            let squares: Vec<Tensor> = gradients.map(|g| g.norm().square()).collect();
-            Tensor::stack(&squares, 0).sum(tch::Kind::Float).sqrt()
-        })
     }
 
     /// What the optimiser remembers, by name: each tensor's momentum by that tensor's, and its mean square with
@@ -197,11 +183,10 @@ mod tests {
         let steps = golden[key].as_array().unwrap();
         assert_eq!(steps.len(), 3);
         for (t, step) in steps.iter().enumerate() {
-            for slot in &optimizer.slots {
-                let gradient = wave(slot.tensor.size()[0] as usize, &|k| 0.1 * (0.5 * k + t as f64).cos()).detach();
-                (&slot.tensor * gradient).sum(Kind::Double).backward();
-            }
-            optimizer.step(step["learning_rate"].as_f64().unwrap(), t as u64 + 1);
+            let gradient = |slot: &Slot| wave(slot.tensor.size()[0] as usize, &|k| 0.1 * (0.5 * k + t as f64).cos());
+            let gradients = optimizer.slots.iter().map(|slot| gradient(slot).detach()).collect();
+            let gradients = Gradients::from_tensors(gradients);
+            optimizer.step(&gradients, step["learning_rate"].as_f64().unwrap(), t as u64 + 1);
             for slot in &optimizer.slots {
                 let found = Vec::<f64>::try_from(slot.tensor.detach()).unwrap();
                 for (found, wanted) in found.iter().zip(step[&slot.name].as_array().unwrap()) {

@@ -1,0 +1,74 @@
+//! The gradient of a loss, as a value: one tensor for each of a model's tensors that learn.
+//!
+//! Asked for as values, gradients are handed over as the backward pass makes them. Left in the tensors, as torch does
+//! by default, they would be cleared and added to, a pass over all weights each.
+
+use tch::{Kind, Tensor};
+
+use crate::error::TrainError;
+use crate::parameters::Parameters;
+
+/// Gradients of [`Parameters::learning`], in that order; undefined where the loss does not depend on a tensor.
+pub struct Gradients(Vec<Tensor>);
+
+impl Gradients {
+    /// The gradient of the scalar `loss`, whose graph is used up.
+    ///
+    /// # Errors
+    /// If libtorch fails, as when the device's memory is full.
+    pub fn of(loss: &Tensor, parameters: &Parameters) -> Result<Self, TrainError> {
+        let weights: Vec<&Tensor> = parameters.learning().map(|p| &p.tensor).collect();
+        Ok(Self(Tensor::f_run_backward(&[loss], &weights, false, false)?))
+    }
+
+    /// Each tensor's.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.0
+    }
+
+    /// The gradient of the sum of both losses.
+    pub fn plus(self, other: Self) -> Self {
+        let sum = |(a, b): (Tensor, Tensor)| match (a.defined(), b.defined()) {
+            (true, true) => a + b,
+            (true, false) => a,
+            (false, _) => b,
+        };
+        Self(self.0.into_iter().zip(other.0).map(sum).collect())
+    }
+
+    /// Norm of all together; a scalar on the device.
+    pub fn norm(&self) -> Tensor {
+        let norms: Vec<Tensor> = self.0.iter().filter(|g| g.defined()).map(Tensor::norm).collect();
+        Tensor::stack(&norms, 0).norm().to_kind(Kind::Float)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    impl Gradients {
+        /// Of tensors that are no model's.
+        pub fn from_tensors(tensors: Vec<Tensor>) -> Self {
+            Self(tensors)
+        }
+
+        /// All values in one row.
+        pub fn flat(&self) -> Tensor {
+            let defined = self.0.iter().filter(|g| g.defined());
+            Tensor::cat(&defined.map(|g| g.flatten(0, -1)).collect::<Vec<_>>(), 0)
+        }
+    }
+
+    #[test]
+    fn a_tensor_that_the_loss_does_not_know_has_none() {
+        let mut parameters = Parameters::new(tch::Device::Cpu, 1);
+        let used = parameters.normal("used".into(), &[3, 4], 1.0);
+        parameters.normal("unused".into(), &[3], 1.0);
+        let of = |scale: f64| Gradients::of(&(&used * scale).sum(Kind::Float), &parameters).unwrap();
+        let both = of(3.0).plus(of(2.0));
+        assert!(both.tensors()[0].defined() && !both.tensors()[1].defined());
+        let norm = f64::try_from(both.norm()).unwrap();
+        assert!((norm - 5.0 * 12f64.sqrt()).abs() < 1e-5, "{norm}");
+    }
+}
