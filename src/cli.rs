@@ -61,6 +61,8 @@ pub enum Command {
     Digest(DigestArgs),
     /// Measure the loader on your shards and say what limits it.
     Bench(BenchArgs),
+    /// Say what this machine can do for a run: cores, memory, GPU, storage, limits, and what that means.
+    Doctor(DoctorArgs),
     /// Serve batches to trainers on other machines, over Arrow Flight; they name this node with --feed.
     Serve(ServeArgs),
     /// Train; a run folder holds configuration, metrics, checkpoints and quarantine.
@@ -290,6 +292,12 @@ pub struct ServeArgs {
     /// Who may vouch for clients, which then need a certificate too; short for machine.service.client_ca.
     #[arg(long, value_name = "PEM", requires = "certificate")]
     pub client_ca: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
 #[derive(Args)]

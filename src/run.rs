@@ -15,6 +15,9 @@ use trainer::train::StepReport;
 use crate::WrongInput;
 use crate::config::Config;
 
+/// libtorch's version: tch builds against this one only.
+pub const LIBTORCH: &str = "2.11.0";
+
 /// `run.json`: enough to run it again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunRecord {
@@ -189,7 +192,7 @@ impl RunFolder {
     ) -> anyhow::Result<()> {
         let versions = Versions {
             simclr_pipeline: env!("CARGO_PKG_VERSION").into(),
-            libtorch: "2.11.0".into(),
+            libtorch: LIBTORCH.into(),
             stream: pipeline::plan::STREAM_VERSION,
         };
         let (manifest_digest, plan_digest) = (manifest_digest.to_owned(), plan_digest.to_owned());

@@ -46,7 +46,7 @@ pub fn sentence(spent: &TimeSpent, load: &Load) -> String {
 }
 
 fn percent(share: f64) -> String {
-    if share > 0.0 && share < 0.1 { format!("{:.1} %", 100.0 * share) } else { format!("{:.0} %", 100.0 * share) }
+    if (0.0005..0.1).contains(&share) { format!("{:.1} %", 100.0 * share) } else { format!("{:.0} %", 100.0 * share) }
 }
 
 /// What would end the longest of the waits.

@@ -21,6 +21,7 @@ pub mod shard;
 pub mod sample;
 pub mod decode;
 mod simd;
+pub use simd::vector_instructions;
 pub mod quarantine;
 pub mod rng;
 pub mod augment;

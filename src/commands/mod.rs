@@ -2,6 +2,7 @@
 
 mod bench;
 mod digest;
+mod doctor;
 #[cfg(feature = "trainer")]
 mod eval;
 #[cfg(feature = "trainer")]
@@ -55,6 +56,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Ending> {
         Command::Preview(args) => preview::run(&args, voice),
         Command::Digest(args) => digest::run(&args, voice),
         Command::Bench(args) => bench::run(&args, voice),
+        Command::Doctor(args) => doctor::run(&args, voice),
         Command::Serve(args) => serve::run(&args, voice),
         #[cfg(feature = "trainer")]
         Command::Quickstart(args) => quickstart::run(&args, voice),

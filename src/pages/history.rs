@@ -84,7 +84,7 @@ impl History {
                 let mut at = 0;
                 state.points.retain(|_| {
                     at += 1;
-                    at > POINTS / 2 || at % 2 == 0
+                    at > POINTS / 2 || at % 2 == 1
                 });
             }
         }

@@ -162,7 +162,7 @@ fn a_browser_shows_the_page() {
         println!("no Chromium on this machine: the page is not looked at");
         return;
     };
-    assert!(shown.contains("the trainer waited "), "the sentence is not there: {shown}");
+    assert!(shown.contains("The trainer waited "), "the sentence is not there: {shown}");
     assert!(shown.contains("data-is=\"live\"") && shown.contains("data-kind=\"train\""), "{shown}");
     drop(run);
     let node = Node::start(&world, &["--manifest", &manifest]);

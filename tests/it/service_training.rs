@@ -84,5 +84,8 @@ fn what_service_and_fed_trainer_count_is_on_the_dashboard() {
     assert!(
         value(&fed, "simclr_feed_received_bytes_total ") >= value(&fed, "simclr_trainer_steps_total ") * 8.0 * 1536.0
     );
-    crate::dashboards::dashboards_and_metrics_agree("service.json", &(fed + &served));
+    let all = fed + &served;
+    for dashboard in ["service.json", "fleet.json"] {
+        crate::dashboards::dashboards_and_metrics_agree(dashboard, &all);
+    }
 }

@@ -39,7 +39,7 @@ fn slow_way(target: &str, pause: Duration) -> String {
 }
 
 /// Packs pictures of this side, drawn in 40 files; the manifest's path.
-fn packed(world: &World, side: usize) -> String {
+fn packed(world: &World, side: u32) -> String {
     for i in 0..40u64 {
         let class = (i % 10) as usize;
         let folder = world.at("drawn").join(drawn::CLASSES[class]);

@@ -344,7 +344,9 @@ fn metrics_are_served_while_training() {
     assert!(value("simclr_pipeline_stage_seconds_total{stage=\"augment\"} ") > 0.0);
     assert!(value("simclr_trainer_loss ") > 0.0);
     assert!(metrics.contains("# TYPE simclr_trainer_data_wait_seconds_total counter"), "{metrics}");
-    crate::dashboards::dashboards_and_metrics_agree("training.json", &metrics);
+    for dashboard in ["training.json", "pipeline.json"] {
+        crate::dashboards::dashboards_and_metrics_agree(dashboard, &metrics);
+    }
 }
 
 #[test]

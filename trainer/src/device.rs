@@ -45,6 +45,11 @@ pub fn open(name: &str) -> Result<Device, TrainError> {
     Ok(Device::Cuda(index))
 }
 
+/// How many GPUs there are, once CUDA was opened.
+pub fn gpus() -> i64 {
+    Cuda::device_count()
+}
+
 /// Loads libtorch's CUDA library; the error says what is missing.
 fn load_cuda() -> Result<(), String> {
     static LOADED: std::sync::OnceLock<Result<(), String>> = std::sync::OnceLock::new();

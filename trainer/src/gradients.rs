@@ -64,7 +64,7 @@ pub(crate) mod tests {
     fn a_tensor_that_the_loss_does_not_know_has_none() {
         let mut parameters = Parameters::new(tch::Device::Cpu, 1);
         let used = parameters.normal("used".into(), &[3, 4], 1.0);
-        parameters.normal("unused".into(), &[3], 1.0);
+        let _unused = parameters.normal("unused".into(), &[3], 1.0);
         let of = |scale: f64| Gradients::of(&(&used * scale).sum(Kind::Float), &parameters).unwrap();
         let both = of(3.0).plus(of(2.0));
         assert!(both.tensors()[0].defined() && !both.tensors()[1].defined());

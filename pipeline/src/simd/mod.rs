@@ -27,6 +27,17 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// The vector instructions that are used on this machine.
+pub fn vector_instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if x86::Avx512::detect().is_some() {
+        return "AVX-512";
+    } else if Avx2::detect().is_some() {
+        return "AVX2";
+    }
+    "none"
+}
+
 /// Weighted sums of rows of bytes, descaled by `shift` bits and rounded half up.
 #[inline(always)]
 pub fn weigh_bytes<'a>(weights: &[i16], row: impl Fn(usize) -> &'a [u8], out: &mut [i16], shift: u32) {

@@ -1,0 +1,287 @@
+//! `doctor`: what this machine can do for a run, and what each finding means for the configuration.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use pipeline::decode::jpeg::{Decoder, Jpeg, Region};
+use pipeline::order::SampleRef;
+use pipeline::pack::Resize;
+use pipeline::plan::Plan;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Voice;
+use crate::cli::DoctorArgs;
+use crate::config::{Config, MachineConfig};
+use crate::{Ending, stream};
+
+/// How good a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Grade {
+    /// As it should be.
+    Good,
+    /// It works; something could be better.
+    Note,
+    /// A run would fail.
+    Problem,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// What was looked at.
+    name: &'static str,
+    grade: Grade,
+    /// What is there.
+    found: String,
+    /// What that means for a run.
+    meaning: String,
+}
+
+impl Finding {
+    fn new(name: &'static str, grade: Grade, found: impl Into<String>, meaning: impl Into<String>) -> Self {
+        Self { name, grade, found: found.into(), meaning: meaning.into() }
+    }
+}
+
+pub fn run(args: &DoctorArgs, voice: Voice) -> anyhow::Result<Ending> {
+    let config = args.config.load()?;
+    let machine = &config.machine;
+    let mut findings = vec![cores(machine), vectors(), memory(&config), decoding()?];
+    #[cfg(feature = "trainer")]
+    findings.extend(devices(machine));
+    findings.extend([files(machine), clock()]);
+    if !machine.cache_dir.as_os_str().is_empty() {
+        findings.push(disk("cache", &machine.cache_dir));
+    }
+    if args.config.manifest.is_some() || config.data.manifest.exists() {
+        findings.extend(data(&config));
+    } else {
+        let meaning = "--manifest FILE looks at its shards too: whether they can be reached, and how fast";
+        findings.push(Finding::new("data", Grade::Note, "no manifest named", meaning));
+    }
+    let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
+    voice.result(&json!({ "findings": findings, "problems": problems }), || told(&findings, problems));
+    Ok(if problems == 0 { Ending::Done } else { Ending::Unsound })
+}
+
+fn told(findings: &[Finding], problems: usize) -> String {
+    let mut text = String::new();
+    for Finding { name, grade, found, meaning } in findings {
+        let mark = match grade {
+            Grade::Good => "ok  ",
+            Grade::Note => "note",
+            Grade::Problem => "BAD ",
+        };
+        let _ = writeln!(text, "{mark} {name:9} {found}\n               {meaning}");
+    }
+    text + &match problems {
+        0 => "nothing stands in the way of a run".to_owned(),
+        1 => "one problem stands in the way of a run".to_owned(),
+        _ => format!("{problems} problems stand in the way of a run"),
+    }
+}
+
+fn cores(machine: &MachineConfig) -> Finding {
+    let usable = stream::cores();
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let all = text.lines().filter(|line| line.starts_with("processor")).count().max(usable);
+    let found = if all > usable { format!("{usable} of the machine's {all} cores") } else { format!("{usable} cores") };
+    let threads = machine.threads;
+    if threads > usable {
+        let meaning = format!("machine.threads = {threads} is more than there are: threads will take turns");
+        return Finding::new("cores", Grade::Note, found, meaning);
+    }
+    let meaning = format!("machine.threads = 0 takes them: {} beside a GPU, all in `serve`", (usable - 1).max(1));
+    let grade = if all > usable { Grade::Note } else { Grade::Good };
+    Finding::new("cores", grade, found, meaning)
+}
+
+fn vectors() -> Finding {
+    let name = pipeline::vector_instructions();
+    match name {
+        "none" => Finding::new("vectors", Grade::Note, "plain code", "the loader works, at a fraction of its speed"),
+        _ => Finding::new("vectors", Grade::Good, name, "views have the same bytes on every machine, whatever it has"),
+    }
+}
+
+/// What a file of the control group's or the system's says, in bytes.
+fn bytes_of(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+}
+
+fn memory(config: &Config) -> Finding {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let system = bytes_of(&text, "MemAvailable:").unwrap_or(0);
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
+    let there = group.map_or(system, |group| system.min(group));
+    let views: u64 = config.recipe.sizes().map(|side| u64::from(side) * u64::from(side) * 3).sum();
+    let slabs = u64::from(config.batch.size) * views * (config.machine.batches_ahead as u64 + 1);
+    let wanted = slabs + config.machine.memory_bytes;
+    let giga = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let found = format!("{} free{}", giga(there), if group.is_some() { ", as the control group allows" } else { "" });
+    let asks = format!(
+        "batches take {} (batch.size, machine.batches_ahead), shards up to {} (machine.memory_bytes)",
+        giga(slabs),
+        giga(config.machine.memory_bytes)
+    );
+    if slabs > there {
+        return Finding::new("memory", Grade::Problem, found, format!("{asks}: the batches alone do not fit"));
+    }
+    Finding::new("memory", if wanted > there { Grade::Note } else { Grade::Good }, found, asks)
+}
+
+/// How fast one core decodes: a drawn picture, about as large as a photograph of ImageNet.
+fn decoding() -> anyhow::Result<Finding> {
+    const FOR: Duration = Duration::from_millis(300);
+    let picture = pipeline::drawn::picture(1, 3, 1, 448);
+    let jpeg = Resize { short_side: 0, quality: 90, subsample: true }.apply(&pipeline::drawn::png(&picture));
+    let jpeg = jpeg.map_err(|damage| anyhow::anyhow!("a drawn picture is not encoded: {damage}"))?;
+    let mut decoder = Decoder::default();
+    let whole = Region { left: 0, top: 0, width: picture.width, height: picture.height };
+    let (began, mut pictures) = (Instant::now(), 0u32);
+    while began.elapsed() < FOR {
+        let jpeg = Jpeg::parse(&jpeg).and_then(|jpeg| decoder.decode(&jpeg, whole).map(|planes| planes.width));
+        anyhow::ensure!(jpeg.is_ok(), "a drawn picture is not decoded");
+        pictures += 1;
+    }
+    let each = 1e3 * began.elapsed().as_secs_f64() / f64::from(pictures);
+    let found = format!("{each:.2} ms for a drawn JPEG of 448×448 on one core");
+    Ok(Finding::new("decoding", Grade::Good, found, "`bench --manifest FILE` measures the whole loader on your shards"))
+}
+
+#[cfg(feature = "trainer")]
+fn devices(machine: &MachineConfig) -> Vec<Finding> {
+    use trainer::device;
+    let libtorch = env!("CARGO_PKG_VERSION");
+    let threads = super::train::torch_threads(machine);
+    let found = format!("libtorch {} in simclr-pipeline {libtorch}", crate::run::LIBTORCH);
+    let meaning = format!("on the CPU it computes with {threads} threads (machine.torch_threads)");
+    let mut findings = vec![Finding::new("libtorch", Grade::Good, found, meaning)];
+    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let driver = driver.and_then(|text| text.lines().next().map(|line| line.trim().to_owned()));
+    let (grade, found, meaning) = match (&driver, device::open("cuda")) {
+        (_, Ok(_)) => {
+            (Grade::Good, format!("{} usable", device::gpus()), "machine.device = auto takes the first".to_owned())
+        }
+        (Some(_), Err(error)) => (Grade::Problem, "a driver, but no CUDA for libtorch".to_owned(), error.to_string()),
+        (None, Err(_)) if machine.device.starts_with("cuda") => {
+            (Grade::Problem, "no NVIDIA driver".to_owned(), format!("machine.device = {:?} needs one", machine.device))
+        }
+        (None, Err(_)) => (
+            Grade::Note,
+            "no NVIDIA driver".to_owned(),
+            "machine.device = auto trains on the CPU; this machine can still feed others with `serve`".to_owned(),
+        ),
+    };
+    findings.push(Finding::new("GPU", grade, found, meaning));
+    if let Some(driver) = driver {
+        findings.push(Finding::new("driver", Grade::Good, driver, "its CUDA must be at least that of libtorch"));
+    }
+    findings
+}
+
+fn files(machine: &MachineConfig) -> Finding {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    // Shards that are open, connections, and what a process needs anyway.
+    let wanted = 1024 + machine.storage_requests as u64;
+    let found = limit.map_or("any number of open files".into(), |limit| format!("{limit} open files allowed"));
+    match limit {
+        Some(limit) if limit < wanted => {
+            let meaning =
+                format!("{wanted} are on the safe side with many shards or connections: `ulimit -n {wanted}`");
+            Finding::new("files", Grade::Note, found, meaning)
+        }
+        _ => Finding::new("files", Grade::Good, found, "enough for shards and connections"),
+    }
+}
+
+fn clock() -> Finding {
+    // Long before any of this was written: TLS certificates and signed requests would be refused.
+    const EARLIEST: u64 = 1_735_689_600;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    if now < EARLIEST {
+        let meaning = "requests to buckets and TLS need the right time; batches and losses do not depend on it";
+        return Finding::new("clock", Grade::Problem, format!("{now} s since 1970: wrong"), meaning);
+    }
+    let meaning = "only logs, metrics, TLS and signed requests look at it; batches and losses do not";
+    Finding::new("clock", Grade::Good, format!("{now} s since 1970"), meaning)
+}
+
+/// How fast a folder's disk takes bytes and gives them back.
+fn disk(name: &'static str, folder: &Path) -> Finding {
+    const BYTES: usize = 64 << 20;
+    let measure = || -> std::io::Result<f64> {
+        use std::io::Write;
+        std::fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let piece = vec![0x5A; 1 << 20];
+        let began = Instant::now();
+        for _ in 0..BYTES >> 20 {
+            file.write_all(&piece)?;
+        }
+        file.as_file().sync_all()?;
+        Ok(BYTES as f64 / began.elapsed().as_secs_f64())
+    };
+    match measure() {
+        Ok(speed) => {
+            let found = format!("{} takes {:.0} MB/s", folder.display(), speed / 1e6);
+            Finding::new(name, Grade::Good, found, "shards are kept there as they come (machine.cache_dir)")
+        }
+        Err(error) => {
+            let found = format!("{}: {error}", folder.display());
+            Finding::new(name, Grade::Problem, found, "machine.cache_dir must be a folder that can be written")
+        }
+    }
+}
+
+/// Whether the set can be read here, and how fast.
+fn data(config: &Config) -> Vec<Finding> {
+    let opened = stream::open(config.stream(), &config.machine);
+    let source = match opened {
+        Ok(source) => source,
+        Err(error) => {
+            return vec![Finding::new("data", Grade::Problem, format!("{error:#}"), "no run can begin with it")];
+        }
+    };
+    let plan = &source.plan;
+    let found = format!("{} samples in {} shards", plan.num_samples(), plan.shard_sizes.len());
+    let meaning = format!(
+        "{} batches an epoch, {} samples of an epoch left over (batch.size)",
+        plan.batches_per_epoch(),
+        plan.dropped_per_epoch()
+    );
+    let mut findings = vec![Finding::new("data", Grade::Good, found, meaning)];
+    let runtime = match stream::runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![Finding::new("storage", Grade::Problem, error.to_string(), "no thread for reading")],
+    };
+    let samples = spread(plan);
+    let began = Instant::now();
+    let read = source.store.read(&samples, runtime.handle());
+    let seconds = began.elapsed().as_secs_f64();
+    findings.push(match read {
+        Ok(all) => {
+            let bytes: usize = all.iter().map(Vec::len).sum();
+            let found = format!("{} samples, {:.1} MB, in {seconds:.2} s", all.len(), bytes as f64 / 1e6);
+            let place = source.store.manifest().shard_place(0).to_string();
+            let meaning = format!("read from all over {place} and its like, checked; the first read is the slowest");
+            Finding::new("storage", Grade::Good, found, meaning)
+        }
+        Err(error) => Finding::new("storage", Grade::Problem, error.to_string(), "a run would stop there"),
+    });
+    // A server that does not answer must not keep the program from ending.
+    runtime.shutdown_background();
+    findings
+}
+
+/// Some samples from all over the set.
+fn spread(plan: &Plan) -> Vec<SampleRef> {
+    const SHARDS: usize = 8;
+    let shards = plan.shard_sizes.len();
+    let chosen = (0..shards).step_by(shards.div_ceil(SHARDS));
+    chosen.filter(|&shard| plan.shard_sizes[shard] > 0).map(|shard| plan.taken(shard as u32, 0)).collect()
+}
