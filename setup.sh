@@ -4,7 +4,7 @@
 #   bash setup.sh                          fetch libtorch once per user, shared by every checkout
 #   LIBTORCH=/path/to/libtorch bash setup.sh        use a libtorch 2.11.0 that is already there
 #   LIBTORCH_USE_PYTORCH=1 bash setup.sh            use the 2.11.0 that `python3 -c 'import torch'` finds
-#   bash setup.sh --tests                  the same, and pyarrow and numpy (60 MB) for the tests of the data service
+#   bash setup.sh --tests                  the same, and pyarrow, numpy and tensorboard (70 MB) for the tests
 #
 # Needs bash, python3 with pip, and room for 1.1 GB in ${XDG_CACHE_HOME:-~/.cache}
 # (0.5 GB of it is given back at the end). Running it again does nothing.
@@ -94,11 +94,10 @@ found=$(version_of "$torch")
 if [ "$(readlink "$here/.libtorch/lib" 2>/dev/null || true)" != "$torch/lib" ]; then link "$torch"; fi
 say "libtorch $version: $torch"
 
-# What the tests of the data service read it with: packages in a folder of their own, named after what is in it.
+# What the tests read the data service and event files with: packages in a folder of their own, named after what is in it.
 if [ "${1:-}" = --tests ]; then
-    pyarrow=26.0.1 numpy=2.4.6
     packages=$cache/python-tests-$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    stamp="pyarrow==$pyarrow numpy==$numpy"
+    stamp="pyarrow==26.0.1 numpy==2.4.6 tensorboard==2.20.0 protobuf==6.33.2 absl-py==2.3.1 packaging==25.0"
     if [ "$(cat "$packages/stamp" 2>/dev/null || true)" != "$stamp" ]; then
         python3 -m pip --version >/dev/null 2>&1 || die "python3 has no pip (Debian: apt-get install python3-pip)"
         mkdir -p "$cache"

@@ -22,6 +22,9 @@ pub struct Cli {
     /// Say nothing but errors.
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// Logs for people, or for machines: one JSON object a line, with time, run and rank.
+    #[arg(long, global = true, value_enum, default_value = "human")]
+    pub log: crate::logging::Format,
     /// Colour messages.
     #[arg(long, global = true, value_enum, default_value = "auto")]
     color: When,
@@ -457,6 +460,9 @@ pub struct ReportArgs {
     /// The HTML to write; report.html in the run folder if not given.
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Write the logged steps as a table as well, for spreadsheets and data frames.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
 }
 
 #[cfg(feature = "trainer")]

@@ -83,6 +83,12 @@ pub struct Config {
 pub struct EvalConfig {
     /// Side of the central square that is looked at, as a share of the picture's short side.
     pub center_crop: f64,
+    /// While training, evaluate nearest neighbours every so many epochs; 0: never.
+    pub every: u32,
+    /// The manifest whose labelled images vote then; empty: the one that is trained on.
+    pub train: PathBuf,
+    /// The manifest whose labelled images are classified then.
+    pub test: PathBuf,
     /// Nearest neighbours.
     pub knn: tables::KnnConfig,
 }
@@ -111,6 +117,8 @@ pub struct MachineConfig {
     pub device: String,
     /// `fp32` or `bf16`.
     pub precision: String,
+    /// Whether event files for TensorBoard are written into the run's folder.
+    pub tensorboard: bool,
     /// Address that serves `/metrics`; empty: none.
     pub metrics: String,
     /// What the data service may use and whom it lets in.

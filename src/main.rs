@@ -1,8 +1,8 @@
 //! `simclr-pipeline`: streams SimCLR batches from tar shards, trains on them, evaluates what was learnt.
 //!
 //! [`cli`] says what can be asked; each verb is a module of [`commands`]. [`config`] reads what decides a run,
-//! [`stream`] opens the batches it describes, [`run`] keeps a run's folder. [`telemetry`] tells what goes on, [`pages`]
-//! show it.
+//! [`stream`] opens the batches it describes, [`run`] keeps a run's folder. [`logging`] and [`telemetry`] tell what goes
+//! on, [`pages`] show it.
 
 mod cli;
 mod commands;
@@ -10,6 +10,7 @@ mod config;
 mod inspect;
 #[cfg(feature = "trainer")]
 mod live;
+mod logging;
 mod pages;
 mod picture;
 mod progress;
@@ -21,6 +22,8 @@ mod run;
 mod stall;
 mod stream;
 mod telemetry;
+#[cfg(feature = "trainer")]
+mod tensorboard;
 
 use std::process::ExitCode;
 
@@ -47,7 +50,7 @@ pub enum Ending {
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let color = cli.color();
-    telemetry::start_logging(cli.verbose, cli.quiet, color);
+    logging::start(cli.verbose, cli.quiet, color, cli.log);
     match commands::run(cli) {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Unsound) => ExitCode::from(1),

@@ -104,6 +104,33 @@ pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
     write_whole(out, page.as_bytes()).with_context(|| format!("cannot write {}", out.display()))
 }
 
+/// Writes the logged steps of the run in `folder` to `out` as comma-separated values, a column for each number.
+///
+/// # Errors
+/// If the run's metrics can't be read or the table can't be written.
+pub fn write_table(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
+    const COLUMNS: [&str; 12] = [
+        "step",
+        "epoch",
+        "batch",
+        "loss",
+        "contrastive_accuracy",
+        "contrastive_entropy",
+        "learning_rate",
+        "gradient_norm",
+        "embedding_std",
+        "images_per_second",
+        "step_seconds",
+        "data_wait_seconds",
+    ];
+    let mut table = COLUMNS.join(",") + "\n";
+    for line in folder.metrics()? {
+        let values = serde_json::to_value(&line)?;
+        table += &(COLUMNS.map(|column| values[column].to_string()).join(",") + "\n");
+    }
+    write_whole(out, table.as_bytes()).with_context(|| format!("cannot write {}", out.display()))
+}
+
 /// The run in large figures: kNN before and after, the last loss.
 fn numbers(page: &mut String, metrics: &[MetricsLine], evaluations: &[serde_json::Value]) -> std::fmt::Result {
     page.push_str("<div class=\"numbers\">");

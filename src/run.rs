@@ -103,6 +103,24 @@ impl MetricsLine {
     }
 }
 
+impl MetricsLine {
+    /// The line's values, by their names among TensorBoard's scalars.
+    pub fn scalars(&self) -> [(&'static str, f64); 9] {
+        let seconds = self.step_seconds + self.data_wait_seconds;
+        [
+            ("train/loss", self.loss),
+            ("train/contrastive_accuracy", self.contrastive_accuracy),
+            ("train/contrastive_entropy", self.contrastive_entropy),
+            ("train/learning_rate", self.learning_rate),
+            ("train/gradient_norm", self.gradient_norm),
+            ("train/embedding_std", self.embedding_std),
+            ("train/epoch", self.epoch),
+            ("speed/images_per_second", self.images_per_second),
+            ("speed/data_wait_share", self.data_wait_seconds / seconds),
+        ]
+    }
+}
+
 /// A run's folder.
 #[derive(Debug, Clone)]
 pub struct RunFolder {

@@ -1,22 +1,9 @@
-//! What the program tells while it runs: logs on stderr, and metrics in the text that Prometheus reads.
+//! The metrics of this process, in the text that Prometheus reads.
 
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-
-/// Logs from here on: warnings only when `quiet`, more with each `verbose`.
-pub fn start_logging(verbose: u8, quiet: bool, color: bool) {
-    let level = match (quiet, verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn",
-        (false, 1) => "info",
-        (false, _) => "debug",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(std::io::stderr).try_init();
-}
 
 /// Installs the metrics recorder of this process, once; metrics registered before it would count for nobody.
 pub fn recorder() -> &'static PrometheusHandle {

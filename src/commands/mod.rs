@@ -71,8 +71,12 @@ pub fn run(cli: Cli) -> anyhow::Result<Ending> {
         #[cfg(feature = "trainer")]
         Command::Report(args) => {
             let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
-            crate::report::write(&crate::run::RunFolder::open(&args.run)?, &out)?;
-            voice.result(&serde_json::json!({ "out": out }), || out.display().to_string());
+            let folder = crate::run::RunFolder::open(&args.run)?;
+            crate::report::write(&folder, &out)?;
+            if let Some(csv) = &args.csv {
+                crate::report::write_table(&folder, csv)?;
+            }
+            voice.result(&serde_json::json!({ "out": out, "csv": args.csv }), || out.display().to_string());
             Ok(Ending::Done)
         }
     }

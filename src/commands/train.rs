@@ -1,6 +1,8 @@
 //! `train`: from a configuration to a run folder, and on from where a run was stopped.
 
+use std::cell::RefCell;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,11 +13,15 @@ use pipeline::service::server::Guard;
 use serde_json::json;
 use trainer::checkpoint;
 use trainer::device::{self, DeviceSlab, Precision};
+use trainer::error::TrainError;
+use trainer::eval::knn;
 use trainer::metrics::TrainerMetrics;
+use trainer::simclr::SimClr;
 use trainer::time_spent::TimeSpent;
-use trainer::train::{End, TrainerConfig, Training};
+use trainer::train::{Between, End, Evaluate, StepReport, TrainerConfig, Training};
 
 use super::Voice;
+use super::eval::encode;
 use crate::cli::TrainArgs;
 use crate::config::{Config, MachineConfig};
 use crate::live::Live;
@@ -23,11 +29,21 @@ use crate::pages;
 use crate::progress::Progress;
 use crate::run::{MetricsLine, RunFolder};
 use crate::stall::Load;
+use crate::tensorboard::Events;
 use crate::{Ending, WrongInput, stream, telemetry};
 
 /// What may differ when a run goes on: how long, how chatty, how often it saves.
-const MAY_CHANGE: [&str; 6] =
-    ["train.steps", "train.log_every", "checkpoint.every", "checkpoint.keep", "data.manifest", "data.max_damaged"];
+const MAY_CHANGE: [&str; 9] = [
+    "train.steps",
+    "train.log_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "data.manifest",
+    "data.max_damaged",
+    "eval.every",
+    "eval.train",
+    "eval.test",
+];
 
 pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
     let folder = RunFolder::at(&args.run);
@@ -35,6 +51,7 @@ pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
     if args.dry_run {
         return dry_run(&config, voice);
     }
+    crate::logging::of_run(&folder.path().display().to_string());
     let stop = stop_on_signals()?;
     let runtime = stream::runtime()?;
     let live = Arc::new(Live::default());
@@ -141,6 +158,11 @@ pub fn train(
     device::set_threads(torch_threads(&config.machine));
     let mut source = stream::open(config.stream(), &config.machine)?;
     let mut training = new_training(config, &source, device)?;
+    if config.eval.every > 0 && config.eval.test.as_os_str().is_empty() {
+        let wanted =
+            "eval.test = \"\": with eval.every a manifest of labelled images that are not trained on is wanted";
+        return Err(WrongInput(wanted.into()).into());
+    }
     let _lock = folder.lock()?;
     let checkpoints = folder.checkpoints();
     if resume {
@@ -195,7 +217,29 @@ pub fn train(
     live.begin(folder.path(), format!("{device:?}").to_lowercase(), source.clone(), (first, last), load);
     let progress = Progress::new("training", first, last, voice.quiet);
     let (mut loss, mut smooth, mut failed) = (None, None::<(f64, f64)>, None);
-    let end = training.run(&mut *batches, plan, &checkpoints, stop, &mut |report| {
+    let mut events = match config.machine.tensorboard {
+        true => Some(Events::create(&folder.join("tensorboard"), first).with_context(|| {
+            format!("cannot write {}; machine.tensorboard = false does without", folder.join("tensorboard").display())
+        })?),
+        false => None,
+    };
+    let events = &RefCell::new(&mut events);
+    let write_events = |step: u64, values: &[(&str, f64)]| match &mut **events.borrow_mut() {
+        Some(events) => events.scalars(step, values.iter().copied()),
+        None => Ok(()),
+    };
+    let mut evaluate = |model: &SimClr, step: u64| {
+        live.turn_to("evaluating");
+        let evaluated = evaluate_neighbours(config, folder, (model, step), device, runtime);
+        live.turn_to("training");
+        let top1 = evaluated.map_err(|error| TrainError::Evaluation(format!("{error:#}")))?;
+        if let Err(error) = write_events(step, &[("evaluation/knn_top1", top1)]) {
+            tracing::warn!("TensorBoard's file cannot be written: {error}");
+        }
+        Ok(())
+    };
+    let every = u64::from(config.eval.every) * plan.batches_per_epoch();
+    let mut on_step = |report: &StepReport| {
         let line = MetricsLine::new(report, plan);
         loss = Some(report.loss);
         let waited = line.data_wait_seconds / (line.step_seconds + line.data_wait_seconds);
@@ -207,7 +251,8 @@ pub fn train(
         live.step(&line, report.images as u64, &report.spent, rate, left);
         if report.step.is_multiple_of(config.train.log_every) || report.step == last {
             let text = serde_json::to_string(&line).expect("a line is plain data");
-            if let Err(error) = writeln!(lines, "{text}") {
+            let written = writeln!(lines, "{text}").and_then(|()| write_events(line.step, &line.scalars()));
+            if let Err(error) = written {
                 failed = Some(error);
                 stop.store(true, Ordering::Relaxed);
             }
@@ -219,11 +264,14 @@ pub fn train(
                 100.0 * wait
             )
         });
-    })?;
+    };
+    let evaluation = (every > 0).then_some((every, &mut evaluate as Evaluate<'_>));
+    let between = Between { step: &mut on_step, evaluation };
+    let end = training.run(&mut *batches, plan, &checkpoints, stop, between)?;
     progress.finish();
     live.turn_to(if end == End::Interrupted { "interrupted" } else { "done" });
     if let Some(error) = failed {
-        return Err(error).with_context(|| format!("cannot write {}", folder.join("metrics.jsonl").display()));
+        return Err(error).with_context(|| format!("cannot write {}", folder.path().display()));
     }
     let damaged = source.quarantine.entries().len();
     if damaged > 0 && !voice.quiet {
@@ -241,6 +289,30 @@ pub fn train(
         images_per_second: smooth.map(|(rate, _)| rate),
         spent: training.spent,
     })
+}
+
+/// The accuracy of nearest neighbours among the sets that `[eval]` names; noted in the run's folder.
+fn evaluate_neighbours(
+    config: &Config,
+    folder: &RunFolder,
+    (model, step): (&SimClr, u64),
+    device: tch::Device,
+    runtime: &tokio::runtime::Handle,
+) -> anyhow::Result<f64> {
+    let eval = &config.eval;
+    let train = if eval.train.as_os_str().is_empty() { &config.data.manifest } else { &eval.train };
+    // Training shows its progress already.
+    let voice = Voice { json: false, quiet: true };
+    let encode = |set: &Path, what| encode(config, (model, 0), device, set, what, runtime, voice);
+    let (voters, asked) = (encode(train, "train set")?, encode(&eval.test, "test set")?);
+    let result = knn(&voters, &asked, &eval.knn)?;
+    TrainerMetrics::register().knn_accuracy.set(result.top1);
+    folder.add_evaluation(&json!({
+        "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": result.k,
+        "temperature": result.temperature, "train": train, "test": eval.test,
+        "train_images": voters.labels.size()[0], "test_images": asked.labels.size()[0],
+    }))?;
+    Ok(result.top1)
 }
 
 /// A model with initial weights on `device`.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const DASHBOARDS: [&str; 4] = ["fleet.json", "pipeline.json", "service.json", "training.json"];
+pub const DASHBOARDS: [&str; 4] = ["fleet.json", "pipeline.json", "service.json", "training.json"];
 
 /// What every selector begins with, so that the variables choose what is shown.
 const MATCHERS: &str = r#"{job=~"$job",instance=~"$instance""#;
@@ -163,7 +163,7 @@ fn metrics(expression: &str) -> Vec<(&str, &str, &str)> {
     found
 }
 
-fn all_expressions(dashboard: &Value) -> Vec<String> {
+pub fn all_expressions(dashboard: &Value) -> Vec<String> {
     let mut all = expressions(dashboard);
     let annotations = dashboard["annotations"]["list"].as_array().unwrap();
     all.extend(annotations.iter().map(|annotation| annotation["expr"].as_str().unwrap().to_owned()));
@@ -177,7 +177,7 @@ fn expressions(dashboard: &Value) -> Vec<String> {
     targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect()
 }
 
-fn dashboard(name: &str) -> Value {
+pub fn dashboard(name: &str) -> Value {
     serde_json::from_str(&read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
@@ -185,6 +185,6 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(folder().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards")
 }

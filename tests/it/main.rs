@@ -5,6 +5,8 @@ mod data;
 mod errors;
 #[cfg(feature = "trainer")]
 mod pages;
+#[cfg(feature = "trainer")]
+mod prometheus;
 mod service;
 mod service_faults;
 mod service_soak;
@@ -15,4 +17,6 @@ mod sources;
 mod stall;
 #[cfg(feature = "trainer")]
 mod training;
+#[cfg(feature = "trainer")]
+mod trackers;
 mod world;

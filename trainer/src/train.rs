@@ -115,6 +115,17 @@ pub struct StepReport {
     pub spent: TimeSpent,
 }
 
+/// Evaluates the model at a step.
+pub type Evaluate<'a> = &'a mut dyn FnMut(&SimClr, u64) -> Result<(), TrainError>;
+
+/// What else is done between steps.
+pub struct Between<'a> {
+    /// Is told of each step.
+    pub step: &'a mut dyn FnMut(&StepReport),
+    /// Evaluates, every so many steps.
+    pub evaluation: Option<(u64, Evaluate<'a>)>,
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -277,7 +288,7 @@ impl Training {
         plan: &Plan,
         checkpoints: &Checkpoints,
         stop: &AtomicBool,
-        on_step: &mut dyn FnMut(&StepReport),
+        mut between: Between<'_>,
     ) -> Result<End, TrainError> {
         let mut saved = self.step;
         while self.step < self.last_step() {
@@ -289,7 +300,14 @@ impl Training {
             self.spent.waited = self.spent.waited.plus(&waited);
             let report = self.learn(&batch, wait, waited)?;
             drop(batch);
-            on_step(&report);
+            (between.step)(&report);
+            if let Some((every, evaluate)) = &mut between.evaluation
+                && self.step.is_multiple_of(*every)
+            {
+                let began = Instant::now();
+                evaluate(&self.model, self.step)?;
+                self.spent.evaluation += began.elapsed().as_secs_f64();
+            }
             self.metrics.add_stalls(&self.spent.since(&counted));
             let stopped = stop.load(Ordering::Relaxed);
             if self.step.is_multiple_of(self.config.checkpoint.every) || self.step == self.last_step() || stopped {
