@@ -316,6 +316,9 @@ pub struct BenchArgs {
     /// Worker threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Count and time nothing: what metrics cost is the difference.
+    #[arg(long)]
+    pub no_metrics: bool,
     /// Images that the trainer takes each second, all devices together: say how many cores feed it.
     #[arg(long, value_name = "IMAGES_PER_SECOND")]
     pub feed: Option<f64>,
@@ -366,14 +369,30 @@ pub enum EvalCommand {
         #[arg(long)]
         temperature: Option<f64>,
     },
-    /// A linear classifier on frozen features of centre crops; the learning rate is chosen on held-out features.
+    /// A linear classifier on frozen features of centre crops; what it leaves open is chosen on held-out features.
     Linear {
         #[command(flatten)]
         common: EvalArgs,
-        /// Passes over the features.
+        /// How it is trained.
+        #[arg(long, value_enum, default_value = "sgd")]
+        solver: Solver,
+        /// Passes over the features; sgd alone.
         #[arg(long, default_value_t = 90)]
         epochs: u32,
+        /// Draw what was taken for what, as PNG.
+        #[arg(long, value_name = "FILE")]
+        confusion: Option<PathBuf>,
     },
+}
+
+/// How a linear classifier is trained.
+#[cfg(feature = "trainer")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Solver {
+    /// Nesterov momentum, several learning rates at the same time, no regularisation (SimCLR, section 4.2).
+    Sgd,
+    /// Logistic regression over 45 strengths of regularisation (SimCLR, appendix B.8).
+    Lbfgs,
 }
 
 /// Which trained model.

@@ -22,9 +22,20 @@ use crate::config::MachineConfig;
 /// If the manifest can't be read or the plan can't be made.
 pub fn open(stream: StreamConfig, machine: &MachineConfig) -> anyhow::Result<Arc<Source>> {
     crate::telemetry::recorder();
+    open_counting(stream, machine, PipelineMetrics::register())
+}
+
+/// As [`open`], counting with these metrics.
+///
+/// # Errors
+/// If the manifest can't be read or the plan can't be made.
+pub fn open_counting(
+    stream: StreamConfig,
+    machine: &MachineConfig,
+    metrics: PipelineMetrics,
+) -> anyhow::Result<Arc<Source>> {
     let manifest = Manifest::read(&stream.data.manifest)?;
     let plan = Plan::new(&manifest, stream)?;
-    let metrics = PipelineMetrics::register();
     let store = Store::new(Arc::new(manifest), &store_options(machine), metrics.clone())?;
     let quarantine = Quarantine::new(allowed_damage(&plan), metrics.clone());
     Ok(Arc::new(Source { plan, store, quarantine, metrics }))

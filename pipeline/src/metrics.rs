@@ -68,6 +68,8 @@ pub struct PipelineMetrics {
     pub slabs: Gauge,
     /// Who is busy with what.
     pub activities: Activities,
+    /// Whether nothing is counted.
+    silent: bool,
     ready: Gauge,
     threads: Gauge,
     samples: Counter,
@@ -150,6 +152,7 @@ impl PipelineMetrics {
             cache_bytes: gauge!("simclr_pipeline_cache_bytes"),
             slabs: gauge!("simclr_pipeline_slabs"),
             activities: Activities::default(),
+            silent: false,
             ready: gauge!("simclr_pipeline_batches_ready"),
             threads: gauge!("simclr_pipeline_threads"),
             samples: counter!("simclr_pipeline_samples_total"),
@@ -165,6 +168,25 @@ impl PipelineMetrics {
         }
     }
 
+    /// Metrics that count nothing and time nothing, to measure what counting costs.
+    pub fn silent() -> Self {
+        let (counter, gauge, seconds) = (Counter::noop, Gauge::noop, || Seconds::new(Gauge::noop()));
+        Self {
+            batches: counter(),
+            time_to_first_batch: gauge(),
+            cache_bytes: gauge(),
+            slabs: gauge(),
+            activities: Activities::default(),
+            silent: true,
+            ready: gauge(),
+            threads: gauge(),
+            samples: counter(),
+            stages: std::array::from_fn(|_| seconds()),
+            waits: std::array::from_fn(|_| seconds()),
+            quarantined: std::array::from_fn(|_| counter()),
+        }
+    }
+
     /// Counts samples decoded and augmented.
     pub fn add_samples(&self, samples: u64) {
         self.samples.increment(samples);
@@ -172,6 +194,9 @@ impl PipelineMetrics {
 
     /// Counts bytes of samples read from storage of this scheme.
     pub fn add_read_bytes(&self, scheme: &'static str, bytes: u64) {
+        if self.silent {
+            return;
+        }
         counter!("simclr_pipeline_read_bytes_total", "scheme" => scheme).increment(bytes);
     }
 
@@ -238,6 +263,9 @@ pub struct Worker {
 impl Worker {
     /// Says what the thread does from now on.
     pub fn turn_to(&mut self, activity: Activity) {
+        if self.metrics.silent {
+            return;
+        }
         let (last, took) = self.stopwatch.turn_to(activity);
         match last {
             Activity::Idle => self.metrics.add_wait(Waiting::ForWork, took),

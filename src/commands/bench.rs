@@ -1,15 +1,17 @@
 //! `bench`: how fast the loader is on the user's shards, what each stage costs, and what limits it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use pipeline::activity::Activity;
 use pipeline::augment::Op;
 use pipeline::decode::decode;
-use pipeline::loader::{LoaderOptions, Source, slab_bytes};
-use pipeline::metrics::{Stage, Waiting};
+use pipeline::loader::{BatchStream, LoaderOptions, Source, slab_bytes};
+use pipeline::metrics::{PipelineMetrics, Stage, Waiting};
 use pipeline::order::SampleRef;
 use pipeline::plan::{Share, Traversal};
+use pipeline::stall::Waited;
 use serde_json::json;
 
 use super::Voice;
@@ -43,9 +45,13 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
         wanted.recipe.ops.retain(|op| matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_)));
     }
     let views = wanted.recipe.count();
-    let source = stream::open(wanted, &config.machine)?;
+    let source = match args.no_metrics {
+        true => stream::open_counting(wanted, &config.machine, PipelineMetrics::silent())?,
+        false => stream::open(wanted, &config.machine)?,
+    };
     let runtime = stream::runtime()?;
     let (before, began) = (cpu_seconds(), Instant::now());
+    let mut waited = Waited::default();
     let images = match args.variant {
         Variant::Decode => decode_all(&source, args.images, threads, runtime.handle())?,
         _ => {
@@ -56,12 +62,21 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
             while let Some(batch) = loader.next_batch()? {
                 images += batch.num_images as u64;
             }
+            waited = BatchStream::waited(&loader);
             images
         }
     };
     let seconds = began.elapsed().as_secs_f64();
     let cpu_per_image = (cpu_seconds() - before) / images as f64;
     let per_second = images as f64 / seconds;
+    if args.no_metrics {
+        let object =
+            json!({ "images_per_second": per_second, "cpu_seconds_per_image": cpu_per_image, "threads": threads });
+        voice.result(&object, || {
+            format!("{per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image", 1e3 * cpu_per_image)
+        });
+        return Ok(Ending::Done);
+    }
     let busy = Stage::ALL.map(|stage| (stage, source.metrics.busy_seconds(stage) / images as f64));
     let starved = source.metrics.wait_seconds(Waiting::ForWork) / (threads as f64 * seconds);
     let bottleneck = bottleneck(&source, starved);
@@ -82,7 +97,7 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
     let object = json!({
         "variant": name, "threads": threads, "images": images, "views": views, "seconds": seconds, "images_per_second": per_second,
         "cpu_seconds_per_image": cpu_per_image, "stages": stages, "cpu_per_bare_chain": overhead, "workers_waiting": starved,
-        "bottleneck": bottleneck, "peak_memory_bytes": memory, "slabs": slabs, "slab_bytes": slab_bytes,
+        "bottleneck": bottleneck, "waited_for": waited.causes().into_iter().collect::<BTreeMap<_, _>>(), "peak_memory_bytes": memory, "slabs": slabs, "slab_bytes": slab_bytes,
         "feed_images_per_second": args.feed, "cores_to_feed": cores, "damaged": source.quarantine.entries().len(),
     });
     voice.result(&object, || {
@@ -102,6 +117,18 @@ pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
             memory as f64 / 1e6,
             slab_bytes as f64 / 1e6
         );
+        let mut causes: Vec<_> = waited.causes().into_iter().filter(|(cause, _)| *cause != "start").collect();
+        causes.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let total: f64 = causes.iter().map(|(_, seconds)| seconds).sum();
+        if total > 0.0 {
+            let shares = causes.iter().map(|(cause, seconds)| (cause, 100.0 * seconds / total));
+            let shares =
+                shares.filter(|(_, share)| *share >= 0.5).map(|(cause, share)| format!("{cause} {share:.0} %"));
+            text += &format!(
+                "whoever takes batches faster than this waits for {}\n",
+                shares.collect::<Vec<_>>().join(", ")
+            );
+        }
         let wanted = args.feed.unwrap_or(1000.0);
         let cores = (wanted * cpu_per_image).ceil();
         text += &format!("feeding {wanted:.0} images/s takes {cores:.0} cores such as these\n");

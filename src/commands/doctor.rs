@@ -121,7 +121,10 @@ fn memory(config: &Config) -> Finding {
     let views: u64 = config.recipe.sizes().map(|side| u64::from(side) * u64::from(side) * 3).sum();
     let slabs = u64::from(config.batch.size) * views * (config.machine.batches_ahead as u64 + 1);
     let wanted = slabs + config.machine.memory_bytes;
-    let giga = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let giga = |bytes: u64| match bytes {
+        0..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    };
     let found = format!("{} free{}", giga(there), if group.is_some() { ", as the control group allows" } else { "" });
     let asks = format!(
         "batches take {} (batch.size, machine.batches_ahead), shards up to {} (machine.memory_bytes)",

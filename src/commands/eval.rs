@@ -2,18 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
+use pipeline::decode::RgbImage;
+use pipeline::drawn;
+use pipeline::files::write_whole;
 use pipeline::loader::{LoaderOptions, slab_bytes};
+use pipeline::manifest::Manifest;
 use pipeline::plan::Share;
 use serde_json::json;
 use trainer::checkpoint;
 use trainer::device::{self, DeviceSlab};
-use trainer::eval::{Features, KnnConfig, LinearConfig, features, knn, linear};
+use trainer::eval::{Features, KnnConfig, LinearConfig, LogisticConfig, Measured, features, knn, linear, logistic};
 use trainer::simclr::SimClr;
 
 use super::Voice;
 use super::train::{precision, torch_threads};
-use crate::cli::{CheckpointArgs, EvalCommand};
+use crate::cli::{CheckpointArgs, EvalCommand, Solver};
 use crate::config::Config;
+use crate::picture::{Canvas, Face};
 use crate::progress::Progress;
 use crate::run::RunFolder;
 use crate::{Ending, WrongInput, stream};
@@ -53,13 +58,44 @@ pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
             let result = knn(&train, &test, &chosen)?;
             json!({ "evaluation": "knn", "top1": result.top1, "top5": result.top5, "k": result.k, "temperature": result.temperature })
         }
-        EvalCommand::Linear { epochs, .. } => {
-            let settings = LinearConfig { epochs: *epochs, seed: config.seed, ..LinearConfig::default() };
-            let result = linear(&train, &test, &settings)?;
-            json!({
-                "evaluation": "linear", "top1": result.top1, "top5": result.top5, "learning_rate": result.learning_rate,
-                "validation_top1": result.validation_top1, "settings": settings, "features": "centre crops, computed once",
-            })
+        EvalCommand::Linear { epochs, solver, confusion, .. } => {
+            let (mut object, measured) = match solver {
+                Solver::Sgd => {
+                    let settings = LinearConfig { epochs: *epochs, seed: config.seed, ..LinearConfig::default() };
+                    let result = linear(&train, &test, &settings)?;
+                    let object = json!({
+                        "solver": "sgd", "learning_rate": result.learning_rate,
+                        "validation_top1": result.validation_top1, "settings": settings,
+                    });
+                    (object, result.measured)
+                }
+                Solver::Lbfgs => {
+                    let settings = LogisticConfig { seed: config.seed, ..LogisticConfig::default() };
+                    let result = logistic(&train, &test, &settings)?;
+                    let object = json!({
+                        "solver": "lbfgs", "lambda": result.lambda, "validation_top1": result.validation_top1,
+                        "settings": settings,
+                    });
+                    (object, result.measured)
+                }
+            };
+            if let Some(out) = confusion {
+                let names = Manifest::read(&common.test)?.classes;
+                write_whole(out, &drawn::png(&confusion_picture(&measured, &names)))
+                    .map_err(|error| WrongInput(format!("{}: cannot write the picture: {error}", out.display())))?;
+            }
+            for (key, value) in [
+                ("evaluation", json!("linear")),
+                ("top1", json!(measured.top1)),
+                ("top5", json!(measured.top5)),
+                ("mean_per_class", json!(measured.mean_per_class)),
+                ("per_class", json!(measured.per_class)),
+                ("confusion", json!(confusion)),
+                ("features", json!("centre crops, computed once")),
+            ] {
+                object[key] = value;
+            }
+            object
         }
     };
     for (key, value) in [
@@ -152,4 +188,52 @@ pub fn encode(
     })?;
     progress.finish();
     Ok(found)
+}
+
+/// What was taken for what: a row for each class, a column for each answer, darker the more of the class's images.
+fn confusion_picture(measured: &Measured, names: &[String]) -> RgbImage {
+    const PAPER: [u8; 3] = [251, 251, 249];
+    const INK: [u8; 3] = [28, 30, 34];
+    const FULL: [f64; 3] = [16.0, 60.0, 140.0];
+    let classes = measured.confusion.len() as u32;
+    let cell = (720 / classes.max(1)).clamp(2, 56);
+    let named = cell >= 20;
+    let (left, top) = if named { (150, 74) } else { (24, 74) };
+    let side = cell * classes;
+    let mut canvas = Canvas::new(left + side + 24, top + side + 40, PAPER);
+    let title =
+        format!("top-1 {:.1} %, mean per class {:.1} %", 100.0 * measured.top1, 100.0 * measured.mean_per_class);
+    canvas.write(&title, 24, 14, left + side - 24, 22.0, Face::Text, INK);
+    canvas.write("rows: what it is; columns: what it was taken for", 24, 44, left + side - 24, 13.0, Face::Text, INK);
+    for (row, answers) in measured.confusion.iter().enumerate() {
+        let images: u64 = answers.iter().sum();
+        let y = top + row as u32 * cell;
+        if named {
+            let name = names.get(row).cloned().unwrap_or_else(|| format!("class {row}"));
+            canvas.write(&name, 24, y + cell / 2 - 7, left - 32, 13.0, Face::Text, INK);
+        }
+        for (column, &count) in answers.iter().enumerate() {
+            let share = if images > 0 { count as f64 / images as f64 } else { 0.0 };
+            let shade = share.sqrt();
+            let color = std::array::from_fn(|i| (f64::from(PAPER[i]) * (1.0 - shade) + FULL[i] * shade) as u8);
+            let x = left + column as u32 * cell;
+            canvas.fill(x, y, cell - u32::from(cell > 4), cell - u32::from(cell > 4), color);
+            if named && cell >= 32 && share >= 0.005 {
+                let ink = if shade > 0.6 { PAPER } else { INK };
+                canvas.write(
+                    &format!("{:.0}", 100.0 * share),
+                    x + 6,
+                    y + cell / 2 - 7,
+                    cell - 8,
+                    12.0,
+                    Face::Mono,
+                    ink,
+                );
+            }
+        }
+    }
+    if named {
+        canvas.write("shares in %", left, top + side + 12, side, 12.0, Face::Text, INK);
+    }
+    canvas.into_image()
 }

@@ -78,13 +78,15 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
         let settings = LinearConfig { epochs: 30, batch: 256, seed: config.seed, ..LinearConfig::default() };
         let probe = linear(&train, &test, &settings)?;
         metrics.knn_accuracy.set(neighbours.top1);
-        for (name, top1, top5) in [("knn", neighbours.top1, neighbours.top5), ("linear", probe.top1, probe.top5)] {
+        for (name, top1, top5) in
+            [("knn", neighbours.top1, neighbours.top5), ("linear", probe.measured.top1, probe.measured.top5)]
+        {
             folder.add_evaluation(&json!({
                 "evaluation": name, "step": step, "top1": top1, "top5": top5, "train": train_set, "test": test_set,
                 "train_images": train.labels.size()[0], "test_images": test.labels.size()[0],
             }))?;
         }
-        Ok((neighbours.top1, probe.top1))
+        Ok((neighbours.top1, probe.measured.top1))
     };
     if stop.load(Ordering::Relaxed) {
         return Ok(Ending::Interrupted);

@@ -306,7 +306,7 @@ fn evaluate_neighbours(
     let encode = |set: &Path, what| encode(config, (model, 0), device, set, what, runtime, voice);
     let (voters, asked) = (encode(train, "train set")?, encode(&eval.test, "test set")?);
     let result = knn(&voters, &asked, &eval.knn)?;
-    TrainerMetrics::register().knn_accuracy.set(result.top1);
+    metrics::gauge!("simclr_trainer_knn_accuracy_ratio").set(result.top1);
     folder.add_evaluation(&json!({
         "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": result.k,
         "temperature": result.temperature, "train": train, "test": eval.test,

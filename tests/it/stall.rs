@@ -71,7 +71,7 @@ fn culprit(world: &World, command: &mut std::process::Command, wanted: &str) {
     // The first batch is waited for once, whatever is slow.
     let waits = shares.keys().filter(|cause| !["steps", "start"].contains(&cause.as_str()));
     let largest = waits.max_by(|a, b| share(a).total_cmp(&share(b))).unwrap();
-    assert!(largest == wanted && share(wanted) > 0.3, "{largest} is found, {wanted} is slow: {shares:?}");
+    assert!(largest == wanted && share(wanted) > 0.1, "{largest} is found, {wanted} is slow: {shares:?}");
     assert!(ended["verdict"].as_str().unwrap().contains(wanted), "{ended}");
     // What is on record of the steps says the same: the parts of each wait are the wait.
     for line in crate::world::text(&world.at("run/metrics.jsonl")).lines() {
@@ -102,7 +102,7 @@ fn a_slow_store_is_found() {
 #[test]
 fn slow_decoding_is_found() {
     let world = World::new();
-    let manifest = packed(&world, 640);
+    let manifest = packed(&world, 900);
     culprit(&world, &mut world.command(&arguments(&manifest, &[])), "decode");
 }
 
@@ -125,7 +125,7 @@ fn a_slow_link_is_found_and_so_is_a_slow_node_behind_a_fast_one() {
     culprit(&world, &mut world.command(&arguments(&manifest, &["--feed", &far])), "network");
 
     let world = World::new();
-    let manifest = packed(&world, 640);
+    let manifest = packed(&world, 900);
     let node = Node::start(&world, &["--manifest", &manifest, "--set", "machine.threads=1"]);
     culprit(&world, &mut world.command(&arguments(&manifest, &["--feed", &node.url])), "decode");
 }

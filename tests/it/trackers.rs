@@ -105,7 +105,7 @@ fn logs_are_objects_for_machines() {
 fn the_doctor_says_what_findings_mean() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
-    let well = world.done(&["doctor", "--config", "cifar10-resnet18", "--manifest", &manifest]);
+    let well = world.done(&[&["doctor", "--manifest", &manifest], TINY].concat());
     let findings = well["findings"].as_array().unwrap();
     let named =
         |name: &str| findings.iter().find(|finding| finding["name"] == name).unwrap_or_else(|| panic!("{name}"));
@@ -118,7 +118,7 @@ fn the_doctor_says_what_findings_mean() {
     // A shard that is gone stands in the way.
     let shard = std::fs::read_dir(world.at("set")).unwrap().flatten().find(|e| e.path().extension().unwrap() == "tar");
     std::fs::remove_file(shard.unwrap().path()).unwrap();
-    let output = world.run(&["doctor", "--config", "cifar10-resnet18", "--manifest", &manifest]);
+    let output = world.run(&[&["doctor", "--manifest", &manifest], TINY].concat());
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("BAD  storage") && said.contains("one problem"), "{said}");

@@ -123,7 +123,18 @@ impl TrainerMetrics {
         metrics.checkpoints.increment(0);
         metrics.data_wait_seconds.increment(0.0);
         // Not yet known is not zero.
-        metrics.knn_accuracy.set(f64::NAN);
+        for unknown in [
+            &metrics.loss,
+            &metrics.contrastive_accuracy,
+            &metrics.contrastive_entropy,
+            &metrics.learning_rate,
+            &metrics.gradient_norm,
+            &metrics.embedding_std,
+            &metrics.knn_accuracy,
+            &metrics.checkpoint_seconds,
+        ] {
+            unknown.set(f64::NAN);
+        }
         metrics
     }
 

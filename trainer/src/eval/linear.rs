@@ -4,7 +4,7 @@ use pipeline::rng::{Draws, Purpose};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::Features;
+use super::{Features, Measured, measure};
 use crate::error::TrainError;
 
 /// How a probe is trained.
@@ -33,10 +33,8 @@ impl Default for LinearConfig {
 /// The result of a linear evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LinearResult {
-    /// Share of test images whose class is ranked first.
-    pub top1: f64,
-    /// Share of test images whose class is among the first five.
-    pub top5: f64,
+    /// How right it is on the test images.
+    pub measured: Measured,
     /// The learning rate that did best on the held-out features.
     pub learning_rate: f64,
     /// Accuracy of each learning rate on the held-out features.
@@ -75,12 +73,12 @@ pub fn linear(train: &Features, test: &Features, config: &LinearConfig) -> Resul
 
     let probes = Probes::train(&values, &train.labels, rest, classes, config);
     let validation = Tensor::from_slice(validation);
-    let (validation_top1, _) =
+    let validation_top1 =
         probes.accuracy(&values.index_select(0, &validation), &train.labels.index_select(0, &validation))?;
     let best = (0..validation_top1.len()).max_by(|&a, &b| validation_top1[a].total_cmp(&validation_top1[b]));
     let best = best.expect("at least one learning rate");
-    let (top1, top5) = probes.accuracy(&test_values, &test.labels)?;
-    Ok(LinearResult { top1: top1[best], top5: top5[best], learning_rate: config.learning_rates[best], validation_top1 })
+    let measured = measure(&probes.scores(&test_values).get(best as i64), &test.labels)?;
+    Ok(LinearResult { measured, learning_rate: config.learning_rates[best], validation_top1 })
 }
 
 /// One classifier for each learning rate, `R` of them.
@@ -129,21 +127,17 @@ impl Probes {
         Self { weight, bias }
     }
 
-    /// Top-1 and top-5 accuracy of each classifier.
-    fn accuracy(&self, values: &Tensor, labels: &Tensor) -> Result<(Vec<f64>, Vec<f64>), TrainError> {
-        let logits = values.unsqueeze(0).matmul(&self.weight) + &self.bias;
+    /// Scores of each classifier, `[R, N, classes]`.
+    fn scores(&self, values: &Tensor) -> Tensor {
+        values.unsqueeze(0).matmul(&self.weight) + &self.bias
+    }
+
+    /// Accuracy of each classifier.
+    fn accuracy(&self, values: &Tensor, labels: &Tensor) -> Result<Vec<f64>, TrainError> {
         // A classifier that diverged ranks nothing.
-        let logits = logits.nan_to_num(f64::NEG_INFINITY, None, None);
-        let classes = logits.size()[2];
-        let (_, ranked) = logits.topk(classes.min(5), 2, true, true);
-        let hits = ranked.eq_tensor(&labels.view([1, -1, 1])).to_kind(Kind::Double);
-        let first = hits.narrow(2, 0, 1).mean_dim([1i64, 2].as_slice(), false, Kind::Double);
-        let fifth = hits.sum_dim_intlist([2i64].as_slice(), false, Kind::Double).mean_dim(
-            [1i64].as_slice(),
-            false,
-            Kind::Double,
-        );
-        Ok((Vec::<f64>::try_from(first)?, Vec::<f64>::try_from(fifth)?))
+        let guessed = self.scores(values).nan_to_num(f64::NEG_INFINITY, None, None).argmax(2, false);
+        let hits = guessed.eq_tensor(&labels.view([1, -1])).to_kind(Kind::Double);
+        Ok(Vec::<f64>::try_from(hits.mean_dim([1i64].as_slice(), false, Kind::Double))?)
     }
 }
 
@@ -163,11 +157,11 @@ mod tests {
     fn a_probe_separates_what_a_plane_separates_and_nothing_else() {
         let config = LinearConfig { epochs: 10, batch: 64, ..LinearConfig::default() };
         let result = linear(&clusters(800, 1), &clusters(400, 2), &config).unwrap();
-        assert!(result.top1 > 0.97 && result.top5 == 1.0, "{result:?}");
+        assert!(result.measured.top1 > 0.97 && result.measured.top5 == 1.0, "{result:?}");
         assert_eq!(result, linear(&clusters(800, 1), &clusters(400, 2), &config).unwrap(), "the seed decides");
         let mut shuffled = clusters(800, 1);
         shuffled.labels = Tensor::randint(4, [800], (Kind::Int64, Device::Cpu));
         let chance = linear(&shuffled, &clusters(400, 2), &config).unwrap();
-        assert!(chance.top1 < 0.5, "labels that mean nothing teach nothing: {chance:?}");
+        assert!(chance.measured.top1 < 0.5, "labels that mean nothing teach nothing: {chance:?}");
     }
 }

@@ -2,12 +2,16 @@
 
 mod knn;
 mod linear;
+mod logistic;
+mod measure;
 
 use pipeline::loader::Loader;
 use tch::{Device, Tensor};
 
 pub use knn::{KnnConfig, KnnResult, knn};
 pub use linear::{LinearConfig, LinearResult, linear};
+pub use logistic::{LogisticConfig, LogisticResult, logistic};
+pub use measure::{Measured, measure};
 
 use crate::device::{self, DeviceSlab};
 use crate::error::TrainError;
