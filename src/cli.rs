@@ -75,6 +75,9 @@ pub enum Command {
     #[cfg(feature = "trainer")]
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Write the representations of a set's images as Parquet or npy, for other tools.
+    #[cfg(feature = "trainer")]
+    Embed(EmbedArgs),
     /// Write a run's encoder as safetensors, with the names that other libraries know, and a model card beside it.
     #[cfg(feature = "trainer")]
     Export(ExportArgs),
@@ -405,6 +408,28 @@ pub struct CheckpointArgs {
     /// A checkpoint folder in a run folder, instead of the newest.
     #[arg(long, conflicts_with = "run")]
     pub checkpoint: Option<PathBuf>,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct EmbedArgs {
+    #[command(flatten)]
+    pub model: CheckpointArgs,
+    /// The manifest of the images; they need no labels.
+    #[arg(long, value_name = "MANIFEST")]
+    pub data: PathBuf,
+    /// The file to write, .parquet or .npy.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Take the run's initial weights.
+    #[arg(long)]
+    pub untrained: bool,
+    /// Take what so many layers of the projection head make instead of h; all of them give z.
+    #[arg(long, default_value_t = 0)]
+    pub head_layer: usize,
+    /// Change a value of the run's [machine] or [eval] table.
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub settings: Vec<String>,
 }
 
 #[cfg(feature = "trainer")]

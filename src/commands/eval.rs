@@ -25,31 +25,10 @@ use crate::{Ending, WrongInput, stream};
 
 pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
     let (EvalCommand::Knn { common, .. } | EvalCommand::Linear { common, .. }) = command;
-    let (folder, chosen) = find(&common.model, common.untrained)?;
-    let recorded = folder.record()?.config;
-    let config = recorded.with(&common.settings, &folder.join("run.json").display().to_string())?;
-    let stray: Vec<String> =
-        recorded.differences(&config, &[]).into_iter().filter(|d| !d.starts_with("eval.")).collect();
-    if !stray.is_empty() {
-        return Err(WrongInput(format!("--set here takes [eval] and [machine] only, not {}", stray.join("; "))).into());
-    }
-    let device = device::open(&config.machine.device)?;
-    device::set_threads(torch_threads(&config.machine));
-    let model = SimClr::new(&config.model, config.seed, device, precision(&config.machine))?;
-    let step = match &chosen {
-        Some((path, step)) => {
-            checkpoint::load(path, &model.parameters, None)?;
-            *step
-        }
-        None => 0,
-    };
+    let loaded = Loaded::open(&common.model, common.untrained, common.head_layer, &common.settings)?;
+    let Loaded { folder, chosen, config, step, .. } = &loaded;
     let runtime = stream::runtime()?;
-    let (layers, there) = (common.head_layer, model.head.num_layers());
-    if layers > there {
-        return Err(WrongInput(format!("--head-layer {layers}: the run's head has {there} layers; 0 takes h")).into());
-    }
-    let encode =
-        |manifest: &Path, what| encode(&config, (&model, layers), device, manifest, what, runtime.handle(), voice);
+    let encode = |manifest: &Path, what| encode(&loaded, manifest, what, Labels::Wanted, runtime.handle(), voice);
     let (train, test) = (encode(&common.train, "train set")?, encode(&common.test, "test set")?);
     let mut object = match command {
         EvalCommand::Knn { k, temperature, .. } => {
@@ -100,7 +79,7 @@ pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
     };
     for (key, value) in [
         ("step", json!(step)),
-        ("head_layer", json!(layers)),
+        ("head_layer", json!(common.head_layer)),
         ("checkpoint", json!(chosen.as_ref().map(|(path, _)| path))),
         ("train", json!(common.train)),
         ("test", json!(common.test)),
@@ -121,6 +100,58 @@ pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
         )
     });
     Ok(Ending::Done)
+}
+
+/// A run's model, ready to encode.
+pub struct Loaded {
+    /// The run's folder.
+    pub folder: RunFolder,
+    /// The checkpoint and its step; none for the initial weights.
+    pub chosen: Option<(PathBuf, u64)>,
+    /// The run's configuration, changed where that is allowed.
+    pub config: Config,
+    /// The plan that it was trained on.
+    pub plan_digest: String,
+    /// Steps that it was trained for.
+    pub step: u64,
+    model: SimClr,
+    layers: usize,
+    device: tch::Device,
+}
+
+impl Loaded {
+    /// The model that is asked for: its representations, or what so many layers of the head make of them.
+    ///
+    /// # Errors
+    /// If there is none, or `settings` change what it is.
+    pub fn open(args: &CheckpointArgs, untrained: bool, layers: usize, settings: &[String]) -> anyhow::Result<Self> {
+        let (folder, chosen) = find(args, untrained)?;
+        let record = folder.record()?;
+        let recorded = record.config;
+        let config = recorded.with(settings, &folder.join("run.json").display().to_string())?;
+        let stray: Vec<String> =
+            recorded.differences(&config, &[]).into_iter().filter(|d| !d.starts_with("eval.")).collect();
+        if !stray.is_empty() {
+            let stray = stray.join("; ");
+            return Err(WrongInput(format!("--set here takes [eval] and [machine] only, not {stray}")).into());
+        }
+        let device = device::open(&config.machine.device)?;
+        device::set_threads(torch_threads(&config.machine));
+        let model = SimClr::new(&config.model, config.seed, device, precision(&config.machine))?;
+        let step = match &chosen {
+            Some((path, step)) => {
+                checkpoint::load(path, &model.parameters, None)?;
+                *step
+            }
+            None => 0,
+        };
+        let there = model.head.num_layers();
+        if layers > there {
+            let text = format!("--head-layer {layers}: the run's head has {there} layers; 0 takes h");
+            return Err(WrongInput(text).into());
+        }
+        Ok(Self { folder, chosen, config, plan_digest: record.plan_digest, step, model, layers, device })
+    }
 }
 
 /// The run folder, and the checkpoint with its step; none for the initial weights.
@@ -158,18 +189,40 @@ pub(super) fn find(args: &CheckpointArgs, untrained: bool) -> anyhow::Result<Fou
     }
 }
 
-/// Representations of all images that a manifest lists, by the encoder and so many layers of its head.
+/// Whether images must have labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Labels {
+    /// Each must have one.
+    Wanted,
+    /// They need not.
+    IfThere,
+}
+
+/// Representations of all images that a manifest lists.
 pub fn encode(
+    loaded: &Loaded,
+    manifest: &Path,
+    what: &'static str,
+    labels: Labels,
+    runtime: &tokio::runtime::Handle,
+    voice: Voice,
+) -> anyhow::Result<Features> {
+    let model = (&loaded.model, loaded.layers);
+    encode_by(&loaded.config, model, loaded.device, (manifest, labels), what, runtime, voice)
+}
+
+/// As [`encode`], by an encoder and so many layers of its head.
+pub fn encode_by(
     config: &Config,
     (model, layers): (&SimClr, usize),
     device: tch::Device,
-    manifest: &Path,
+    (manifest, labels): (&Path, Labels),
     what: &'static str,
     runtime: &tokio::runtime::Handle,
     voice: Voice,
 ) -> anyhow::Result<Features> {
     let source = stream::open(config.evaluation_stream(manifest.to_owned()), &config.machine)?;
-    if !source.store.manifest().is_labelled() {
+    if labels == Labels::Wanted && !source.store.manifest().is_labelled() {
         return Err(WrongInput(format!(
             "{}: lists samples without labels; evaluations need a .cls for every sample",
             manifest.display()

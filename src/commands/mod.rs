@@ -4,6 +4,8 @@ mod bench;
 mod digest;
 mod doctor;
 #[cfg(feature = "trainer")]
+mod embed;
+#[cfg(feature = "trainer")]
 mod eval;
 #[cfg(feature = "trainer")]
 mod export;
@@ -64,6 +66,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Ending> {
         Command::Train(args) => train::run(&args, voice),
         #[cfg(feature = "trainer")]
         Command::Eval(command) => eval::run(&command, voice),
+        #[cfg(feature = "trainer")]
+        Command::Embed(args) => embed::run(&args, voice),
         #[cfg(feature = "trainer")]
         Command::Export(args) => export::run(&args, voice),
         #[cfg(feature = "trainer")]

@@ -18,7 +18,7 @@ use trainer::simclr::SimClr;
 use trainer::train::End;
 
 use super::Voice;
-use super::eval::encode;
+use super::eval::{Labels, encode_by};
 use super::preview::contact_sheet;
 use super::train::{precision, show, stop_on_signals, torch_threads, train};
 use crate::cli::QuickstartArgs;
@@ -72,7 +72,9 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
     let model = SimClr::new(&config.model, config.seed, device, precision(&config.machine))?;
     let metrics = TrainerMetrics::register();
     let evaluate = |model: &SimClr, step: u64| -> anyhow::Result<(f64, f64)> {
-        let encode = |set: &Path, what| encode(&config, (model, 0), device, set, what, runtime.handle(), voice);
+        let encode = |set: &Path, what| {
+            encode_by(&config, (model, 0), device, (set, Labels::Wanted), what, runtime.handle(), voice)
+        };
         let (train, test) = (encode(&train_set, "train set")?, encode(&test_set, "test set")?);
         let neighbours = knn(&train, &test, &config.eval.knn)?;
         let settings = LinearConfig { epochs: 30, batch: 256, seed: config.seed, ..LinearConfig::default() };

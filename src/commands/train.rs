@@ -21,7 +21,7 @@ use trainer::time_spent::TimeSpent;
 use trainer::train::{Between, End, Evaluate, StepReport, TrainerConfig, Training};
 
 use super::Voice;
-use super::eval::encode;
+use super::eval::{Labels, encode_by};
 use crate::cli::TrainArgs;
 use crate::config::{Config, MachineConfig};
 use crate::live::Live;
@@ -303,7 +303,7 @@ fn evaluate_neighbours(
     let train = if eval.train.as_os_str().is_empty() { &config.data.manifest } else { &eval.train };
     // Training shows its progress already.
     let voice = Voice { json: false, quiet: true };
-    let encode = |set: &Path, what| encode(config, (model, 0), device, set, what, runtime, voice);
+    let encode = |set: &Path, what| encode_by(config, (model, 0), device, (set, Labels::Wanted), what, runtime, voice);
     let (voters, asked) = (encode(train, "train set")?, encode(&eval.test, "test set")?);
     let result = knn(&voters, &asked, &eval.knn)?;
     metrics::gauge!("simclr_trainer_knn_accuracy_ratio").set(result.top1);

@@ -1,7 +1,8 @@
 //! Random kills under load: `SOAK_SECONDS=1800 cargo test --test it service_soak -- --ignored --nocapture`.
 //!
 //! Three nodes feed one client, which keeps a ledger: the digest of every batch, in the order in which they came. Nodes
-//! are killed, stopped, told to end, and started again at moments that a seed decides.
+//! are killed, stopped, told to end, and started again at moments that a seed decides. The ledger that is wanted is made
+//! at the same time without them, and takes its share of the machine.
 
 use std::time::{Duration, Instant};
 
@@ -19,16 +20,17 @@ fn service_soak() {
     let world = World::new();
     let manifest = world.packed("set", 200, &[]);
     // How many batches fill the time is measured; being fed by nodes that come and go takes longer.
-    let digest = |batches: &str| {
-        let began = Instant::now();
+    let local = |batches: &str| {
         let local =
-            [&["digest"], crate::world::TINY, &["--manifest", &manifest, "--batches", batches], &BATCH].concat();
-        (world.done(&local), began.elapsed())
+            [&["digest"], crate::world::TINY, &["--manifest", &manifest, "--batches", batches, "--json"], &BATCH];
+        world.start(&local.concat())
     };
-    let (_, short) = digest("200");
-    let batches = (200.0 * seconds as f64 / short.as_secs_f64() * 0.6) as u64;
+    let began = Instant::now();
+    assert!(local("2000").wait_with_output().unwrap().status.success());
+    let batches = (2000.0 * seconds as f64 / began.elapsed().as_secs_f64() * 0.5) as u64;
     let batches = batches.to_string();
-    let (wanted, _) = digest(&batches);
+    let wanted = local(&batches);
+    let wanted = std::thread::spawn(move || wanted.wait_with_output().unwrap());
 
     let arguments = [&["--manifest", &manifest, "--set", "machine.threads=1"], &BATCH[..]].concat();
     let mut nodes: Vec<Node> = (0..3).map(|_| Node::start(&world, &arguments)).collect();
@@ -73,6 +75,9 @@ fn service_soak() {
     let output = output.join().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let ledger: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let wanted = wanted.join().unwrap();
+    assert!(wanted.status.success(), "{}", String::from_utf8_lossy(&wanted.stderr));
+    let wanted: Value = serde_json::from_slice(&wanted.stdout).unwrap();
     let early = memory[..memory.len().div_ceil(4)].iter().max().unwrap();
     let late = memory[memory.len() / 2..].iter().max().unwrap();
     println!(

@@ -125,3 +125,39 @@ fn the_doctor_says_what_findings_mean() {
     let output = world.run(&["doctor", "--manifest", "nowhere.json"]);
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[test]
+fn representations_are_read_by_pyarrow_and_numpy() {
+    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".python-tests");
+    assert!(packages.join("pyarrow").is_dir(), "no pyarrow here: `bash setup.sh --tests` fetches it");
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&arguments(&manifest, &["--set", "train.steps=3"]));
+    let embed = |out: &str, more: &[&str]| {
+        world.done(&[&["embed", "--run", "run", "--data", &manifest, "--out", out], more].concat())
+    };
+    let told = embed("h.parquet", &[]);
+    assert_eq!((told["rows"].as_u64(), told["dim"].as_u64(), told["step"].as_u64()), (Some(60), Some(64), Some(3)));
+    assert_eq!(embed("z.parquet", &["--head-layer", "2"])["dim"], 16);
+    embed("h.npy", &[]);
+    let script = "
+import sys, numpy, pyarrow.parquet as parquet
+table = parquet.read_table('h.parquet')
+features = table['feature'].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+assert features.dtype == numpy.float32 and (features == numpy.load('h.npy')).all()
+assert (table['id'].to_numpy() == numpy.load('h.ids.npy')).all() and table['id'].to_pylist() == list(range(60))
+assert (table['label'].to_numpy() == numpy.load('h.labels.npy')).all()
+assert table['entry'][0].as_py().endswith('.png')
+print({key.decode(): value.decode() for key, value in table.schema.metadata.items()}['simclr.manifest_digest'])";
+    let output = world_python(&world, &packages, script);
+    assert_eq!(output.trim(), told["manifest_digest"].as_str().unwrap());
+    world.fails(&["embed", "--run", "run", "--data", &manifest, "--out", "h.csv"], 2, &["h.csv", ".parquet or .npy"]);
+}
+
+/// What Python says to a script that it runs in the test's folder.
+fn world_python(world: &World, packages: &Path, script: &str) -> String {
+    let mut python = Command::new("python3");
+    let output = python.env("PYTHONPATH", packages).args(["-c", script]).current_dir(world.at("")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -111,12 +111,12 @@ mod tests {
         }
         // With the predicted classes as labels every first guess is right.
         let predicted: Vec<i64> = golden["predicted"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
-        let train = Features { values: wave(40, 0.0), labels, left_out: 0 };
-        let test = Features { values: wave(12, 0.2), labels: Tensor::from_slice(&predicted), left_out: 0 };
+        let train = Features { values: wave(40, 0.0), labels, left_out: 0, ids: vec![] };
+        let test = Features { values: wave(12, 0.2), labels: Tensor::from_slice(&predicted), left_out: 0, ids: vec![] };
         let result = knn(&train, &test, &KnnConfig { k: 7, temperature: 0.1 }).unwrap();
         assert_eq!((result.top1, result.top5), (1.0, 1.0));
         let wrong: Vec<i64> = predicted.iter().map(|c| (c + 1) % 4).collect();
-        let test = Features { values: wave(12, 0.2), labels: Tensor::from_slice(&wrong), left_out: 0 };
+        let test = Features { values: wave(12, 0.2), labels: Tensor::from_slice(&wrong), left_out: 0, ids: vec![] };
         assert_eq!(knn(&train, &test, &KnnConfig { k: 7, temperature: 0.1 }).unwrap().top1, 0.0);
     }
 }

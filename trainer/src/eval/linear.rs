@@ -150,7 +150,7 @@ mod tests {
         let labels = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(4);
         let centres = labels.one_hot(4).to_kind(Kind::Float) * 3.0;
         let noise = Tensor::randn([rows, 4], (Kind::Float, Device::Cpu));
-        Features { values: centres + noise * 0.5, labels, left_out: 0 }
+        Features { values: centres + noise * 0.5, labels, left_out: 0, ids: vec![] }
     }
 
     #[test]
