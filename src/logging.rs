@@ -44,7 +44,61 @@ pub fn start(verbose: u8, quiet: bool, color: bool, format: Format) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     let lines = Lines { color, format, seen: Mutex::default() };
-    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    let registry = tracing_subscriber::registry().with(filter).with(lines);
+    #[cfg(feature = "opentelemetry")]
+    let registry = registry.with(collector::layer());
+    let _ = registry.try_init();
+}
+
+/// Hands over what is still on its way to a collector; the last thing that a program does.
+pub fn finish() {
+    #[cfg(feature = "opentelemetry")]
+    collector::finish();
+}
+
+/// Logs for an OpenTelemetry collector, if `OTEL_EXPORTER_OTLP_ENDPOINT` names one; over HTTP, with the other variables that
+/// OpenTelemetry defines. Nothing is held back there: collectors count by themselves.
+#[cfg(feature = "opentelemetry")]
+mod collector {
+    use std::sync::OnceLock;
+
+    use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+    use opentelemetry_otlp::LogExporter;
+    use opentelemetry_sdk::Resource;
+    use opentelemetry_sdk::logs::SdkLoggerProvider;
+    use tracing::Subscriber;
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::filter::filter_fn;
+    use tracing_subscriber::registry::LookupSpan;
+
+    static PROVIDER: OnceLock<SdkLoggerProvider> = OnceLock::new();
+
+    pub fn layer<S: Subscriber + for<'a> LookupSpan<'a>>() -> Option<impl Layer<S>> {
+        std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+        let exporter = match LogExporter::builder().with_http().build() {
+            Ok(exporter) => exporter,
+            Err(error) => {
+                eprintln!("warning: no logs go to a collector: {error}");
+                return None;
+            }
+        };
+        let resource = Resource::builder().with_service_name("simclr-pipeline").build();
+        let provider = SdkLoggerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build();
+        let provider = PROVIDER.get_or_init(|| provider);
+        // What the way to the collector itself says would go round for ever.
+        let ours = filter_fn(|metadata| {
+            !["hyper", "reqwest", "opentelemetry", "h2", "tower"].iter().any(|name| metadata.target().starts_with(name))
+        });
+        Some(OpenTelemetryTracingBridge::new(provider).with_filter(ours))
+    }
+
+    pub fn finish() {
+        if let Some(provider) = PROVIDER.get()
+            && let Err(error) = provider.shutdown()
+        {
+            eprintln!("warning: not all logs reached the collector: {error}");
+        }
+    }
 }
 
 /// Says which run this process works on, from here on, in every line of JSON.

@@ -51,7 +51,9 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let color = cli.color();
     logging::start(cli.verbose, cli.quiet, color, cli.log);
-    match commands::run(cli) {
+    let ended = commands::run(cli);
+    logging::finish();
+    match ended {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Unsound) => ExitCode::from(1),
         Ok(Ending::Interrupted) => ExitCode::from(130),
