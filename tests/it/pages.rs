@@ -10,9 +10,10 @@ use crate::service::{Node, get, until};
 use crate::world::{TINY, World};
 
 /// A training that goes on until it is killed, and where its pages are.
-struct Running {
+pub struct Running {
     child: Child,
-    address: String,
+    /// Host and port of the pages.
+    pub address: String,
 }
 
 impl Drop for Running {
@@ -23,8 +24,9 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(world: &World, manifest: &str, more: &[&str]) -> Self {
-        let fixed = ["train", "--run", "run", "--manifest", manifest, "--set", "machine.metrics=127.0.0.1:0"];
+    /// Starts it in the folder `run`, and waits for its third step.
+    pub fn start(world: &World, run: &str, manifest: &str, more: &[&str]) -> Self {
+        let fixed = ["train", "--run", run, "--manifest", manifest, "--set", "machine.metrics=127.0.0.1:0"];
         let long = ["--set", "train.steps=0", "--set", "schedule.epochs=100000"];
         let mut child = world.start(&[&fixed, TINY, &long, more].concat());
         let mut said = BufReader::new(child.stderr.take().unwrap());
@@ -67,7 +69,7 @@ fn bytes(address: &str, path: &str) -> Vec<u8> {
 fn a_training_shows_how_it_goes_and_what_is_in_any_batch() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
-    let run = Running::start(&world, &manifest, &[]);
+    let run = Running::start(&world, "run", &manifest, &[]);
     let status = run.json("/status");
     assert_eq!((&status["kind"], &status["state"]), (&"train".into(), &"training".into()));
     assert!(status["sentence"].as_str().unwrap().starts_with("the trainer waited "), "{status}");
@@ -111,7 +113,7 @@ fn damaged_samples_are_listed() {
     std::fs::write(world.at("pictures/disc/broken.jpg"), b"no picture").unwrap();
     world.done(&["pack", "pictures", "--out", "set", "--shard-bytes", "60000"]);
     let manifest = world.arg("set/manifest.json");
-    let run = Running::start(&world, &manifest, &["--set", "data.max_damaged=0.1"]);
+    let run = Running::start(&world, "run", &manifest, &["--set", "data.max_damaged=0.1"]);
     until("it is found", || run.json("/quarantine")["total"] == 1);
     let entry = &run.json("/quarantine")["entries"][0];
     assert!(entry["entry"].as_str().unwrap().ends_with(".jpg") && entry["reason"] == "unknown_format", "{entry}");
@@ -123,7 +125,7 @@ fn a_token_guards_samples_and_settings_but_not_probes() {
     let manifest = world.packed("set", 60, &[]);
     std::fs::write(world.at("token"), "let me in\n").unwrap();
     let token = format!("machine.service.token={}", world.arg("token"));
-    let run = Running::start(&world, &manifest, &["--set", &token]);
+    let run = Running::start(&world, "run", &manifest, &["--set", &token]);
     for path in ["/status", "/history", "/quarantine", "/batch/0", "/batch/0/0/original.png"] {
         assert_eq!(get(&run.address, path).0, 401, "{path}");
     }
@@ -157,7 +159,7 @@ fn browsed(world: &World, address: &str) -> Option<String> {
 fn a_browser_shows_the_page() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
-    let run = Running::start(&world, &manifest, &[]);
+    let run = Running::start(&world, "run", &manifest, &[]);
     let Some(shown) = browsed(&world, &run.address) else {
         println!("no Chromium on this machine: the page is not looked at");
         return;

@@ -1,13 +1,13 @@
 //! A real Prometheus scrapes a real fleet, and every expression of every dashboard and rule finds data in it.
 
-use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
 use crate::dashboards;
+use crate::pages::Running as Trainer;
 use crate::service::{Node, fed, get, until};
-use crate::world::{TINY, World, text};
+use crate::world::{World, text};
 
 /// A process that ends with the test.
 struct Running(Child);
@@ -17,19 +17,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// A trainer that goes on until the end of the test, and where its metrics are.
-fn trainer(world: &World, run: &str, manifest: &str, more: &[&str]) -> (Running, String) {
-    let fixed = ["train", "--run", run, "--manifest", manifest, "--set", "machine.metrics=127.0.0.1:0"];
-    let long = ["--set", "train.steps=0", "--set", "schedule.epochs=100000", "--set", "checkpoint.every=15"];
-    let mut child = world.start(&[&fixed, TINY, &long, more].concat());
-    let mut said = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    said.read_line(&mut line).unwrap();
-    let address = line.trim().trim_start_matches("metrics at http://").trim_end_matches("/metrics").to_owned();
-    std::thread::spawn(move || said.read_to_end(&mut Vec::new()));
-    (Running(child), address)
 }
 
 /// A free port of this machine, in all likelihood still free when it is used.
@@ -65,8 +52,10 @@ fn every_expression_finds_data_in_a_real_prometheus() {
     let node = Node::start(&world, &[&["--manifest", &manifest], &damage[..]].concat());
     let test = format!("eval.test={manifest}");
     let eval = [&damage[..], &["--set", "eval.every=5", "--set", &test, "--set", "eval.knn.k=5"]].concat();
-    let (_alone, alone) = trainer(&world, "alone", &manifest, &eval);
-    let (_fed, far) = trainer(&world, "fed", &manifest, &[&damage[..], &["--feed", &node.url]].concat());
+    let often = ["--set", "checkpoint.every=15"];
+    let alone = Trainer::start(&world, "alone", &manifest, &[&eval[..], &often].concat());
+    let far = Trainer::start(&world, "fed", &manifest, &[&damage[..], &often, &["--feed", &node.url]].concat());
+    let (alone, far) = (&alone.address, &far.address);
     // As in dashboards/prometheus.yml, but every second and with no pause before an alert fires; one target is not there.
     let rules = |name: &str| text(&dashboards::folder().join("rules").join(name));
     std::fs::write(world.at("recording.yml"), rules("recording.yml")).unwrap();
