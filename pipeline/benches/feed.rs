@@ -85,6 +85,7 @@ fn source(manifest: &Path, size: u32, batch: u32) -> Arc<Source> {
         limit: 0,
         classes: vec![],
         subset: "".into(),
+        part: [0.0, 1.0],
         max_damaged: 1.0,
         max_pixels: 1 << 26,
         exif_orientation: false,

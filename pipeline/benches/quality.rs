@@ -68,6 +68,7 @@ fn config(mode: Mode, interpolation: Interpolation, decode: DecodePath) -> Strea
             limit: 0,
             classes: vec![],
             subset: Default::default(),
+            part: [0.0, 1.0],
             max_damaged: 1.0,
             max_pixels: 1 << 30,
             exif_orientation: false,

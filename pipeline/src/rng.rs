@@ -9,6 +9,8 @@
 pub enum Purpose {
     /// The order of shards in an epoch.
     ShardOrder,
+    /// The order in which parts of a class are taken.
+    Subset,
     /// The order of samples in a shuffle block.
     SampleOrder,
     /// The parameters of a sample's augmentations.
@@ -28,6 +30,7 @@ impl Purpose {
     fn name(self) -> &'static [u8] {
         match self {
             Purpose::ShardOrder => b"shard order",
+            Purpose::Subset => b"subset",
             Purpose::SampleOrder => b"sample order",
             Purpose::Augment => b"augment",
             Purpose::PackOrder => b"pack order",

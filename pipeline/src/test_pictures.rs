@@ -79,6 +79,7 @@ pub fn stream(seed: u64, batch: u32, lanes: u32) -> StreamConfig {
             limit: 0,
             classes: vec![],
             subset: "".into(),
+            part: [0.0, 1.0],
             max_damaged: 0.0,
             max_pixels: 1 << 20,
             exif_orientation: false,

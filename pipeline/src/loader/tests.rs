@@ -244,6 +244,38 @@ fn a_selection_is_streamed_and_named_by_the_plan() {
 }
 
 #[test]
+fn parts_hold_the_same_share_of_each_class_and_do_not_overlap() {
+    let set = Set::draw(200, 16, None);
+    let part = |seed, part| {
+        let mut config = stream(seed, 10, 2);
+        config.data.part = part;
+        let source = source(&set.manifest, config);
+        let batches = all(&source, 2, 2, 0, source.plan.num_samples() / 10);
+        let labels: Vec<i64> = batches.iter().flat_map(|batch| batch.1.clone()).collect();
+        let mut ids: Vec<u64> = batches.iter().flat_map(|batch| batch.2.clone()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), labels.len());
+        let of_class = |class| labels.iter().filter(|&&label| label == class).count();
+        (ids, (0..10).map(of_class).collect::<Vec<_>>())
+    };
+    let (first, in_first) = part(1, [0.0, 0.25]);
+    let (rest, in_rest) = part(1, [0.25, 1.0]);
+    assert_eq!((in_first, in_rest), (vec![5; 10], vec![15; 10]));
+    let mut together = [first.clone(), rest].concat();
+    together.sort_unstable();
+    assert_eq!(together, (0..200).collect::<Vec<_>>());
+    assert_ne!(part(2, [0.0, 0.25]).0, first, "the seed chooses");
+    assert_eq!(part(1, [0.0, 0.001]).1, vec![1; 10], "no class is left without a sample");
+    for wrong in [[0.5, 0.5], [-0.1, 0.5], [0.2, 1.5], [f64::NAN, 1.0]] {
+        let mut config = stream(1, 10, 2);
+        config.data.part = wrong;
+        let message = Plan::new(&set.manifest, config).unwrap_err().to_string();
+        assert!(message.starts_with("data.part = ["), "{message}");
+    }
+}
+
+#[test]
 fn a_slow_consumer_stops_the_producer() {
     let set = Set::draw(60, 16, None);
     let source = source(&set.manifest, stream(1, 4, 4));

@@ -34,12 +34,21 @@ pub struct DataConfig {
     /// Only the samples that this file names, one on a line, by file name as the official `imagenet_subsets` do
     /// (`n01440764_10026.JPEG`), or by key; empty takes all.
     pub subset: std::path::PathBuf,
+    /// Only this part of each class's samples, which the seed puts in order: where it begins and where it ends, as
+    /// shares. [0, 0.01] takes one of a hundred, [0, 1] all; two parts that do not overlap have no sample in common.
+    #[serde(default = "whole")]
+    pub part: [f64; 2],
     /// The run stops when more than this share of the samples is damaged, in [0, 1].
     pub max_damaged: f64,
     /// Pictures of more pixels than this count as damaged, before they are decoded.
     pub max_pixels: u64,
     /// Turn pictures upright as their EXIF orientation says; the field's loaders do not.
     pub exif_orientation: bool,
+}
+
+/// [`DataConfig::part`] of records that know no parts.
+fn whole() -> [f64; 2] {
+    [0.0, 1.0]
 }
 
 /// How many images a batch has.
@@ -142,7 +151,7 @@ impl Plan {
             ));
         }
         config.recipe.check()?;
-        let mut selected = selection::select(manifest, &config.data)?;
+        let mut selected = selection::select(manifest, &config.data, config.seed)?;
         let mut left = if config.data.limit == 0 { u64::MAX } else { config.data.limit };
         let mut shard_sizes = Vec::with_capacity(manifest.shards.len());
         let mut first_ids = Vec::with_capacity(manifest.shards.len());

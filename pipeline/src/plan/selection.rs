@@ -1,19 +1,26 @@
-//! Which samples a plan takes from its manifest: those of some classes, or those that a list names.
+//! Which samples a plan takes from its manifest: those of some classes, those that a list names, a part of each class.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{DataConfig, PlanError};
 use crate::manifest::Manifest;
+use crate::rng::{Draws, Purpose};
 use crate::sample::split_name;
 
 /// How many wrong names a message lists.
 const SHOWN: usize = 3;
 
 /// For each shard the samples wanted, in order; `None` if all are.
-pub(super) fn select(manifest: &Manifest, data: &DataConfig) -> Result<Option<Vec<Vec<u32>>>, PlanError> {
+pub(super) fn select(manifest: &Manifest, data: &DataConfig, seed: u64) -> Result<Option<Vec<Vec<u32>>>, PlanError> {
     let classes = classes(manifest, &data.classes)?;
     let listed = if data.subset.as_os_str().is_empty() { None } else { Some(listed(manifest, data)?) };
-    if classes.is_none() && listed.is_none() {
+    let [from, to] = data.part;
+    if !(0.0 <= from && from < to && to <= 1.0) {
+        let wanted = "where the part begins and where it ends, between 0 and 1, is wanted; [0, 1] takes all".into();
+        return Err(wrong("data.part", format!("{:?}", data.part), wanted));
+    }
+    let whole = data.part == [0.0, 1.0];
+    if classes.is_none() && listed.is_none() && whole {
         return Ok(None);
     }
     let is_wanted = |shard: usize, i: usize| {
@@ -21,7 +28,7 @@ pub(super) fn select(manifest: &Manifest, data: &DataConfig) -> Result<Option<Ve
             classes.as_ref().is_none_or(|wanted| manifest.shards[shard].label(i).is_some_and(|l| wanted.contains(&l)));
         of_class && listed.as_ref().is_none_or(|wanted| wanted.contains(&(shard as u32, i as u32)))
     };
-    let selected: Vec<Vec<u32>> = manifest
+    let mut selected: Vec<Vec<u32>> = manifest
         .shards
         .iter()
         .enumerate()
@@ -31,7 +38,32 @@ pub(super) fn select(manifest: &Manifest, data: &DataConfig) -> Result<Option<Ve
         let found = format!("classes {:?} and subset {:?}", data.classes, data.subset);
         return Err(wrong("data", found, "no sample of the manifest is of both; at least one is wanted".into()));
     }
+    if !whole {
+        selected = part(manifest, &selected, data.part, seed);
+    }
     Ok(Some(selected))
+}
+
+/// A part of each class's samples among `selected`, at least one of each; samples without labels are one class.
+fn part(manifest: &Manifest, selected: &[Vec<u32>], [from, to]: [f64; 2], seed: u64) -> Vec<Vec<u32>> {
+    let mut classes: BTreeMap<Option<u32>, Vec<(usize, u32)>> = BTreeMap::new();
+    for (shard, samples) in selected.iter().enumerate() {
+        for &i in samples {
+            classes.entry(manifest.shards[shard].label(i as usize)).or_default().push((shard, i));
+        }
+    }
+    let mut taken = vec![Vec::new(); selected.len()];
+    for (class, mut samples) in classes {
+        let key = class.map_or(0, |class| u64::from(class) + 1);
+        Draws::new(seed, Purpose::Subset, &[key]).shuffle(&mut samples);
+        let place = |share: f64| (share * samples.len() as f64).round() as usize;
+        let (from, to) = (place(from).min(samples.len() - 1), place(to));
+        for &(shard, i) in &samples[from..to.max(from + 1)] {
+            taken[shard].push(i);
+        }
+    }
+    taken.iter_mut().for_each(|samples: &mut Vec<u32>| samples.sort_unstable());
+    taken
 }
 
 /// BLAKE3 of a selection, in hex.
