@@ -362,30 +362,56 @@ pub struct TrainArgs {
 #[derive(Subcommand)]
 pub enum EvalCommand {
     /// Weighted k nearest neighbours by cosine similarity; nothing is trained.
-    Knn {
-        #[command(flatten)]
-        common: EvalArgs,
-        /// Neighbours; the run's configuration decides if not given.
-        #[arg(long)]
-        k: Option<u32>,
-        /// Temperature of the votes; the run's configuration decides if not given.
-        #[arg(long)]
-        temperature: Option<f64>,
-    },
-    /// A linear classifier on frozen features of centre crops; what it leaves open is chosen on held-out features.
-    Linear {
-        #[command(flatten)]
-        common: EvalArgs,
-        /// How it is trained.
-        #[arg(long, value_enum, default_value = "sgd")]
-        solver: Solver,
-        /// Passes over the features; sgd alone.
-        #[arg(long, default_value_t = 90)]
-        epochs: u32,
-        /// Draw what was taken for what, as PNG.
-        #[arg(long, value_name = "FILE")]
-        confusion: Option<PathBuf>,
-    },
+    Knn(KnnArgs),
+    /// A linear classifier on a frozen encoder; what it leaves open is chosen on held-out images.
+    Linear(LinearArgs),
+    /// The encoder and a linear classifier learn from some or all labels; with --untrained, from scratch.
+    Finetune(FinetuneArgs),
+    /// The paper's transfer protocols: what they leave open is chosen on held-out images, then trained on all.
+    Transfer(TransferArgs),
+}
+
+#[cfg(feature = "trainer")]
+impl EvalCommand {
+    /// What all have in common.
+    pub fn common(&self) -> &EvalArgs {
+        match self {
+            Self::Knn(args) => &args.common,
+            Self::Linear(args) => &args.common,
+            Self::Finetune(args) => &args.common,
+            Self::Transfer(args) => &args.common,
+        }
+    }
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct KnnArgs {
+    #[command(flatten)]
+    pub common: EvalArgs,
+    /// Neighbours; the run's configuration decides if not given.
+    #[arg(long)]
+    pub k: Option<u32>,
+    /// Temperature of the votes; the run's configuration decides if not given.
+    #[arg(long)]
+    pub temperature: Option<f64>,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct LinearArgs {
+    #[command(flatten)]
+    pub common: EvalArgs,
+    /// How it is trained.
+    #[arg(long, value_enum, default_value = "sgd")]
+    pub solver: Solver,
+    /// Passes over the training set; sgd alone.
+    #[arg(long, default_value_t = 90)]
+    pub epochs: u32,
+    /// Train on random crops and flips, as the paper, not on features of centre crops: each epoch is a pass through the
+    /// encoder. sgd alone.
+    #[arg(long)]
+    pub crops: bool,
 }
 
 /// How a linear classifier is trained.
@@ -396,6 +422,92 @@ pub enum Solver {
     Sgd,
     /// Logistic regression over 45 strengths of regularisation (SimCLR, appendix B.8).
     Lbfgs,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct FinetuneArgs {
+    #[command(flatten)]
+    pub common: EvalArgs,
+    /// The share of each class's labels to learn from, chosen by the seed: 0.01 and 0.1 in the paper.
+    #[arg(long, default_value_t = 1.0, value_name = "SHARE")]
+    pub share: f64,
+    /// Learn from the samples that this file names, such as the official 1percent.txt.
+    #[arg(long, value_name = "FILE")]
+    pub subset: Option<PathBuf>,
+    /// Passes over them; 60 below a share of 0.05, else 30.
+    #[arg(long)]
+    pub epochs: Option<f64>,
+    /// Images per step.
+    #[arg(long, default_value_t = 256)]
+    pub batch: u32,
+    /// The learning rate for a batch of 256, which it follows linearly.
+    #[arg(long, default_value_t = 0.05)]
+    pub learning_rate: f64,
+    /// Share of each weight added to its gradient.
+    #[arg(long, default_value_t = 0.0)]
+    pub weight_decay: f64,
+    /// What is done to the images.
+    #[arg(long, value_enum, default_value = "crop")]
+    pub augment: crate::config::Augment,
+    /// Keep the trained encoder as a run in this new folder.
+    #[arg(long, value_name = "RUN", conflicts_with = "compare")]
+    pub save: Option<PathBuf>,
+}
+
+#[cfg(feature = "trainer")]
+#[derive(Args)]
+pub struct TransferArgs {
+    #[command(flatten)]
+    pub common: EvalArgs,
+    /// What is transferred.
+    #[arg(long, value_enum, default_value = "linear")]
+    pub method: TransferMethod,
+    /// Steps of fine-tuning; 20000, or 40000 with --untrained.
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// Images per step of fine-tuning.
+    #[arg(long, default_value_t = 256)]
+    pub batch: u32,
+    /// Learning rates that fine-tuning tries; the paper's 7 if not given.
+    #[arg(long, value_delimiter = ',', value_name = "RATE,…")]
+    pub learning_rates: Vec<f64>,
+    /// Weight decays that fine-tuning tries, divided by the learning rate; the paper's 8 if not given.
+    #[arg(long, value_delimiter = ',', value_name = "DECAY,…")]
+    pub weight_decays: Vec<f64>,
+}
+
+/// What is transferred to another data set.
+#[cfg(feature = "trainer")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TransferMethod {
+    /// Frozen features: logistic regression.
+    Linear,
+    /// The whole encoder: fine-tuning.
+    Finetune,
+}
+
+/// The number that a data set is judged by.
+#[cfg(feature = "trainer")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Metric {
+    /// Share of images that are recognised.
+    Top1,
+    /// Mean of the classes' shares: Aircraft, Pets, Caltech-101, Flowers in the paper.
+    MeanPerClass,
+    /// Mean over classes of the average precision at 11 recalls, as VOC 2007.
+    Map11,
+}
+
+#[cfg(feature = "trainer")]
+impl From<Metric> for trainer::eval::Metric {
+    fn from(metric: Metric) -> Self {
+        match metric {
+            Metric::Top1 => Self::Top1,
+            Metric::MeanPerClass => Self::MeanPerClass,
+            Metric::Map11 => Self::Map11,
+        }
+    }
 }
 
 /// Which trained model.
@@ -476,8 +588,27 @@ pub enum ExportNames {
 #[cfg(feature = "trainer")]
 #[derive(Args)]
 pub struct EvalArgs {
-    #[command(flatten)]
-    pub model: CheckpointArgs,
+    /// The run folder; its newest checkpoint is taken.
+    #[arg(long, required_unless_present_any = ["checkpoint", "compare"])]
+    pub run: Option<PathBuf>,
+    /// A checkpoint folder in a run folder, instead of the newest.
+    #[arg(long, conflicts_with = "run")]
+    pub checkpoint: Option<PathBuf>,
+    /// Evaluate two models, run or checkpoint folders, and say what the first has over the second.
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["run", "checkpoint"])]
+    pub compare: Vec<PathBuf>,
+    /// Random exchanges of answers that tell whether a difference is luck.
+    #[arg(long, default_value_t = 100_000, requires = "compare")]
+    pub permutations: u32,
+    /// By which number models are chosen and compared.
+    #[arg(long, value_enum, default_value = "top1")]
+    pub metric: Metric,
+    /// Repeat it with so many seeds, from the run's on, and tell the spread.
+    #[arg(long, default_value_t = 1)]
+    pub seeds: u32,
+    /// Draw what was taken for what, as PNG.
+    #[arg(long, value_name = "FILE", conflicts_with = "compare")]
+    pub confusion: Option<PathBuf>,
     /// Evaluate the run's initial weights, for comparison.
     #[arg(long)]
     pub untrained: bool,
@@ -493,6 +624,21 @@ pub struct EvalArgs {
     /// Change a value of the run's [machine] or [eval] table.
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub settings: Vec<String>,
+}
+
+#[cfg(feature = "trainer")]
+impl EvalArgs {
+    /// The models that are evaluated: one, or the two that are compared.
+    pub fn models(&self) -> Vec<CheckpointArgs> {
+        if self.compare.is_empty() {
+            return vec![CheckpointArgs { run: self.run.clone(), checkpoint: self.checkpoint.clone() }];
+        }
+        let of = |path: &PathBuf| match path.join("state.json").is_file() {
+            true => CheckpointArgs { run: None, checkpoint: Some(path.clone()) },
+            false => CheckpointArgs { run: Some(path.clone()), checkpoint: None },
+        };
+        self.compare.iter().map(of).collect()
+    }
 }
 
 #[cfg(feature = "trainer")]

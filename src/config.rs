@@ -93,6 +93,16 @@ pub struct EvalConfig {
     pub knn: tables::KnnConfig,
 }
 
+/// What is done to the images that a classifier learns from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Augment {
+    /// A random resized crop and a flip, as the run's recipe draws them.
+    Crop,
+    /// All of the run's recipe.
+    Recipe,
+}
+
 /// What the machine gives to a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -209,17 +219,39 @@ impl Config {
         }
     }
 
-    /// The stream that evaluations see: every sample of `manifest` once, in order, its centre.
+    /// The samples of another manifest that this one's settings take: all of the same classes.
     #[cfg_attr(not(feature = "trainer"), expect(dead_code))]
-    pub fn evaluation_stream(&self, manifest: PathBuf) -> StreamConfig {
+    pub fn evaluation_data(&self, manifest: PathBuf) -> DataConfig {
+        let part = [0.0, 1.0];
+        DataConfig { manifest, limit: 0, subset: PathBuf::new(), part, max_damaged: 1.0, ..self.data.clone() }
+    }
+
+    /// The stream that evaluations see: every sample of a part of `manifest` once, in order, its centre.
+    #[cfg_attr(not(feature = "trainer"), expect(dead_code))]
+    pub fn evaluation_stream(&self, manifest: PathBuf, part: [f64; 2], seed: u64) -> StreamConfig {
         let crop =
             Op::CenterCrop(CenterCrop { fraction: self.eval.center_crop, interpolation: Interpolation::Bicubic });
         StreamConfig {
-            seed: self.seed,
-            data: DataConfig { manifest, limit: 0, max_damaged: 1.0, ..self.data.clone() },
+            seed,
+            data: DataConfig { part, ..self.evaluation_data(manifest) },
             traversal: Traversal::Sequential,
             batch: BatchConfig { size: 256 },
             recipe: RecipeConfig { views: 1, ops: vec![crop], branches: vec![], ..self.recipe.clone() },
+        }
+    }
+
+    /// The stream that classifiers learn from: one view of each image, image by image.
+    #[cfg_attr(not(feature = "trainer"), expect(dead_code))]
+    pub fn supervised_stream(&self, data: DataConfig, augment: Augment, seed: u64) -> StreamConfig {
+        let is_wanted =
+            |op: &&Op| augment == Augment::Recipe || matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_));
+        let ops = self.recipe.ops.iter().filter(is_wanted).cloned().collect();
+        StreamConfig {
+            seed,
+            data,
+            traversal: Traversal::Shuffled(OrderConfig { lanes: 1, ..self.order.clone() }),
+            batch: BatchConfig { size: 1 },
+            recipe: RecipeConfig { views: 1, ops, branches: vec![], ..self.recipe.clone() },
         }
     }
 

@@ -18,7 +18,7 @@ use serde_json::json;
 use trainer::eval::Features;
 
 use super::Voice;
-use super::eval::{Labels, Loaded, encode};
+use super::eval::{Labels, Loaded};
 use crate::cli::EmbedArgs;
 use crate::{Ending, WrongInput, stream};
 
@@ -44,7 +44,7 @@ pub fn run(args: &EmbedArgs, voice: Voice) -> anyhow::Result<Ending> {
     let loaded = Loaded::open(&args.model, args.untrained, args.head_layer, &args.settings)?;
     let manifest = Manifest::read(&args.data)?;
     let runtime = stream::runtime()?;
-    let features = encode(&loaded, &args.data, "data set", Labels::IfThere, runtime.handle(), voice)?;
+    let features = loaded.features(&args.data, "data set", Labels::IfThere, runtime.handle(), voice)?;
     let (rows, dim) = features.values.size2()?;
     let told = [
         ("simclr.version", env!("CARGO_PKG_VERSION").to_owned()),

@@ -10,6 +10,7 @@ use pipeline::drawn;
 use pipeline::files::write_whole;
 use pipeline::pack::{PackOptions, pack};
 use serde_json::json;
+use tch::Tensor;
 use trainer::checkpoint;
 use trainer::device;
 use trainer::eval::{LinearConfig, knn, linear};
@@ -18,7 +19,7 @@ use trainer::simclr::SimClr;
 use trainer::train::End;
 
 use super::Voice;
-use super::eval::{Labels, encode_by};
+use super::eval::{Labels, encode};
 use super::preview::contact_sheet;
 use super::train::{precision, show, stop_on_signals, torch_threads, train};
 use crate::cli::QuickstartArgs;
@@ -72,23 +73,23 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
     let model = SimClr::new(&config.model, config.seed, device, precision(&config.machine))?;
     let metrics = TrainerMetrics::register();
     let evaluate = |model: &SimClr, step: u64| -> anyhow::Result<(f64, f64)> {
+        let represent = |views: &Tensor| model.represent(views, 0).to_device(tch::Device::Cpu);
         let encode = |set: &Path, what| {
-            encode_by(&config, (model, 0), device, (set, Labels::Wanted), what, runtime.handle(), voice)
+            let set = (config.evaluation_stream(set.to_owned(), [0.0, 1.0], config.seed), Labels::Wanted);
+            encode(&represent, set, (&config.machine, device), what, runtime.handle(), voice)
         };
         let (train, test) = (encode(&train_set, "train set")?, encode(&test_set, "test set")?);
-        let neighbours = knn(&train, &test, &config.eval.knn)?;
+        let neighbours = knn(&train.halves(), &test.halves(), &config.eval.knn)?.measure()?;
         let settings = LinearConfig { epochs: 30, batch: 256, seed: config.seed, ..LinearConfig::default() };
-        let probe = linear(&train, &test, &settings)?;
+        let probe = linear(&train, &test, &settings)?.answers.measure()?;
         metrics.knn_accuracy.set(neighbours.top1);
-        for (name, top1, top5) in
-            [("knn", neighbours.top1, neighbours.top5), ("linear", probe.measured.top1, probe.measured.top5)]
-        {
+        for (name, top1, top5) in [("knn", neighbours.top1, neighbours.top5), ("linear", probe.top1, probe.top5)] {
             folder.add_evaluation(&json!({
                 "evaluation": name, "step": step, "top1": top1, "top5": top5, "train": train_set, "test": test_set,
                 "train_images": train.labels.size()[0], "test_images": test.labels.size()[0],
             }))?;
         }
-        Ok((neighbours.top1, probe.measured.top1))
+        Ok((neighbours.top1, probe.top1))
     };
     if stop.load(Ordering::Relaxed) {
         return Ok(Ending::Interrupted);

@@ -11,17 +11,18 @@ use pipeline::loader::{LoaderOptions, Source, slab_bytes};
 use pipeline::plan::Share;
 use pipeline::service::server::Guard;
 use serde_json::json;
+use tch::Tensor;
 use trainer::checkpoint;
 use trainer::device::{self, DeviceSlab, Precision};
 use trainer::error::TrainError;
-use trainer::eval::knn;
+use trainer::eval::{knn, normalized_halves};
 use trainer::metrics::TrainerMetrics;
 use trainer::simclr::SimClr;
 use trainer::time_spent::TimeSpent;
 use trainer::train::{Between, End, Evaluate, StepReport, TrainerConfig, Training};
 
 use super::Voice;
-use super::eval::{Labels, encode_by};
+use super::eval::{Labels, encode};
 use crate::cli::TrainArgs;
 use crate::config::{Config, MachineConfig};
 use crate::live::Live;
@@ -303,13 +304,17 @@ fn evaluate_neighbours(
     let train = if eval.train.as_os_str().is_empty() { &config.data.manifest } else { &eval.train };
     // Training shows its progress already.
     let voice = Voice { json: false, quiet: true };
-    let encode = |set: &Path, what| encode_by(config, (model, 0), device, (set, Labels::Wanted), what, runtime, voice);
+    let represent = |views: &Tensor| normalized_halves(&model.represent(views, 0));
+    let encode = |set: &Path, what| {
+        let set = (config.evaluation_stream(set.to_owned(), [0.0, 1.0], config.seed), Labels::Wanted);
+        encode(&represent, set, (&config.machine, device), what, runtime, voice)
+    };
     let (voters, asked) = (encode(train, "train set")?, encode(&eval.test, "test set")?);
-    let result = knn(&voters, &asked, &eval.knn)?;
+    let result = knn(&voters, &asked, &eval.knn)?.measure()?;
     metrics::gauge!("simclr_trainer_knn_accuracy_ratio").set(result.top1);
     folder.add_evaluation(&json!({
-        "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": result.k,
-        "temperature": result.temperature, "train": train, "test": eval.test,
+        "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": eval.knn.k,
+        "temperature": eval.knn.temperature, "train": train, "test": eval.test,
         "train_images": voters.labels.size()[0], "test_images": asked.labels.size()[0],
     }))?;
     Ok(result.top1)

@@ -88,6 +88,11 @@ impl Parameters {
         self.add(name, &tensor, role)
     }
 
+    /// Forgets all tensors but the first `count`.
+    pub fn truncate(&mut self, count: usize) {
+        self.entries.truncate(count);
+    }
+
     fn add(&mut self, name: String, tensor: &Tensor, role: Role) -> Tensor {
         assert!(self.entries.iter().all(|p| p.name != name), "two tensors are called {name}");
         let tensor = tensor.to_device(self.device).set_requires_grad(role != Role::Buffer);

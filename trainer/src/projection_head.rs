@@ -74,6 +74,14 @@ impl ProjectionHead {
         self.layers_forward(h, self.layers.len(), statistics, precision, Kind::Float)
     }
 
+    /// Length of what the first `layers` layers give.
+    ///
+    /// # Panics
+    /// If there are not so many, or none are meant.
+    pub fn length_after(&self, layers: usize) -> i64 {
+        self.layers[layers - 1].0.size()[0]
+    }
+
     /// What the first `layers` layers make of representations `h`, the ReLU in front of the next one included: the
     /// representation that SimCLR v2 fine-tunes from (its `ft_proj_selector`). None gives `h` itself.
     ///

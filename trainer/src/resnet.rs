@@ -49,7 +49,7 @@ pub enum Initialization {
 }
 
 /// What batch norm normalises by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Statistics {
     /// The running mean and variance: for evaluation.
     Running,
@@ -57,6 +57,8 @@ pub enum Statistics {
     Batch,
     /// The batch's own, which the running ones follow: for training.
     Update,
+    /// As `Update`, with this share of each batch's in the running ones, in (0, 1]: for short trainings.
+    UpdateBy(f64),
 }
 
 /// A ResNet without its classifier.
@@ -251,7 +253,8 @@ impl BatchNorm {
         let running = (statistics != Statistics::Batch).then_some((&self.running_mean, &self.running_var));
         let (mean, var) = running.unzip();
         let of_batch = statistics != Statistics::Running;
-        x.batch_norm(Some(&self.gamma), self.beta.as_ref(), mean, var, of_batch, MOMENTUM, EPSILON, true)
+        let momentum = if let Statistics::UpdateBy(share) = statistics { share } else { MOMENTUM };
+        x.batch_norm(Some(&self.gamma), self.beta.as_ref(), mean, var, of_batch, momentum, EPSILON, true)
     }
 }
 

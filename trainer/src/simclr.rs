@@ -59,10 +59,15 @@ impl SimClr {
     /// # Panics
     /// If the head has not so many layers.
     pub fn represent(&self, x: &Tensor, layers: usize) -> Tensor {
-        let running = Statistics::Running;
-        tch::no_grad(|| {
-            let h = self.encoder.forward(x, running, self.precision);
-            self.head.up_to(&h, layers, running, self.precision)
-        })
+        tch::no_grad(|| self.hidden(x, layers, Statistics::Running))
+    }
+
+    /// As [`SimClr::represent`], with gradients and these statistics.
+    ///
+    /// # Panics
+    /// If the head has not so many layers.
+    pub fn hidden(&self, x: &Tensor, layers: usize, statistics: Statistics) -> Tensor {
+        let h = self.encoder.forward(x, statistics, self.precision);
+        self.head.up_to(&h, layers, statistics, self.precision)
     }
 }

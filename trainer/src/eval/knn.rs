@@ -1,13 +1,16 @@
 //! Weighted k nearest neighbours, as the field measures representations without training anything.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::Features;
+use super::{Answers, Features, classes, rows_of};
 use crate::error::TrainError;
 
-/// Test rows compared at a time; bounds the memory of the similarities.
+/// Test rows compared at a time.
 const CHUNK: i64 = 512;
+
+/// Training rows that they are compared with at a time.
+const REFERENCE_CHUNK: i64 = 65_536;
 
 /// How neighbours vote.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,24 +22,14 @@ pub struct KnnConfig {
     pub temperature: f64,
 }
 
-/// The result of a kNN evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct KnnResult {
-    /// Share of test images whose class has the most votes.
-    pub top1: f64,
-    /// Share of test images whose class is among the five with the most votes.
-    pub top5: f64,
-    /// Neighbours that voted (at most the training images there are).
-    pub k: u32,
-    /// The votes' temperature.
-    pub temperature: f64,
-}
-
-/// Classifies `test` by its neighbours in `train`, by cosine similarity.
+/// Classifies `test` by its neighbours in `train`, by cosine similarity; the scores are votes.
+///
+/// Works wherever the features are, on parts of them at a time: beside the features it needs the similarities of 512
+/// images to 65,536, and no more.
 ///
 /// # Errors
 /// If k or the temperature is not positive.
-pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<KnnResult, TrainError> {
+pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<Answers, TrainError> {
     let wrong = |what: &str| Err(TrainError::Evaluation(what.into()));
     if config.k == 0 {
         return wrong("k = 0: at least one neighbour is wanted");
@@ -45,38 +38,53 @@ pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<KnnR
         return wrong("temperature: above 0 is wanted");
     }
     let k = i64::from(config.k).min(train.values.size()[0]);
-    let classes = 1 + i64::try_from(train.labels.max().maximum(&test.labels.max()))?;
-    let reference = normalized(&train.values);
-    let (mut first, mut fifth) = (0.0, 0.0);
+    let classes = classes(&train.labels, &test.labels)?;
+    let labels = train.labels.to_device(train.values.device());
     let rows = test.values.size()[0];
-    for from in (0..rows).step_by(CHUNK as usize) {
-        let count = CHUNK.min(rows - from);
-        let votes = votes(
-            &reference,
-            &train.labels,
-            &normalized(&test.values.narrow(0, from, count)),
-            k,
-            config.temperature,
-            classes,
-        );
-        let labels = test.labels.narrow(0, from, count);
-        let (_, ranked) = votes.topk(classes.min(5), 1, true, true);
-        let hits = ranked.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
-        first += f64::try_from(hits.narrow(1, 0, 1).sum(Kind::Double))?;
-        fifth += f64::try_from(hits.sum(Kind::Double))?;
-    }
-    let (top1, top5) = (first / rows as f64, fifth / rows as f64);
-    Ok(KnnResult { top1, top5, k: k as u32, temperature: config.temperature })
+    let of_chunk = |from| {
+        let queries = normalized(&rows_of(&test.values, from, CHUNK.min(rows - from)));
+        let (similarity, neighbours) = nearest(&train.values, &queries, k);
+        votes(&similarity, &neighbours, &labels, config.temperature, classes).to_device(Device::Cpu)
+    };
+    let scores: Vec<Tensor> = tch::no_grad(|| (0..rows).step_by(CHUNK as usize).map(of_chunk).collect());
+    Ok(Answers { scores: Tensor::cat(&scores, 0), labels: test.labels.shallow_clone() })
 }
 
-/// Votes for each class: `[N, classes]`, of the `k` rows of `reference` nearest to each row of `queries`.
-fn votes(reference: &Tensor, labels: &Tensor, queries: &Tensor, k: i64, temperature: f64, classes: i64) -> Tensor {
-    let (similarity, neighbours) = queries.matmul(&reference.tr()).topk(k, 1, true, true);
-    let voted = labels.index_select(0, &neighbours.flatten(0, -1)).view_as(&neighbours);
+/// Rows brought to length 1, in half precision: all that neighbours are found by, in half of the memory.
+pub fn normalized_halves(values: &Tensor) -> Tensor {
+    normalized(values).to_kind(Kind::Half)
+}
+
+/// Cosine similarities to, and places of, the `k` rows of `reference` nearest to each of the normalised `queries`, the
+/// nearest first: `[N, k]` both.
+fn nearest(reference: &Tensor, queries: &Tensor, k: i64) -> (Tensor, Tensor) {
+    let rows = reference.size()[0];
+    let mut best: Option<(Tensor, Tensor)> = None;
+    for from in (0..rows).step_by(REFERENCE_CHUNK as usize) {
+        let count = REFERENCE_CHUNK.min(rows - from);
+        let part = normalized(&reference.narrow(0, from, count).to_kind(queries.kind()));
+        let (similarity, places) = queries.matmul(&part.tr()).topk(k.min(count), 1, true, true);
+        let found = (similarity, places + from);
+        best = Some(match best {
+            None => found,
+            Some(before) => {
+                let similarity = Tensor::cat(&[before.0, found.0], 1);
+                let places = Tensor::cat(&[before.1, found.1], 1);
+                let (similarity, chosen) = similarity.topk(k.min(places.size()[1]), 1, true, true);
+                (similarity, places.gather(1, &chosen, false))
+            }
+        });
+    }
+    best.expect("a training set has images")
+}
+
+/// Votes for each class, `[N, classes]`, of neighbours with these `labels`.
+fn votes(similarity: &Tensor, neighbours: &Tensor, labels: &Tensor, temperature: f64, classes: i64) -> Tensor {
+    let voted = labels.index_select(0, &neighbours.flatten(0, -1)).view_as(neighbours);
     // The nearest one weighs 1: ranking is by ratios, and exp(1/τ) alone overflows f32 below τ = 0.0113.
     let nearest = similarity.narrow(1, 0, 1);
-    let weights = ((&similarity - nearest) / temperature).exp();
-    Tensor::zeros([queries.size()[0], classes], (weights.kind(), weights.device())).scatter_add(1, &voted, &weights)
+    let weights = ((similarity - nearest) / temperature).exp();
+    Tensor::zeros([similarity.size()[0], classes], (weights.kind(), weights.device())).scatter_add(1, &voted, &weights)
 }
 
 fn normalized(values: &Tensor) -> Tensor {
@@ -93,30 +101,48 @@ mod tests {
         Tensor::from_slice(&values).view([rows as i64, 6])
     }
 
-    /// Golden values: `golden/trainer.py` says how, and with which versions, they were made.
+    /// Golden values: `golden/trainer.py` and `golden/evaluation.py` say how, and with which versions, they were made:
+    /// by the field's formula, and by scikit-learn.
     #[test]
-    fn votes_equal_the_reference() {
-        let golden: serde_json::Value = serde_json::from_str(include_str!("../golden/trainer.json")).unwrap();
-        let golden = &golden["knn"];
+    fn votes_equal_the_references() {
         let labels = Tensor::from_slice(&(0..40).map(|i| i % 4).collect::<Vec<i64>>());
-        let found = votes(&normalized(&wave(40, 0.0)), &labels, &normalized(&wave(12, 0.2)), 7, 0.1, 4);
-        let rows = golden["scores"].as_array().unwrap();
-        assert_eq!(rows.len(), 12);
+        let (train, test) = (wave(40, 0.0), wave(12, 0.2));
+        let (similarity, neighbours) = nearest(&train, &normalized(&test), 7);
+        let found = votes(&similarity, &neighbours, &labels, 0.1, 4);
         let shares = |votes: &[f64]| votes.iter().map(|vote| vote / votes.iter().sum::<f64>()).collect::<Vec<_>>();
-        for (found, wanted) in Vec::<Vec<f64>>::try_from(&found).unwrap().iter().zip(rows) {
-            let wanted: Vec<f64> = wanted.as_array().unwrap().iter().map(|vote| vote.as_f64().unwrap()).collect();
-            for (found, wanted) in shares(found).into_iter().zip(shares(&wanted)) {
-                assert!((found - wanted).abs() <= 1e-7, "{found}, {wanted} wanted");
+        for text in [include_str!("../golden/trainer.json"), include_str!("../golden/evaluation.json")] {
+            let golden: serde_json::Value = serde_json::from_str(text).unwrap();
+            let rows: Vec<Vec<f64>> = serde_json::from_value(golden["knn"]["scores"].clone()).unwrap();
+            assert_eq!(rows.len(), 12);
+            for (found, wanted) in Vec::<Vec<f64>>::try_from(&found).unwrap().iter().zip(rows) {
+                for (found, wanted) in shares(found).into_iter().zip(shares(&wanted)) {
+                    assert!((found - wanted).abs() <= 1e-7, "{found}, {wanted} wanted");
+                }
             }
         }
         // With the predicted classes as labels every first guess is right.
-        let predicted: Vec<i64> = golden["predicted"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
-        let train = Features { values: wave(40, 0.0), labels, left_out: 0, ids: vec![] };
-        let test = Features { values: wave(12, 0.2), labels: Tensor::from_slice(&predicted), left_out: 0, ids: vec![] };
-        let result = knn(&train, &test, &KnnConfig { k: 7, temperature: 0.1 }).unwrap();
-        assert_eq!((result.top1, result.top5), (1.0, 1.0));
-        let wrong: Vec<i64> = predicted.iter().map(|c| (c + 1) % 4).collect();
-        let test = Features { values: wave(12, 0.2), labels: Tensor::from_slice(&wrong), left_out: 0, ids: vec![] };
-        assert_eq!(knn(&train, &test, &KnnConfig { k: 7, temperature: 0.1 }).unwrap().top1, 0.0);
+        let features =
+            |values: &Tensor, labels| Features { values: values.shallow_clone(), labels, left_out: 0, ids: vec![] };
+        let predicted = found.argmax(1, false);
+        let config = KnnConfig { k: 7, temperature: 0.1 };
+        let top1 = |train: &Features, labels: Tensor| {
+            knn(train, &features(&test, labels), &config).unwrap().measure().unwrap().top1
+        };
+        let whole = features(&train, labels.shallow_clone());
+        assert_eq!(top1(&whole, predicted.shallow_clone()), 1.0);
+        assert_eq!(top1(&whole, (&predicted + 1i64).remainder(4)), 0.0);
+        let halves = features(&normalized_halves(&train), labels);
+        assert_eq!(top1(&halves, predicted), 1.0, "half precision finds the same");
+    }
+
+    #[test]
+    fn neighbours_are_found_across_parts() {
+        tch::manual_seed(1);
+        let random = |rows: i64| Tensor::randn([rows, 4], (Kind::Float, Device::Cpu));
+        let (reference, queries) = (random(REFERENCE_CHUNK * 2 + 10), normalized(&random(5)));
+        let (similarity, places) = nearest(&reference, &queries, 30);
+        let (wanted, wanted_places) = queries.matmul(&normalized(&reference).tr()).topk(30, 1, true, true);
+        assert_eq!(places, wanted_places);
+        assert!(f64::try_from((similarity - wanted).abs().max()).unwrap() < 1e-6);
     }
 }

@@ -1,10 +1,12 @@
 //! A linear probe on frozen features, with several learning rates trained at the same time.
 
+use pipeline::loader::BatchStream;
 use pipeline::rng::{Draws, Purpose};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Features, Measured, measure};
+use super::{Answers, Features, classes};
+use crate::device::{self, DeviceSlab};
 use crate::error::TrainError;
 
 /// How a probe is trained.
@@ -31,113 +33,178 @@ impl Default for LinearConfig {
 }
 
 /// The result of a linear evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug)]
 pub struct LinearResult {
-    /// How right it is on the test images.
-    pub measured: Measured,
+    /// What it says of the test images.
+    pub answers: Answers,
     /// The learning rate that did best on the held-out features.
     pub learning_rate: f64,
     /// Accuracy of each learning rate on the held-out features.
     pub validation_top1: Vec<f64>,
 }
 
-/// Trains linear classifiers on `train`, chooses one on held-out features, and measures it on `test`.
+impl LinearConfig {
+    fn check(&self) -> Result<(), TrainError> {
+        if self.epochs == 0 || self.batch == 0 || self.learning_rates.is_empty() {
+            let text = "at least one epoch, one feature per batch and one learning rate are wanted";
+            return Err(TrainError::Evaluation(text.into()));
+        }
+        Ok(())
+    }
+}
+
+/// Trains linear classifiers on `train`, chooses one on held-out features, and lets it answer for `test`.
 ///
 /// Softmax regression on features whose dimensions are brought to mean 0 and deviation 1 over the training set;
 /// Nesterov momentum 0.9, cosine to zero, no regularisation, weights zero at the start. The features are those of
-/// centre crops, computed once; the paper trains on random crops instead.
+/// centre crops, computed once; [`linear_on_crops`] trains on random crops, as the paper does.
 ///
 /// # Errors
 /// If a setting is out of its range or there are too few features to hold any out.
 pub fn linear(train: &Features, test: &Features, config: &LinearConfig) -> Result<LinearResult, TrainError> {
+    config.check()?;
     let rows = train.values.size()[0] as usize;
     let held_out = (rows as f64 * config.validation).round() as usize;
-    if config.epochs == 0 || config.batch == 0 || config.learning_rates.is_empty() {
-        return Err(TrainError::Evaluation(
-            "at least one epoch, one feature per batch and one learning rate are wanted".into(),
-        ));
-    }
     if held_out == 0 || held_out >= rows {
         let found =
             format!("{held_out} of {rows} training features would be held out; at least one on either side is wanted");
         return Err(TrainError::Evaluation(found));
     }
-    let classes = 1 + i64::try_from(train.labels.max().maximum(&test.labels.max()))?;
-    let mean = train.values.mean_dim([0i64].as_slice(), true, Kind::Float);
-    let deviation = train.values.std_dim([0i64].as_slice(), false, true).clamp_min(1e-6);
-    let scaled = |values: &Tensor| (values - &mean) / &deviation;
-    let (values, test_values) = (scaled(&train.values), scaled(&test.values));
+    let scale = Scale::of(&train.values);
+    let values = scale.apply(&train.values);
     let mut order: Vec<i64> = (0..rows as i64).collect();
     Draws::new(config.seed, Purpose::Evaluation, &[0]).shuffle(&mut order);
     let (validation, rest) = order.split_at(held_out);
 
-    let probes = Probes::train(&values, &train.labels, rest, classes, config);
+    let mut probes = Probes::new(config, scale, classes(&train.labels, &test.labels)?);
+    let batch = (config.batch as usize).min(rest.len());
+    let steps_per_epoch = rest.len() / batch;
+    let total = steps_per_epoch * config.epochs as usize;
+    let mut order = rest.to_vec();
+    for step in 0..total {
+        if step % steps_per_epoch == 0 {
+            let epoch = (step / steps_per_epoch) as u64;
+            Draws::new(config.seed, Purpose::Evaluation, &[1, epoch]).shuffle(&mut order);
+        }
+        let chosen = Tensor::from_slice(&order[step % steps_per_epoch * batch..][..batch]);
+        let labels = train.labels.index_select(0, &chosen);
+        probes.learn(&values.index_select(0, &chosen), &labels, step as f64 / total as f64);
+    }
     let validation = Tensor::from_slice(validation);
-    let validation_top1 =
-        probes.accuracy(&values.index_select(0, &validation), &train.labels.index_select(0, &validation))?;
-    let best = (0..validation_top1.len()).max_by(|&a, &b| validation_top1[a].total_cmp(&validation_top1[b]));
-    let best = best.expect("at least one learning rate");
-    let measured = measure(&probes.scores(&test_values).get(best as i64), &test.labels)?;
-    Ok(LinearResult { measured, learning_rate: config.learning_rates[best], validation_top1 })
+    let (held, labels) = (values.index_select(0, &validation), train.labels.index_select(0, &validation));
+    probes.best(&held, &labels, test, config)
 }
 
-/// One classifier for each learning rate, `R` of them.
+/// As [`linear`], on a stream of randomly cropped and flipped images instead of features, as the paper trains; the
+/// encoder does not learn, and all learning rates are trained in the same pass.
+///
+/// `batches` has `steps` batches of one view; `held_out` are features of centre crops of other images.
+///
+/// # Errors
+/// If a setting is out of its range or the stream stops.
+pub fn linear_on_crops(
+    represent: &dyn Fn(&Tensor) -> Tensor,
+    (batches, steps, device): (&mut dyn BatchStream<DeviceSlab>, u64, Device),
+    (held_out, test): (&Features, &Features),
+    config: &LinearConfig,
+    on_step: &mut dyn FnMut(u64),
+) -> Result<LinearResult, TrainError> {
+    config.check()?;
+    let scale = Scale::of(&held_out.values);
+    let mut probes = Probes::new(config, scale, classes(&held_out.labels, &test.labels)?);
+    for step in 0..steps {
+        let batch = batches.next_batch()?.expect("a shuffled stream has no end");
+        let rows = tch::no_grad(|| Ok::<_, TrainError>(represent(&device::upload(&batch, device)?)))?;
+        let labels = Tensor::from_slice(&batch.labels);
+        drop(batch);
+        probes.learn(&probes.scale.apply(&rows), &labels, step as f64 / steps as f64);
+        on_step(step + 1);
+    }
+    probes.best(&probes.scale.apply(&held_out.values), &held_out.labels, test, config)
+}
+
+/// What brings each dimension to mean 0 and deviation 1.
+struct Scale {
+    mean: Tensor,
+    deviation: Tensor,
+}
+
+impl Scale {
+    fn of(values: &Tensor) -> Self {
+        let mean = values.mean_dim([0i64].as_slice(), true, Kind::Float);
+        let deviation = values.std_dim([0i64].as_slice(), false, true).clamp_min(1e-6);
+        Self { mean, deviation }
+    }
+
+    fn apply(&self, values: &Tensor) -> Tensor {
+        (values - &self.mean) / &self.deviation
+    }
+}
+
+/// One classifier for each learning rate, `R` of them, with their momenta.
 struct Probes {
     /// `[R, dim, classes]`.
-    weight: Tensor,
+    weight: [Tensor; 2],
     /// `[R, 1, classes]`.
-    bias: Tensor,
+    bias: [Tensor; 2],
+    /// Learning rates at the start, `[R, 1, 1]`.
+    peaks: Tensor,
+    classes: i64,
+    scale: Scale,
 }
 
 impl Probes {
-    fn train(values: &Tensor, labels: &Tensor, rows: &[i64], classes: i64, config: &LinearConfig) -> Self {
-        let (_, dim) = values.size2().expect("features are a matrix");
-        let rates = config.learning_rates.len() as i64;
-        let batch = (config.batch as usize).min(rows.len());
-        let zeros = |size: [i64; 3]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
-        let (mut weight, mut bias) = (zeros([rates, dim, classes]), zeros([rates, 1, classes]));
-        let (mut weight_momentum, mut bias_momentum) = (weight.zeros_like(), bias.zeros_like());
-        let peaks: Vec<f32> = config.learning_rates.iter().map(|rate| (rate * batch as f64 / 256.0) as f32).collect();
-        let peaks = Tensor::from_slice(&peaks).view([rates, 1, 1]);
-        let steps_per_epoch = rows.len() / batch;
-        let total = steps_per_epoch * config.epochs as usize;
-        let mut order = rows.to_vec();
-        for step in 0..total {
-            if step % steps_per_epoch == 0 {
-                let epoch = (step / steps_per_epoch) as u64;
-                Draws::new(config.seed, Purpose::Evaluation, &[1, epoch]).shuffle(&mut order);
-            }
-            let chosen = Tensor::from_slice(&order[step % steps_per_epoch * batch..][..batch]);
-            let x = values.index_select(0, &chosen);
-            let wanted = labels.index_select(0, &chosen).one_hot(classes).to_kind(Kind::Float);
-            // The gradient of softmax cross entropy is known in closed form: x · (p − wanted).
-            let logits = x.unsqueeze(0).matmul(&weight) + &bias;
-            let error = (logits.softmax(2, Kind::Float) - wanted.unsqueeze(0)) / batch as f64;
-            let weight_gradient = x.tr().unsqueeze(0).matmul(&error);
-            let bias_gradient = error.sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
-            let share = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / total as f64).cos());
-            let rate = &peaks * share;
-            for (value, momentum, gradient) in
-                [(&mut weight, &mut weight_momentum, weight_gradient), (&mut bias, &mut bias_momentum, bias_gradient)]
-            {
-                let _ = momentum.g_mul_scalar_(0.9).g_add_(&gradient);
-                let _ = value.g_sub_(&((gradient + &*momentum * 0.9) * &rate));
-            }
+    fn new(config: &LinearConfig, scale: Scale, classes: i64) -> Self {
+        let (rates, dim) = (config.learning_rates.len() as i64, scale.mean.size()[1]);
+        let zeros = |size: [i64; 3]| [(); 2].map(|()| Tensor::zeros(size, (Kind::Float, Device::Cpu)));
+        let share = f64::from(config.batch) / 256.0;
+        let peaks: Vec<f32> = config.learning_rates.iter().map(|rate| (rate * share) as f32).collect();
+        Self {
+            weight: zeros([rates, dim, classes]),
+            bias: zeros([rates, 1, classes]),
+            peaks: Tensor::from_slice(&peaks).view([rates, 1, 1]),
+            classes,
+            scale,
         }
-        Self { weight, bias }
+    }
+
+    /// Learns from rows `x`, `[n, dim]`, when `done` of the steps, in [0, 1), are done.
+    fn learn(&mut self, x: &Tensor, labels: &Tensor, done: f64) {
+        let wanted = labels.one_hot(self.classes).to_kind(Kind::Float);
+        // The gradient of softmax cross entropy is known in closed form: x · (p − wanted).
+        let logits = self.scores(x);
+        let error = (logits.softmax(2, Kind::Float) - wanted.unsqueeze(0)) / labels.size()[0] as f64;
+        let weight_gradient = x.tr().unsqueeze(0).matmul(&error);
+        let bias_gradient = error.sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
+        let rate = &self.peaks * (0.5 * (1.0 + (std::f64::consts::PI * done).cos()));
+        for ([value, momentum], gradient) in [(&mut self.weight, weight_gradient), (&mut self.bias, bias_gradient)] {
+            let _ = momentum.g_mul_scalar_(0.9).g_add_(&gradient);
+            let _ = value.g_sub_(&((gradient + &*momentum * 0.9) * &rate));
+        }
     }
 
     /// Scores of each classifier, `[R, N, classes]`.
     fn scores(&self, values: &Tensor) -> Tensor {
-        values.unsqueeze(0).matmul(&self.weight) + &self.bias
+        values.unsqueeze(0).matmul(&self.weight[0]) + &self.bias[0]
     }
 
-    /// Accuracy of each classifier.
-    fn accuracy(&self, values: &Tensor, labels: &Tensor) -> Result<Vec<f64>, TrainError> {
+    /// Chooses the best by held-out rows, and lets it answer for the test features.
+    fn best(
+        &self,
+        held_out: &Tensor,
+        labels: &Tensor,
+        test: &Features,
+        config: &LinearConfig,
+    ) -> Result<LinearResult, TrainError> {
         // A classifier that diverged ranks nothing.
-        let guessed = self.scores(values).nan_to_num(f64::NEG_INFINITY, None, None).argmax(2, false);
+        let guessed = self.scores(held_out).nan_to_num(f64::NEG_INFINITY, None, None).argmax(2, false);
         let hits = guessed.eq_tensor(&labels.view([1, -1])).to_kind(Kind::Double);
-        Ok(Vec::<f64>::try_from(hits.mean_dim([1i64].as_slice(), false, Kind::Double))?)
+        let validation_top1 = Vec::<f64>::try_from(hits.mean_dim([1i64].as_slice(), false, Kind::Double))?;
+        let best = (0..validation_top1.len()).max_by(|&a, &b| validation_top1[a].total_cmp(&validation_top1[b]));
+        let best = best.expect("at least one learning rate");
+        let scores = self.scores(&self.scale.apply(&test.values)).get(best as i64);
+        let answers = Answers { scores, labels: test.labels.shallow_clone() };
+        Ok(LinearResult { answers, learning_rate: config.learning_rates[best], validation_top1 })
     }
 }
 
@@ -156,12 +223,15 @@ mod tests {
     #[test]
     fn a_probe_separates_what_a_plane_separates_and_nothing_else() {
         let config = LinearConfig { epochs: 10, batch: 64, ..LinearConfig::default() };
-        let result = linear(&clusters(800, 1), &clusters(400, 2), &config).unwrap();
-        assert!(result.measured.top1 > 0.97 && result.measured.top5 == 1.0, "{result:?}");
-        assert_eq!(result, linear(&clusters(800, 1), &clusters(400, 2), &config).unwrap(), "the seed decides");
+        let (train, test) = (clusters(800, 1), clusters(400, 2));
+        let result = linear(&train, &test, &config).unwrap();
+        let measured = result.answers.measure().unwrap();
+        assert!(measured.top1 > 0.97 && measured.top5 == 1.0, "{result:?}");
+        let again = linear(&train, &test, &config).unwrap();
+        assert_eq!(result.answers.scores, again.answers.scores, "the seed decides");
         let mut shuffled = clusters(800, 1);
         shuffled.labels = Tensor::randint(4, [800], (Kind::Int64, Device::Cpu));
-        let chance = linear(&shuffled, &clusters(400, 2), &config).unwrap();
-        assert!(chance.measured.top1 < 0.5, "labels that mean nothing teach nothing: {chance:?}");
+        let chance = linear(&shuffled, &test, &config).unwrap();
+        assert!(chance.answers.measure().unwrap().top1 < 0.5, "labels that mean nothing teach nothing: {chance:?}");
     }
 }

@@ -7,7 +7,7 @@ use pipeline::rng::{Draws, Purpose};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Features, Measured, measure};
+use super::{Answers, Features, Metric, classes};
 use crate::error::TrainError;
 
 /// How the regression is done.
@@ -22,6 +22,8 @@ pub struct LogisticConfig {
     pub iterations: u32,
     /// The largest component of the gradient that counts as none.
     pub tolerance: f64,
+    /// By which number.
+    pub metric: Metric,
     /// Decides which features are held out.
     pub seed: u64,
 }
@@ -29,19 +31,19 @@ pub struct LogisticConfig {
 impl Default for LogisticConfig {
     fn default() -> Self {
         let lambdas = (0..45).map(|i| 10f64.powf(-6.0 + 11.0 * f64::from(i) / 44.0)).collect();
-        Self { lambdas, validation: 0.1, iterations: 500, tolerance: 1e-6, seed: 1 }
+        Self { lambdas, validation: 0.1, iterations: 500, tolerance: 1e-6, metric: Metric::Top1, seed: 1 }
     }
 }
 
 /// The result of a logistic regression.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug)]
 pub struct LogisticResult {
-    /// How right it is on the test images.
-    pub measured: Measured,
+    /// What it says of the test images.
+    pub answers: Answers,
     /// The regularisation that did best on the held-out features.
     pub lambda: f64,
-    /// Accuracy of each on the held-out features.
-    pub validation_top1: Vec<f64>,
+    /// What each reached on the held-out features.
+    pub validation: Vec<f64>,
 }
 
 /// Chooses the regularisation on held-out features of `train`, fits once more to all of them, and measures on `test`.
@@ -63,7 +65,7 @@ pub fn logistic(train: &Features, test: &Features, config: &LogisticConfig) -> R
             "{held_out} of {rows} training features would be held out; at least one on either side is wanted"
         ));
     }
-    let classes = 1 + i64::try_from(train.labels.max().maximum(&test.labels.max()))?;
+    let classes = classes(&train.labels, &test.labels)?;
     let (values, test_values) = (with_ones(&train.values), with_ones(&test.values));
     let mut order: Vec<i64> = (0..rows as i64).collect();
     Draws::new(config.seed, Purpose::Evaluation, &[0]).shuffle(&mut order);
@@ -82,16 +84,16 @@ pub fn logistic(train: &Features, test: &Features, config: &LogisticConfig) -> R
     for i in strongest_first {
         let problem = Problem::new(&rest, &rest_labels, classes, config.lambdas[i]);
         weights = minimize(&problem, weights, config)?;
-        let top1 = measure(&validation.matmul(&weights), &validation_labels)?.top1;
-        tried[i] = (top1, weights.shallow_clone());
+        let answers = Answers { scores: validation.matmul(&weights), labels: validation_labels.shallow_clone() };
+        tried[i] = (answers.value(config.metric)?, weights.shallow_clone());
     }
-    let validation_top1: Vec<f64> = tried.iter().map(|(top1, _)| *top1).collect();
-    let best = (0..tried.len()).max_by(|&a, &b| validation_top1[a].total_cmp(&validation_top1[b]));
+    let validation: Vec<f64> = tried.iter().map(|(reached, _)| *reached).collect();
+    let best = (0..tried.len()).max_by(|&a, &b| validation[a].total_cmp(&validation[b]));
     let best = best.expect("at least one was tried");
     let problem = Problem::new(&values, &train.labels, classes, config.lambdas[best]);
     let weights = minimize(&problem, tried.swap_remove(best).1, config)?;
-    let measured = measure(&test_values.matmul(&weights), &test.labels)?;
-    Ok(LogisticResult { measured, lambda: config.lambdas[best], validation_top1 })
+    let answers = Answers { scores: test_values.matmul(&weights), labels: test.labels.shallow_clone() };
+    Ok(LogisticResult { answers, lambda: config.lambdas[best], validation })
 }
 
 /// Features in f64 with a column of ones behind, whose weights are the biases.
@@ -256,10 +258,10 @@ mod tests {
         };
         let (train, test) = (clusters(400), clusters(200));
         let result = logistic(&train, &test, &LogisticConfig::default()).unwrap();
-        assert!(result.measured.top1 > 0.97 && result.validation_top1.len() == 45, "{result:?}");
+        assert!(result.answers.measure().unwrap().top1 > 0.97 && result.validation.len() == 45, "{result:?}");
         let chosen = LogisticConfig::default().lambdas.iter().position(|&lambda| lambda == result.lambda).unwrap();
-        let best = result.validation_top1.iter().copied().fold(0.0, f64::max);
-        assert_eq!(result.validation_top1[chosen], best, "{result:?}");
+        let best = result.validation.iter().copied().fold(0.0, f64::max);
+        assert_eq!(result.validation[chosen], best, "{result:?}");
         let none = LogisticConfig { lambdas: vec![], ..LogisticConfig::default() };
         assert!(logistic(&train, &test, &none).is_err());
     }

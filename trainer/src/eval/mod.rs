@@ -1,25 +1,31 @@
 //! What a representation is worth: features of a labelled set, and the evaluations on them.
+//!
+//! Each way of classifying ends in [`Answers`]; what they are worth is measured, and compared, in one place.
 
+mod compare;
+mod finetune;
 mod knn;
 mod linear;
 mod logistic;
 mod measure;
 
+use pipeline::batch::Batch;
 use pipeline::loader::Loader;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-pub use knn::{KnnConfig, KnnResult, knn};
-pub use linear::{LinearConfig, LinearResult, linear};
+pub use compare::{CompareConfig, Comparison, compare};
+pub use finetune::{Classifier, FineTuneConfig, FineTuneStep};
+pub use knn::{KnnConfig, knn, normalized_halves};
+pub use linear::{LinearConfig, LinearResult, linear, linear_on_crops};
 pub use logistic::{LogisticConfig, LogisticResult, logistic};
-pub use measure::{Measured, measure};
+pub use measure::{Answers, Measured, Metric};
 
 use crate::device::{self, DeviceSlab};
 use crate::error::TrainError;
-use crate::simclr::SimClr;
 
 /// Representations of a set.
 pub struct Features {
-    /// `[N, dim]` f32 on the CPU.
+    /// `[N, dim]`: f32 on the CPU, unless they were asked for otherwise.
     pub values: Tensor,
     /// `[N]` i64, on the CPU; of images without a label, [`pipeline::batch::NO_LABEL`].
     pub labels: Tensor,
@@ -29,30 +35,52 @@ pub struct Features {
     pub left_out: u64,
 }
 
-/// Encodes every image of a sequential stream of one view; with `layers`, through so many layers of the head.
+impl Features {
+    /// The same, as neighbours are found by: see [`normalized_halves`].
+    pub fn halves(&self) -> Self {
+        let (labels, ids) = (self.labels.shallow_clone(), self.ids.clone());
+        Self { values: normalized_halves(&self.values), labels, ids, left_out: self.left_out }
+    }
+}
+
+/// Encodes every image of a sequential stream of one view; `represent` makes rows `[n, dim]` of views `[n, 3, H, W]`.
 ///
 /// # Errors
 /// If the stream stops, or nothing in the set can be decoded.
 pub fn features(
-    model: &SimClr,
-    layers: usize,
+    represent: &dyn Fn(&Tensor) -> Tensor,
     loader: &mut Loader<DeviceSlab>,
     device: Device,
     on_batch: &mut dyn FnMut(usize),
 ) -> Result<Features, TrainError> {
     let (mut values, mut labels, mut ids, mut left_out) = (Vec::new(), Vec::new(), Vec::new(), 0);
     while let Some(batch) = loader.next_batch()? {
-        let h = model.represent(&device::upload(&batch, device)?, layers).to_device(Device::Cpu);
-        // A place whose sample is damaged holds its neighbour, which has a place of its own.
-        let sound: Vec<i64> = (0..batch.num_images).filter(|i| !batch.replaced.contains(i)).map(|i| i as i64).collect();
+        let rows = tch::no_grad(|| Ok::<_, TrainError>(represent(&device::upload(&batch, device)?)))?;
+        let sound = sound(&batch);
         left_out += batch.replaced.len() as u64;
         labels.extend(sound.iter().map(|&i| batch.labels[i as usize]));
         ids.extend(sound.iter().map(|&i| batch.sample_ids[i as usize]));
-        values.push(h.index_select(0, &Tensor::from_slice(&sound)));
+        values.push(rows.index_select(0, &Tensor::from_slice(&sound).to_device(rows.device())));
         on_batch(batch.num_images);
     }
     if labels.is_empty() {
         return Err(TrainError::Evaluation("none of the samples can be decoded".into()));
     }
     Ok(Features { values: Tensor::cat(&values, 0), labels: Tensor::from_slice(&labels), ids, left_out })
+}
+
+/// The batch's places that hold their own sample: one whose sample is damaged holds its neighbour, which has a place of
+/// its own.
+fn sound(batch: &Batch<DeviceSlab>) -> Vec<i64> {
+    (0..batch.num_images).filter(|i| !batch.replaced.contains(i)).map(|i| i as i64).collect()
+}
+
+/// How many classes the labels of both sets need.
+fn classes(train: &Tensor, test: &Tensor) -> Result<i64, TrainError> {
+    Ok(1 + i64::try_from(train.max().maximum(&test.max()))?)
+}
+
+/// Rows `from..` of values, in f32.
+fn rows_of(values: &Tensor, from: i64, count: i64) -> Tensor {
+    values.narrow(0, from, count).to_kind(Kind::Float)
 }
