@@ -44,15 +44,18 @@ pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
          <title>{title}</title><style>{STYLE}</style><h1>{title}</h1>\
          <p class=\"faint\">SimCLR, {} images per batch, plan {}</p>",
         record.config.batch.size,
-        &record.plan_digest[..16]
+        record.plan_digest.get(..16).unwrap_or("none yet: its weights come from elsewhere")
     )?;
     numbers(&mut page, &metrics, &evaluations)?;
     if !metrics.is_empty() {
         page.push_str("<h2>Training</h2><div class=\"curves\">");
-        let curves: [Curve; 6] = [
+        let curves: [Curve; 7] = [
             ("Loss", "NT-Xent, nats", |line| line.loss),
             ("Contrastive accuracy", "share of images whose second view is found", |line| line.contrastive_accuracy),
             ("Spread of projections", "1 fills the sphere, 0 is collapsed", |line| line.embedding_std),
+            ("Probe", "share of views that a linear classifier beside the encoder recognises", |line| {
+                line.probe_accuracy.unwrap_or(f64::NAN)
+            }),
             ("Learning rate", "", |line| line.learning_rate),
             ("Speed", "images per second", |line| line.images_per_second),
             ("Wait for data", "share of the step's time", |line| {
@@ -61,6 +64,9 @@ pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
         ];
         for (name, unit, value) in curves {
             let points: Vec<(f64, f64)> = metrics.iter().map(|line| (line.step as f64, value(line))).collect();
+            if points.iter().all(|(_, value)| value.is_nan()) {
+                continue;
+            }
             write!(page, "<figure><figcaption>{name} <span>{unit}</span></figcaption>{}</figure>", curve(&points))?;
         }
         page.push_str("</div>");
@@ -70,13 +76,17 @@ pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
         for result in &evaluations {
             let percent =
                 |key: &str| result[key].as_f64().map_or("–".into(), |share| format!("{:.2} %", 100.0 * share));
+            let top1 = |result: &serde_json::Value| {
+                let spread = result["spread"].as_f64().map(|spread| format!(" ± {:.2}", 100.0 * spread));
+                percent("top1") + &spread.unwrap_or_default()
+            };
             let text = |key: &str| escape(&result[key].as_str().map_or_else(|| result[key].to_string(), str::to_owned));
             write!(
                 page,
                 "<tr><td>{}<td>{}<td>{}<td>{}<td>{} images<td>{} images",
                 text("evaluation"),
                 text("step"),
-                percent("top1"),
+                top1(result),
                 percent("top5"),
                 text("train_images"),
                 text("test_images")
@@ -99,7 +109,7 @@ pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
         "<p class=\"faint\">simclr-pipeline {}, libtorch {}, manifest {}</p></html>",
         versions.simclr_pipeline,
         versions.libtorch,
-        &record.manifest_digest[..16]
+        record.manifest_digest.get(..16).unwrap_or("none yet")
     )?;
     write_whole(out, page.as_bytes()).with_context(|| format!("cannot write {}", out.display()))
 }
@@ -109,7 +119,7 @@ pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// If the run's metrics can't be read or the table can't be written.
 pub fn write_table(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
-    const COLUMNS: [&str; 12] = [
+    const COLUMNS: [&str; 13] = [
         "step",
         "epoch",
         "batch",
@@ -119,6 +129,7 @@ pub fn write_table(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
         "learning_rate",
         "gradient_norm",
         "embedding_std",
+        "probe_accuracy",
         "images_per_second",
         "step_seconds",
         "data_wait_seconds",
@@ -126,7 +137,10 @@ pub fn write_table(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
     let mut table = COLUMNS.join(",") + "\n";
     for line in folder.metrics()? {
         let values = serde_json::to_value(&line)?;
-        table += &(COLUMNS.map(|column| values[column].to_string()).join(",") + "\n");
+        table += &(COLUMNS
+            .map(|column| if values[column].is_null() { String::new() } else { values[column].to_string() })
+            .join(",")
+            + "\n");
     }
     write_whole(out, table.as_bytes()).with_context(|| format!("cannot write {}", out.display()))
 }

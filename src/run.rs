@@ -69,6 +69,8 @@ pub struct MetricsLine {
     pub learning_rate: f64,
     pub gradient_norm: f64,
     pub embedding_std: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_accuracy: Option<f64>,
     pub images_per_second: f64,
     pub step_seconds: f64,
     pub data_wait_seconds: f64,
@@ -92,6 +94,7 @@ impl MetricsLine {
             learning_rate: report.learning_rate,
             gradient_norm: report.gradient_norm,
             embedding_std: report.embedding_std,
+            probe_accuracy: report.probe_accuracy,
             images_per_second: report.images as f64 / seconds,
             step_seconds: report.step_time.as_secs_f64(),
             data_wait_seconds: report.data_wait.as_secs_f64(),
@@ -105,9 +108,9 @@ impl MetricsLine {
 
 impl MetricsLine {
     /// The line's values, by their names among TensorBoard's scalars.
-    pub fn scalars(&self) -> [(&'static str, f64); 9] {
+    pub fn scalars(&self) -> Vec<(&'static str, f64)> {
         let seconds = self.step_seconds + self.data_wait_seconds;
-        [
+        let always = [
             ("train/loss", self.loss),
             ("train/contrastive_accuracy", self.contrastive_accuracy),
             ("train/contrastive_entropy", self.contrastive_entropy),
@@ -117,7 +120,8 @@ impl MetricsLine {
             ("train/epoch", self.epoch),
             ("speed/images_per_second", self.images_per_second),
             ("speed/data_wait_share", self.data_wait_seconds / seconds),
-        ]
+        ];
+        always.into_iter().chain(self.probe_accuracy.map(|accuracy| ("train/probe_accuracy", accuracy))).collect()
     }
 }
 

@@ -331,7 +331,15 @@ pub fn new_training(config: &Config, source: &Source, device: tch::Device) -> an
         train: config.train.clone(),
         checkpoint: config.checkpoint.clone(),
     };
-    Ok(Training::new(&trainer, &source.plan, device, precision(&config.machine), TrainerMetrics::register())?)
+    let manifest = source.store.manifest();
+    let classes = manifest.is_labelled().then(|| manifest.num_classes());
+    Ok(Training::new(
+        &trainer,
+        (&source.plan, classes),
+        device,
+        precision(&config.machine),
+        TrainerMetrics::register(),
+    )?)
 }
 
 /// The precision that the configuration names.

@@ -14,7 +14,7 @@ pub const EVERY: Duration = Duration::from_secs(1);
 const POINTS: usize = 4096;
 
 /// The series that are shown as they are: name on the page, name of the metric.
-const VALUES: [(&str, &str); 12] = [
+const VALUES: [(&str, &str); 13] = [
     ("loss", "simclr_trainer_loss"),
     ("learning_rate", "simclr_trainer_learning_rate"),
     ("contrastive_accuracy", "simclr_trainer_contrastive_accuracy_ratio"),
@@ -22,6 +22,7 @@ const VALUES: [(&str, &str); 12] = [
     ("embedding_std", "simclr_trainer_embedding_std"),
     ("gradient_norm", "simclr_trainer_gradient_norm"),
     ("knn", "simclr_trainer_knn_accuracy_ratio"),
+    ("probe", "simclr_trainer_probe_accuracy_ratio"),
     ("threads", "simclr_pipeline_threads"),
     ("slabs", "simclr_pipeline_slabs"),
     ("slabs_ready", "simclr_pipeline_batches_ready"),

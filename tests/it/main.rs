@@ -16,6 +16,8 @@ mod sources;
 #[cfg(feature = "trainer")]
 mod stall;
 #[cfg(feature = "trainer")]
+mod evaluating;
+#[cfg(feature = "trainer")]
 mod training;
 #[cfg(feature = "trainer")]
 mod trackers;

@@ -8,7 +8,7 @@ use crate::world::{TINY, World, text};
 
 const STEPS: u64 = 12;
 
-fn arguments<'a>(manifest: &'a str, run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub fn arguments<'a>(manifest: &'a str, run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let base =
         [TINY, &["--manifest", manifest, "--run", run, "--set", "checkpoint.every=3", "--set", "train.steps=12"]];
     [&["train"], &base.concat()[..], more].concat()

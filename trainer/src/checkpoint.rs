@@ -12,6 +12,7 @@ use tch::Tensor;
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
+use crate::probe::PREFIX;
 
 /// The version of the checkpoint format that this build reads and writes.
 const VERSION: u32 = 1;
@@ -183,11 +184,18 @@ fn copy(path: &Path, targets: &[(&str, &Tensor)]) -> Result<(), TrainError> {
     let error = |what: String| TrainError::Checkpoint { path: path.to_owned(), what };
     let read = Tensor::read_safetensors(path).map_err(|e| error(format!("cannot be read: {e}")))?;
     let found: std::collections::BTreeMap<String, Tensor> = read.into_iter().collect();
-    if let Some(name) = found.keys().find(|name| !targets.iter().any(|(target, _)| target == name)) {
+    // A probe is beside the model, not of it: one that is not there is not missed, and one that is, is not in the way.
+    let is_known = |name: &str| name.starts_with(PREFIX) || targets.iter().any(|(target, _)| *target == name);
+    if let Some(name) = found.keys().find(|name| !is_known(name)) {
         return Err(error(format!("it has a tensor {name}, which this model has not")));
     }
     for (name, target) in targets {
-        let source = found.get(*name).ok_or_else(|| error(format!("it has no tensor {name}, which this model has")))?;
+        let Some(source) = found.get(*name) else {
+            if name.starts_with(PREFIX) {
+                continue;
+            }
+            return Err(error(format!("it has no tensor {name}, which this model has")));
+        };
         if source.size() != target.size() {
             return Err(error(format!("{name} has shape {:?}, {:?} expected", source.size(), target.size())));
         }

@@ -9,6 +9,7 @@ use crate::error::TrainError;
 use crate::parameters::Parameters;
 
 /// Gradients of [`Parameters::learning`], in that order; undefined where the loss does not depend on a tensor.
+#[derive(Default)]
 pub struct Gradients(Vec<Tensor>);
 
 impl Gradients {

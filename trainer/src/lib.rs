@@ -15,6 +15,7 @@
 pub mod device;
 pub mod parameters;
 pub mod resnet;
+pub mod probe;
 pub mod projection_head;
 pub mod simclr;
 pub mod loss;

@@ -33,6 +33,8 @@ pub struct TrainerMetrics {
     pub gradient_norm: Gauge,
     /// Spread of the projections.
     pub embedding_std: Gauge,
+    /// Share of views that the probe recognises.
+    pub probe_accuracy: Gauge,
     /// Accuracy of the last kNN evaluation.
     pub knn_accuracy: Gauge,
     /// Time to write a checkpoint.
@@ -83,6 +85,10 @@ impl TrainerMetrics {
             "Spread of the normalised projections: 1 if they fill the sphere, 0 if they have collapsed; stop the run when it falls towards 0."
         );
         describe_gauge!(
+            "simclr_trainer_probe_accuracy_ratio",
+            "Share of views that the linear probe beside the encoder recognises (train.probe); it should rise with the run."
+        );
+        describe_gauge!(
             "simclr_trainer_knn_accuracy_ratio",
             "Top-1 accuracy of the last kNN evaluation; stop the run when it no longer rises."
         );
@@ -112,6 +118,7 @@ impl TrainerMetrics {
             learning_rate: gauge!("simclr_trainer_learning_rate"),
             gradient_norm: gauge!("simclr_trainer_gradient_norm"),
             embedding_std: gauge!("simclr_trainer_embedding_std"),
+            probe_accuracy: gauge!("simclr_trainer_probe_accuracy_ratio"),
             knn_accuracy: gauge!("simclr_trainer_knn_accuracy_ratio"),
             checkpoint_seconds: gauge!("simclr_trainer_checkpoint_seconds"),
             checkpoints: counter!("simclr_trainer_checkpoints_total"),
@@ -130,6 +137,7 @@ impl TrainerMetrics {
             &metrics.learning_rate,
             &metrics.gradient_norm,
             &metrics.embedding_std,
+            &metrics.probe_accuracy,
             &metrics.knn_accuracy,
             &metrics.checkpoint_seconds,
         ] {

@@ -88,6 +88,12 @@ impl Parameters {
         self.add(name, &tensor, role)
     }
 
+    /// Makes a tensor that was just added one without weight decay and adaptation.
+    pub fn exclude(&mut self, tensor: Tensor) -> Tensor {
+        self.entries.last_mut().expect("one was added").role = Role::Excluded;
+        tensor
+    }
+
     /// Forgets all tensors but the first `count`.
     pub fn truncate(&mut self, count: usize) {
         self.entries.truncate(count);

@@ -50,7 +50,14 @@ impl SimClr {
 
     /// Projections `z`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1].
     pub fn project(&self, x: &Tensor, statistics: Statistics) -> Tensor {
-        self.head.forward(&self.encoder.forward(x, statistics, self.precision), statistics, self.precision)
+        self.forward(x, statistics).1
+    }
+
+    /// Representations `h` and projections `z` of views, as [`SimClr::project`].
+    pub fn forward(&self, x: &Tensor, statistics: Statistics) -> (Tensor, Tensor) {
+        let h = self.encoder.forward(x, statistics, self.precision);
+        let z = self.head.forward(&h, statistics, self.precision);
+        (h, z)
     }
 
     /// Representations `h`: `[N, dim]` f32, of views `x`, or what the first `layers` layers of the head make of them,

@@ -18,6 +18,7 @@ use crate::gradients::Gradients;
 use crate::loss::{Contrast, LossConfig};
 use crate::metrics::TrainerMetrics;
 use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::probe::Probe;
 use crate::resnet::Statistics;
 use crate::schedule::{Schedule, ScheduleConfig};
 use crate::simclr::{ModelConfig, SimClr};
@@ -34,6 +35,10 @@ pub struct TrainConfig {
     /// Images that pass through the encoder at a time, for batches larger than the device's memory; 0 takes all. The
     /// gradient is still that of the whole batch, but batch norm sees one part at a time.
     pub micro_batch: u32,
+    /// Train a linear classifier beside the encoder, from the labels, which the encoder does not notice: its accuracy is a
+    /// metric.
+    #[serde(default)]
+    pub probe: bool,
 }
 
 /// When to write checkpoints and how many to keep.
@@ -103,6 +108,8 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Spread of the normalised projections: 1 if they fill the sphere, 0 if they have collapsed.
     pub embedding_std: f64,
+    /// Share of views that the probe recognises, if there is one.
+    pub probe_accuracy: Option<f64>,
     /// Images in the batch.
     pub images: usize,
     /// Time of the step without the wait.
@@ -147,19 +154,31 @@ pub struct Training {
     pub step: u64,
     /// Where the time of the steps taken here went.
     pub spent: TimeSpent,
+    probe: Option<Probe>,
     config: TrainerConfig,
     device: Device,
     metrics: TrainerMetrics,
 }
 
+/// What a batch says.
+struct Told {
+    /// The projections of its views.
+    z: Tensor,
+    contrast: Contrast,
+    /// The gradient of the loss.
+    gradients: Gradients,
+    /// The gradient of the probe's loss, and the share of views that it recognises.
+    probe: Option<(Gradients, Tensor)>,
+}
+
 impl Training {
-    /// A model with initial weights, to be trained on the batches of `plan`.
+    /// A model with initial weights, to be trained on the batches of `plan`, whose labels name so many classes.
     ///
     /// # Errors
     /// If a value of the configuration is out of its range.
     pub fn new(
         config: &TrainerConfig,
-        plan: &Plan,
+        (plan, classes): (&Plan, Option<usize>),
         device: Device,
         precision: Precision,
         metrics: TrainerMetrics,
@@ -174,7 +193,21 @@ impl Training {
                 wanted: "2 of one side are wanted for training".into(),
             });
         }
-        let model = SimClr::new(&config.model, plan.config.seed, device, precision)?;
+        let mut model = SimClr::new(&config.model, plan.config.seed, device, precision)?;
+        let probe = match (config.train.probe, classes) {
+            (false, _) => None,
+            (true, Some(classes)) if config.train.micro_batch == 0 => {
+                Some(Probe::new(&mut model.parameters, model.encoder.dim(), classes as i64))
+            }
+            (true, classes) => {
+                let wanted = if classes.is_none() {
+                    "the manifest has no labels, which a probe learns from"
+                } else {
+                    "a probe sees whole batches only; train.micro_batch = 0 is wanted beside it"
+                };
+                return Err(TrainError::Value { key: "train.probe", found: "true".into(), wanted: wanted.into() });
+            }
+        };
         let optimizer = Optimizer::new(&config.optimizer, &model.parameters);
         let batch_size = plan.config.batch.size;
         let peak = config.optimizer.peak_learning_rate(batch_size);
@@ -185,6 +218,7 @@ impl Training {
             schedule,
             step: 0,
             spent: TimeSpent::default(),
+            probe,
             config: config.clone(),
             device,
             metrics,
@@ -210,14 +244,20 @@ impl Training {
         waited: Waited,
     ) -> Result<StepReport, TrainError> {
         let (began, uploaded) = (Instant::now(), self.spent.upload);
-        let (z, contrast, gradients) = self.backward(batch)?;
+        let Told { z, contrast, mut gradients, probe } = self.backward(batch)?;
         let gradient_norm = gradients.norm();
         let spread = embedding_std(&z);
-        let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread];
+        let probed = probe.map(|(own, accuracy)| {
+            gradients = std::mem::take(&mut gradients).plus(own);
+            accuracy
+        });
+        let unprobed = Tensor::from(f32::NAN).to_device(self.device);
+        let probe_accuracy = probed.as_ref().unwrap_or(&unprobed);
+        let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread, probe_accuracy];
         // One transfer for all of them.
         let scalars = Tensor::stack(&scalars.map(|scalar| scalar.detach().to_kind(Kind::Float)), 0);
         let scalars = Vec::<f32>::try_from(scalars.to_device(Device::Cpu))?;
-        let [loss, contrastive_accuracy, contrastive_entropy, gradient_norm, embedding_std] =
+        let [loss, contrastive_accuracy, contrastive_entropy, gradient_norm, embedding_std, probe_accuracy] =
             std::array::from_fn(|i| f64::from(scalars[i]));
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             let loss = if loss.is_finite() { gradient_norm } else { loss };
@@ -239,6 +279,7 @@ impl Training {
         metrics.learning_rate.set(learning_rate);
         metrics.gradient_norm.set(gradient_norm);
         metrics.embedding_std.set(embedding_std);
+        metrics.probe_accuracy.set(probe_accuracy);
         Ok(StepReport {
             step: self.step,
             position: batch.position,
@@ -248,6 +289,7 @@ impl Training {
             learning_rate,
             gradient_norm,
             embedding_std,
+            probe_accuracy: self.probe.is_some().then_some(probe_accuracy),
             images: batch.num_images,
             step_time,
             data_wait,
@@ -256,9 +298,9 @@ impl Training {
         })
     }
 
-    /// The projections of the batch's views, the loss, and its gradient.
-    fn backward(&mut self, batch: &Batch<DeviceSlab>) -> Result<(Tensor, Contrast, Gradients), TrainError> {
-        let Self { model, config, device, spent, .. } = self;
+    /// What the batch says to the model.
+    fn backward(&mut self, batch: &Batch<DeviceSlab>) -> Result<Told, TrainError> {
+        let Self { model, config, device, spent, probe, .. } = self;
         let (loss, images) = (&config.loss, batch.num_images as i64);
         let mut views = |range| {
             let began = Instant::now();
@@ -270,12 +312,16 @@ impl Training {
         };
         let part = i64::from(config.train.micro_batch);
         if part > 0 && part < images {
-            return gradient_cache::backward(model, images, part, loss, views);
+            let (z, contrast, gradients) = gradient_cache::backward(model, images, part, loss, views)?;
+            return Ok(Told { z, contrast, gradients, probe: None });
         }
-        let z = model.project(&views(0..images)?, Statistics::Update);
+        let (h, z) = model.forward(&views(0..images)?, Statistics::Update);
         let contrast = loss.contrast(&z);
         let gradients = Gradients::of(&contrast.loss, &model.parameters)?;
-        Ok((z, contrast, gradients))
+        let labels = || Tensor::from_slice(&batch.labels);
+        let decay = config.optimizer.weight_decay;
+        let probe = probe.as_ref().map(|probe| probe.gradients(&h, &labels(), decay, &model.parameters)).transpose()?;
+        Ok(Told { z, contrast, gradients, probe })
     }
 
     /// Trains to the last step, or until `stop` is set. The stream must begin at batch [`Training::step`].
