@@ -598,7 +598,7 @@ pub struct EvalArgs {
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["run", "checkpoint"])]
     pub compare: Vec<PathBuf>,
     /// Random exchanges of answers that tell whether a difference is luck.
-    #[arg(long, default_value_t = 100_000, requires = "compare")]
+    #[arg(long, default_value_t = 100_000)]
     pub permutations: u32,
     /// By which number models are chosen and compared.
     #[arg(long, value_enum, default_value = "top1")]
@@ -650,6 +650,9 @@ pub struct ReportArgs {
     /// The HTML to write; report.html in the run folder if not given.
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// A table that `embed` wrote: the report gets maps of it, and pictures with their nearest neighbours.
+    #[arg(long, value_name = "PARQUET")]
+    pub embedding: Option<PathBuf>,
     /// Write the logged steps as a table as well, for spreadsheets and data frames.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,

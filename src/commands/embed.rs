@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -53,7 +53,7 @@ pub fn run(args: &EmbedArgs, voice: Voice) -> anyhow::Result<Ending> {
         ("simclr.step", loaded.step.to_string()),
         ("simclr.plan_digest", loaded.plan_digest.clone()),
         ("simclr.head_layer", args.head_layer.to_string()),
-        ("simclr.manifest", args.data.display().to_string()),
+        ("simclr.manifest", whole(&args.data).display().to_string()),
         ("simclr.manifest_digest", manifest.digest.clone()),
     ];
     match format {
@@ -66,6 +66,11 @@ pub fn run(args: &EmbedArgs, voice: Voice) -> anyhow::Result<Ending> {
     });
     voice.result(&object, || format!("{rows} representations of {dim} values in {}", args.out.display()));
     Ok(Ending::Done)
+}
+
+/// The path from the root on, of a local file.
+fn whole(path: &Path) -> PathBuf {
+    if path.exists() { std::path::absolute(path).unwrap_or_else(|_| path.to_owned()) } else { path.to_owned() }
 }
 
 /// A file written aside, that takes its name when it is whole.

@@ -76,7 +76,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Ending> {
         Command::Report(args) => {
             let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
             let folder = crate::run::RunFolder::open(&args.run)?;
-            crate::report::write(&folder, &out)?;
+            crate::report::write(&folder, args.embedding.as_deref(), &out)?;
             if let Some(csv) = &args.csv {
                 crate::report::write_table(&folder, csv)?;
             }

@@ -113,7 +113,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
         return Ok(Ending::Interrupted);
     }
     let report = folder.join("report.html");
-    crate::report::write(&folder, &report)?;
+    crate::report::write(&folder, None, &report)?;
     let object = json!({
         "run": path, "report": report, "steps": outcome.step, "loss": outcome.loss, "seconds": began.elapsed().as_secs_f64(),
         "knn_top1_before": knn_before, "knn_top1": knn_after, "linear_top1_before": linear_before, "linear_top1": linear_after,

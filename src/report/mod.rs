@@ -1,5 +1,7 @@
 //! A run's report: one HTML file that needs nothing else, with curves, evaluations, pictures and settings.
 
+mod embedding;
+
 use std::fmt::Write;
 use std::path::Path;
 
@@ -25,11 +27,12 @@ img { max-width: 100%; border-radius: 6px; } pre { overflow-x: auto; font-size: 
 /// A curve's name, its unit, and its value at a step.
 type Curve = (&'static str, &'static str, fn(&MetricsLine) -> f64);
 
-/// Writes the report of the run in `folder` to `out`.
+/// Writes the report of the run in `folder` to `out`, with maps of the table of representations `embedding` if there is
+/// one.
 ///
 /// # Errors
-/// If the folder's files can't be read or the report can't be written.
-pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
+/// If the files can't be read or the report can't be written.
+pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> anyhow::Result<()> {
     let record = folder.record()?;
     let metrics = folder.metrics()?;
     let evaluations = folder.evaluations();
@@ -93,6 +96,9 @@ pub fn write(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
             )?;
         }
         page.push_str("</table>");
+    }
+    if let Some(embedding) = embedding {
+        embedding::write(&mut page, embedding, &record.config)?;
     }
     if let Ok(picture) = std::fs::read(folder.join("preview.png")) {
         write!(
