@@ -390,7 +390,7 @@ fn the_quick_start_does_the_whole_job() {
     let (train, test) = (set("train"), set("test"));
     let regression = ["eval", "linear", "--run", "quick", "--solver", "lbfgs", "--confusion", "confusion.png"];
     let regression = world.done(&[&regression[..], &["--train", &train, "--test", &test]].concat());
-    assert_eq!(regression["validation_top1"].as_array().unwrap().len(), 45);
+    assert_eq!(regression["validation"].as_array().unwrap().len(), 45);
     assert_eq!(regression["per_class"].as_array().unwrap().len(), 10);
     assert!(regression["mean_per_class"].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)), "{regression}");
     assert!(std::fs::read(world.at("confusion.png")).unwrap().starts_with(b"\x89PNG"));
