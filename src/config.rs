@@ -220,7 +220,6 @@ impl Config {
     }
 
     /// The samples of another manifest that this one's settings take: all of the same classes.
-    #[cfg_attr(not(feature = "trainer"), expect(dead_code))]
     pub fn evaluation_data(&self, manifest: PathBuf) -> DataConfig {
         let part = [0.0, 1.0];
         DataConfig { manifest, limit: 0, subset: PathBuf::new(), part, max_damaged: 1.0, ..self.data.clone() }
