@@ -3,6 +3,13 @@
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use pipeline::decode::RgbImage;
 
+/// The ground of pictures that stand in reports.
+#[cfg_attr(not(feature = "trainer"), expect(dead_code))]
+pub const PAPER: [u8; 3] = [251, 251, 249];
+/// What is written on it.
+#[cfg_attr(not(feature = "trainer"), expect(dead_code))]
+pub const INK: [u8; 3] = [28, 30, 34];
+
 /// A picture that is being drawn on.
 pub struct Canvas {
     image: RgbImage,

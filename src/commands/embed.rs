@@ -53,7 +53,7 @@ pub fn run(args: &EmbedArgs, voice: Voice) -> anyhow::Result<Ending> {
         ("simclr.step", loaded.step.to_string()),
         ("simclr.plan_digest", loaded.plan_digest.clone()),
         ("simclr.head_layer", args.head_layer.to_string()),
-        ("simclr.manifest", whole(&args.data).display().to_string()),
+        ("simclr.manifest", absolute(&args.data).display().to_string()),
         ("simclr.manifest_digest", manifest.digest.clone()),
     ];
     match format {
@@ -69,7 +69,7 @@ pub fn run(args: &EmbedArgs, voice: Voice) -> anyhow::Result<Ending> {
 }
 
 /// The path from the root on, of a local file.
-fn whole(path: &Path) -> PathBuf {
+fn absolute(path: &Path) -> PathBuf {
     if path.exists() { std::path::absolute(path).unwrap_or_else(|_| path.to_owned()) } else { path.to_owned() }
 }
 

@@ -313,7 +313,7 @@ fn evaluate_neighbours(
     let result = knn(&voters, &asked, &eval.knn)?.measure()?;
     metrics::gauge!("simclr_trainer_knn_accuracy_ratio").set(result.top1);
     folder.add_evaluation(&json!({
-        "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": eval.knn.k,
+        "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": i64::from(eval.knn.k).min(voters.labels.size()[0]),
         "temperature": eval.knn.temperature, "train": train, "test": eval.test,
         "train_images": voters.labels.size()[0], "test_images": asked.labels.size()[0],
     }))?;

@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 
 use super::{base64, escape};
 use crate::config::Config;
-use crate::picture::{Canvas, Face};
+use crate::picture::{Canvas, Face, INK, PAPER};
 use crate::{WrongInput, stream};
 
 /// Points on a map, at most: more hide each other and make the page large.
@@ -179,8 +179,6 @@ fn neighbours(embedding: &Embedding, source: &Source) -> anyhow::Result<pipeline
     const SIDE: u32 = 96;
     const GAP: u32 = 10;
     const NAME: u32 = 20;
-    const PAPER: [u8; 3] = [251, 251, 249];
-    const INK: [u8; 3] = [28, 30, 34];
     const GOOD: [u8; 3] = [21, 128, 61];
     const OTHER: [u8; 3] = [190, 190, 184];
     let rows = embedding.ids.len();

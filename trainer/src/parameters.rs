@@ -56,10 +56,15 @@ impl Parameters {
 
     /// A weight with normally distributed values; four dimensions lie channels last in memory.
     pub fn normal(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
-        self.drawn(name, shape, |draws| draws.normal() * deviation)
+        self.drawn(name, shape, Role::Weight, |draws| draws.normal() * deviation)
     }
 
-    fn drawn(&mut self, name: String, shape: &[i64], value: impl Fn(&mut Draws) -> f64) -> Tensor {
+    /// As [`Parameters::normal`], without weight decay and adaptation.
+    pub fn normal_excluded(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
+        self.drawn(name, shape, Role::Excluded, |draws| draws.normal() * deviation)
+    }
+
+    fn drawn(&mut self, name: String, shape: &[i64], role: Role, value: impl Fn(&mut Draws) -> f64) -> Tensor {
         let count: i64 = shape.iter().product();
         // Each tensor has a stream of its own, keyed by its name, so that adding one does not change the others.
         let key = Check::of(name.as_bytes());
@@ -68,7 +73,7 @@ impl Parameters {
         let tensor = Tensor::from_slice(&values).view(shape);
         let tensor =
             if shape.len() == 4 { tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { tensor };
-        self.add(name, &tensor, Role::Weight)
+        self.add(name, &tensor, role)
     }
 
     /// As [`Parameters::normal`], without values farther off than two deviations of the uncut distribution, which is
@@ -76,7 +81,7 @@ impl Parameters {
     pub fn cut_normal(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
         // The standard deviation of a normal distribution cut at ±2.
         const CUT: f64 = 0.879_625_661_034_239_8;
-        self.drawn(name, shape, |draws| {
+        self.drawn(name, shape, Role::Weight, |draws| {
             let inside = std::iter::repeat_with(|| draws.normal()).find(|value| value.abs() <= 2.0);
             inside.expect("most values are inside") * deviation / CUT
         })
@@ -86,12 +91,6 @@ impl Parameters {
     pub fn constant(&mut self, name: String, length: i64, value: f64, role: Role) -> Tensor {
         let tensor = Tensor::full([length], value, (tch::Kind::Float, Device::Cpu));
         self.add(name, &tensor, role)
-    }
-
-    /// Makes a tensor that was just added one without weight decay and adaptation.
-    pub fn exclude(&mut self, tensor: Tensor) -> Tensor {
-        self.entries.last_mut().expect("one was added").role = Role::Excluded;
-        tensor
     }
 
     /// Forgets all tensors but the first `count`.

@@ -20,8 +20,7 @@ impl Probe {
     /// A probe of representations of length `inputs`, its tensors added to `parameters`. They learn at the encoder's rate,
     /// without LARS's adaptation.
     pub fn new(parameters: &mut Parameters, inputs: i64, classes: i64) -> Self {
-        let weight = parameters.normal(format!("{PREFIX}weight"), &[classes, inputs], 0.01);
-        let weight = parameters.exclude(weight);
+        let weight = parameters.normal_excluded(format!("{PREFIX}weight"), &[classes, inputs], 0.01);
         let bias = parameters.constant(format!("{PREFIX}bias"), classes, 0.0, Role::Excluded);
         Self { weight, bias }
     }

@@ -7,9 +7,11 @@ use crate::device::Precision;
 use crate::error::TrainError;
 use crate::parameters::{Parameters, Role};
 
-/// Batch norm's ε and momentum (torch's sense), as in the paper's code (decay 0.9) and torchvision.
+/// Batch norm's ε, as in the paper's code and torchvision.
 const EPSILON: f64 = 1e-5;
-const MOMENTUM: f64 = 0.1;
+
+/// Share of each batch's statistics in batch norm's running ones: torch's momentum, one less the paper's decay of 0.9.
+pub const MOMENTUM: f64 = 0.1;
 
 /// The depth of a ResNet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +57,7 @@ pub enum Statistics {
     Running,
     /// The batch's own.
     Batch,
-    /// The batch's own, which the running ones follow: for training.
+    /// The batch's own, which the running ones follow by [`MOMENTUM`]: for training.
     Update,
     /// As `Update`, with this share of each batch's in the running ones, in (0, 1]: for short trainings.
     UpdateBy(f64),

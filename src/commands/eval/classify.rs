@@ -11,7 +11,7 @@ use trainer::eval::{
     Answers, Classifier, Features, FineTuneConfig, KnnConfig, LinearConfig, LogisticConfig, knn, linear,
     linear_on_crops, logistic, normalized_halves,
 };
-use trainer::resnet::Statistics;
+use trainer::resnet::{MOMENTUM, Statistics};
 use trainer::simclr::SimClr;
 
 use super::super::Voice;
@@ -27,9 +27,13 @@ const HELD_OUT: f64 = 0.1;
 /// A model and the sets that it is evaluated on.
 pub struct Task<'a> {
     pub loaded: &'a Loaded,
-    pub common: &'a EvalArgs,
-    pub runtime: &'a tokio::runtime::Handle,
-    pub voice: Voice,
+    /// What the training set lists.
+    pub train: Manifest,
+    /// What the test set lists.
+    pub test: Manifest,
+    common: &'a EvalArgs,
+    runtime: &'a tokio::runtime::Handle,
+    voice: Voice,
     features: OnceCell<(Features, Features)>,
 }
 
@@ -47,8 +51,16 @@ pub struct Outcome {
 }
 
 impl<'a> Task<'a> {
-    pub fn new(loaded: &'a Loaded, common: &'a EvalArgs, runtime: &'a tokio::runtime::Handle, voice: Voice) -> Self {
-        Self { loaded, common, runtime, voice, features: OnceCell::new() }
+    /// # Errors
+    /// If a manifest can't be read.
+    pub fn new(
+        loaded: &'a Loaded,
+        common: &'a EvalArgs,
+        runtime: &'a tokio::runtime::Handle,
+        voice: Voice,
+    ) -> anyhow::Result<Self> {
+        let (train, test) = (Manifest::read(&common.train)?, Manifest::read(&common.test)?);
+        Ok(Self { loaded, train, test, common, runtime, voice, features: OnceCell::new() })
     }
 
     /// Nearest neighbours.
@@ -133,7 +145,8 @@ impl<'a> Task<'a> {
         let (stream, images) = self.supervised(data, args.batch, args.augment, seed)?;
         let batch = stream.batch.size;
         // The paper's: 60 epochs of 1 % of the labels, 30 of 10 %.
-        let epochs = args.epochs.unwrap_or(if args.share < 0.05 { 60.0 } else { 30.0 });
+        let is_little = (images as f64) < 0.05 * self.train.samples as f64;
+        let epochs = args.epochs.unwrap_or(if is_little { 60.0 } else { 30.0 });
         if !(epochs > 0.0 && epochs <= 1e6) {
             return Err(WrongInput(format!("--epochs {epochs}: above 0 and at most a million is wanted")).into());
         }
@@ -141,7 +154,7 @@ impl<'a> Task<'a> {
             steps: ((epochs * images as f64 / f64::from(batch)).round() as u64).max(1),
             learning_rate: args.learning_rate * f64::from(batch) / 256.0,
             weight_decay: args.weight_decay,
-            statistics_share: 0.1,
+            statistics_share: MOMENTUM,
         };
         let classifier = self.train(stream, &config, seed, "fine-tuning")?;
         let (answers, left_out) = self.ask(&classifier, &self.common.test, [0.0, 1.0], seed)?;
@@ -181,7 +194,7 @@ impl<'a> Task<'a> {
         };
         let train = |part, rate: f64, decay: f64, what| {
             let (stream, images) = stream(part)?;
-            let statistics_share = (10.0 * f64::from(stream.batch.size) / images as f64).min(0.1);
+            let statistics_share = (10.0 * f64::from(stream.batch.size) / images as f64).min(MOMENTUM);
             // The paper divides the decay by the learning rate.
             let config = FineTuneConfig { steps, learning_rate: rate, weight_decay: decay / rate, statistics_share };
             self.train(stream, &config, seed, what)
@@ -235,9 +248,8 @@ impl<'a> Task<'a> {
         if batch == 0 {
             return Err(WrongInput("--batch 0: at least one image per batch is wanted".into()).into());
         }
-        let manifest = Manifest::read(&data.manifest)?;
         let mut stream = self.loaded.config.supervised_stream(data, augment, seed);
-        let images = Plan::new(&manifest, stream.clone())?.num_samples();
+        let images = Plan::new(&self.train, stream.clone())?.num_samples();
         stream.batch.size = images.min(batch.into()) as u32;
         Ok((stream, images))
     }
@@ -250,8 +262,8 @@ impl<'a> Task<'a> {
         seed: u64,
         what: &'static str,
     ) -> anyhow::Result<Classifier> {
-        let Self { loaded, common, runtime, voice, .. } = *self;
-        let classes = Manifest::read(&common.train)?.num_classes().max(Manifest::read(&common.test)?.num_classes());
+        let Self { loaded, runtime, voice, .. } = *self;
+        let classes = self.train.num_classes().max(self.test.num_classes());
         let mut classifier = Classifier::new(loaded.again(seed)?, loaded.layers, classes as i64);
         let machine = (&loaded.config.machine, loaded.device);
         let (mut loader, _) = open(stream, Labels::Wanted, machine, Some(config.steps), runtime)?;

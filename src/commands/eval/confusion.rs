@@ -3,12 +3,10 @@
 use pipeline::decode::RgbImage;
 use trainer::eval::Measured;
 
-use crate::picture::{Canvas, Face};
+use crate::picture::{Canvas, Face, INK, PAPER};
 
 /// What was taken for what: a row for each class, a column for each answer, darker the more of the class's images.
 pub fn confusion_picture(measured: &Measured, names: &[String]) -> RgbImage {
-    const PAPER: [u8; 3] = [251, 251, 249];
-    const INK: [u8; 3] = [28, 30, 34];
     const FULL: [f64; 3] = [16.0, 60.0, 140.0];
     let classes = measured.confusion.len() as u32;
     let cell = (720 / classes.max(1)).clamp(2, 56);

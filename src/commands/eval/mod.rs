@@ -6,7 +6,6 @@ mod model;
 
 use pipeline::drawn;
 use pipeline::files::write_whole;
-use pipeline::manifest::Manifest;
 use serde_json::{Value, json};
 use trainer::checkpoint;
 use trainer::eval::{CompareConfig, Comparison, KnnConfig, Metric, compare};
@@ -39,14 +38,13 @@ pub fn run(command: &EvalCommand, voice: Voice) -> anyhow::Result<Ending> {
     let mut results = Vec::new();
     for model in common.models() {
         let loaded = Loaded::open(&model, common.untrained, common.head_layer, &common.settings)?;
-        let task = Task::new(&loaded, common, runtime.handle(), voice);
+        let task = Task::new(&loaded, common, runtime.handle(), voice)?;
         let outcomes = (0..u64::from(common.seeds))
             .map(|i| once(&task, command, loaded.config.seed + i))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let object = result(&loaded, command, &outcomes)?;
+        let object = result(&task, command, &outcomes)?;
         if let Some(out) = &common.confusion {
-            let names = Manifest::read(&common.test)?.classes;
-            let picture = confusion::confusion_picture(&outcomes[0].answers.measure()?, &names);
+            let picture = confusion::confusion_picture(&outcomes[0].answers.measure()?, &task.test.classes);
             write_whole(out, &drawn::png(&picture))
                 .map_err(|error| WrongInput(format!("{}: cannot write the picture: {error}", out.display())))?;
         }
@@ -90,13 +88,12 @@ fn once(task: &Task<'_>, command: &EvalCommand, seed: u64) -> anyhow::Result<Out
 }
 
 /// Everything that an evaluation of one model found out, and on what.
-fn result(loaded: &Loaded, command: &EvalCommand, outcomes: &[Outcome]) -> anyhow::Result<Value> {
-    let common = command.common();
+fn result(task: &Task<'_>, command: &EvalCommand, outcomes: &[Outcome]) -> anyhow::Result<Value> {
+    let (common, loaded) = (command.common(), task.loaded);
     let metric: Metric = common.metric.into();
     let measured = outcomes.iter().map(|outcome| outcome.answers.measure()).collect::<Result<Vec<_>, _>>()?;
     let values = outcomes.iter().map(|outcome| outcome.answers.value(metric)).collect::<Result<Vec<_>, _>>()?;
     let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / outcomes.len() as f64;
-    let digest = |manifest: &std::path::Path| Ok::<_, anyhow::Error>(Manifest::read(manifest)?.digest);
     let first = &outcomes[0];
     let name = match command {
         EvalCommand::Knn(_) => "knn",
@@ -120,9 +117,9 @@ fn result(loaded: &Loaded, command: &EvalCommand, outcomes: &[Outcome]) -> anyho
         "checkpoint_digest": loaded.digest,
         "plan_digest": loaded.plan_digest,
         "train": common.train,
-        "train_digest": digest(&common.train)?,
+        "train_digest": task.train.digest,
         "test": common.test,
-        "test_digest": digest(&common.test)?,
+        "test_digest": task.test.digest,
         "train_images": first.train_images,
         "test_images": first.answers.labels.size()[0],
         "left_out": first.left_out,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Answers, Features, classes, rows_of};
+use super::{Answers, Features, classes};
 use crate::error::TrainError;
 
 /// Test rows compared at a time.
@@ -42,7 +42,7 @@ pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<Answ
     let labels = train.labels.to_device(train.values.device());
     let rows = test.values.size()[0];
     let of_chunk = |from| {
-        let queries = normalized(&rows_of(&test.values, from, CHUNK.min(rows - from)));
+        let queries = normalized(&test.values.narrow(0, from, CHUNK.min(rows - from)).to_kind(Kind::Float));
         let (similarity, neighbours) = nearest(&train.values, &queries, k);
         votes(&similarity, &neighbours, &labels, config.temperature, classes).to_device(Device::Cpu)
     };

@@ -11,7 +11,7 @@ mod measure;
 
 use pipeline::batch::Batch;
 use pipeline::loader::Loader;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 pub use compare::{CompareConfig, Comparison, compare};
 pub use finetune::{Classifier, FineTuneConfig, FineTuneStep};
@@ -78,9 +78,4 @@ fn sound(batch: &Batch<DeviceSlab>) -> Vec<i64> {
 /// How many classes the labels of both sets need.
 fn classes(train: &Tensor, test: &Tensor) -> Result<i64, TrainError> {
     Ok(1 + i64::try_from(train.max().maximum(&test.max()))?)
-}
-
-/// Rows `from..` of values, in f32.
-fn rows_of(values: &Tensor, from: i64, count: i64) -> Tensor {
-    values.narrow(0, from, count).to_kind(Kind::Float)
 }
