@@ -123,6 +123,8 @@ pub struct MachineConfig {
     pub storage_requests: usize,
     /// A read from a server that has failed for this long stops the run.
     pub storage_patience_seconds: u64,
+    /// With several ranks: one that has not answered for this long is gone.
+    pub rank_timeout_seconds: u64,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
     pub device: String,
     /// `fp32` or `bf16`.
@@ -195,6 +197,7 @@ impl Config {
             ("torch_threads", machine.torch_threads, 0, 4096),
             ("batches_ahead", machine.batches_ahead, 1, 1024),
             ("storage_requests", machine.storage_requests, 1, 4096),
+            ("rank_timeout_seconds", machine.rank_timeout_seconds as usize, 1, 1_000_000),
         ] {
             if !(least..=most).contains(&found) {
                 let wanted = format!("between {least} and {most} is wanted");

@@ -31,7 +31,7 @@ const BURST: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// What every line of JSON carries beside its own fields.
-static RUN: OnceLock<String> = OnceLock::new();
+static RUN: OnceLock<(String, u32, u32)> = OnceLock::new();
 
 /// Logs from here on: warnings only, nothing but errors when `quiet`, more with each `verbose`.
 pub fn start(verbose: u8, quiet: bool, color: bool, format: Format) {
@@ -101,10 +101,10 @@ mod collector {
     }
 }
 
-/// Says which run this process works on, from here on, in every line of JSON.
+/// Says which run this process works on, and as which rank of how many, from here on in every line.
 #[cfg_attr(not(feature = "trainer"), expect(dead_code))]
-pub fn of_run(run: &str) {
-    let _ = RUN.set(run.to_owned());
+pub fn of_run(run: &str, rank: u32, world: u32) {
+    let _ = RUN.set((run.to_owned(), rank, world));
 }
 
 /// Writes events as lines.
@@ -203,6 +203,9 @@ fn human(level: Level, fields: &Fields, color: bool) -> String {
         _ => ("debug", "\x1b[2m"),
     };
     let mut line = if color { format!("{paint}{name}:\x1b[0m ") } else { format!("{name}: ") };
+    if let Some((_, rank, 2..)) = RUN.get() {
+        let _ = write!(line, "[rank {rank}] ");
+    }
     line.push_str(&fields.message);
     for (key, value) in &fields.others {
         let _ = match value {
@@ -221,11 +224,10 @@ fn json_line(level: Level, target: &str, fields: Fields) -> String {
     line.insert("level".into(), json!(level.as_str().to_lowercase()));
     line.insert("target".into(), json!(target));
     line.insert("message".into(), json!(fields.message));
-    if let Some(run) = RUN.get() {
+    if let Some((run, ..)) = RUN.get() {
         line.insert("run".into(), json!(run));
     }
-    let rank = std::env::var("RANK").ok().and_then(|rank| rank.parse::<u64>().ok()).unwrap_or(0);
-    line.insert("rank".into(), json!(rank));
+    line.insert("rank".into(), json!(RUN.get().map_or(0, |(_, rank, _)| *rank)));
     line.extend(fields.others);
     Value::Object(line).to_string()
 }

@@ -15,6 +15,8 @@ mod pages;
 mod picture;
 mod progress;
 #[cfg(feature = "trainer")]
+mod ranks;
+#[cfg(feature = "trainer")]
 mod report;
 #[cfg(feature = "trainer")]
 mod run;
@@ -85,17 +87,24 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         #[cfg(feature = "trainer")]
         if let Some(error) = cause.downcast_ref::<trainer::error::TrainError>() {
             use trainer::error::TrainError;
+            use trainer::ranks::RanksError;
             return matches!(
                 error,
                 TrainError::Device { .. }
                     | TrainError::Value { .. }
                     | TrainError::Evaluation(_)
                     | TrainError::Checkpoint { .. }
+                    | TrainError::Ranks(RanksError::Store { .. } | RanksError::Nccl { .. })
                     | TrainError::Load(
                         LoadError::Store(_)
                             | LoadError::Feed(FeedError::Config(_) | FeedError::Share(_) | FeedError::Refused(_))
                     )
             );
+        }
+        #[cfg(feature = "trainer")]
+        if let Some(error) = cause.downcast_ref::<trainer::ranks::RanksError>() {
+            use trainer::ranks::RanksError;
+            return matches!(error, RanksError::Store { .. } | RanksError::Nccl { .. });
         }
         if let Some(ManifestError::Io { source, .. }) = cause.downcast_ref() {
             return missing(source);

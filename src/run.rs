@@ -169,6 +169,19 @@ impl RunFolder {
         Checkpoints::new(self.join("checkpoints"))
     }
 
+    /// The list of damaged samples that a rank meets, in the folder, which is made if it is not there: ranks other than
+    /// the first may be on other machines.
+    ///
+    /// # Errors
+    /// If the folder can't be created.
+    pub fn ledger(&self, rank: u32) -> anyhow::Result<PathBuf> {
+        std::fs::create_dir_all(&self.path).with_context(|| format!("cannot create {}", self.path.display()))?;
+        Ok(match rank {
+            0 => self.join("quarantine.jsonl"),
+            _ => self.join(&format!("quarantine.rank-{rank}.jsonl")),
+        })
+    }
+
     /// Creates the folder and holds it for this process until the lock is dropped.
     ///
     /// # Errors

@@ -19,6 +19,13 @@ pub struct TrainArgs {
     /// Say what would be done, and do nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Train with so many processes on this machine, one for each GPU; elsewhere a launcher (torchrun, srun, mpirun)
+    /// starts them.
+    #[arg(long, value_name = "N", conflicts_with = "dry_run")]
+    pub nproc: Option<u32>,
+    /// With --nproc: when a process fails, start all again from the last checkpoint, so many times.
+    #[arg(long, value_name = "K", default_value_t = 0, requires = "nproc")]
+    pub restarts: u32,
     #[command(flatten)]
     pub feed: FeedArgs,
 }

@@ -160,7 +160,7 @@ fn decoding() -> anyhow::Result<Finding> {
 fn devices(machine: &MachineConfig) -> Vec<Finding> {
     use trainer::device;
     let libtorch = env!("CARGO_PKG_VERSION");
-    let threads = super::train::torch_threads(machine);
+    let threads = super::train::torch_threads(machine, 1);
     let found = format!("libtorch {} in simclr-pipeline {libtorch}", crate::run::LIBTORCH);
     let meaning = format!("on the CPU it computes with {threads} threads (machine.torch_threads)");
     let mut findings = vec![Finding::new("libtorch", Grade::Good, found, meaning)];

@@ -49,7 +49,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
         return Err(WrongInput(format!("{}: exists already; name a new folder", path.display())).into());
     }
     let device = device::open(&config.machine.device)?;
-    device::set_threads(torch_threads(&config.machine));
+    device::set_threads(torch_threads(&config.machine, 1));
     let stop = stop_on_signals()?;
 
     say(format!(
@@ -66,7 +66,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
 
     let runtime = stream::runtime()?;
     let live = Arc::new(Live::default());
-    show(&live, &config.machine, runtime.handle(), voice)?;
+    show(&live, &config.machine, 0, runtime.handle(), voice)?;
     let sheet = contact_sheet(&*stream::open(config.stream(), &config.machine)?, 0, 8)?;
     write_whole(&folder.join("preview.png"), &drawn::png(&sheet)).context("cannot write the contact sheet")?;
 
@@ -100,7 +100,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
     }
     say(format!("untrained encoder: kNN {:.1} %, linear {:.1} %", 100.0 * knn_before, 100.0 * linear_before));
 
-    let outcome = train(&config, &folder, false, (&stop, &live), runtime.handle(), voice)?;
+    let outcome = train(&config, &folder, false, (&stop, &live, None), runtime.handle(), voice)?;
     if outcome.end == End::Interrupted || stop.load(Ordering::Relaxed) {
         say(format!("stopped at step {}; `train --run {} --resume` goes on", outcome.step, path.display()));
         return Ok(Ending::Interrupted);

@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::io::Write;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use pipeline::loader::{LoaderOptions, Source, slab_bytes};
-use pipeline::plan::Share;
 use pipeline::service::server::Guard;
 use serde_json::json;
 use tch::Tensor;
@@ -17,6 +17,7 @@ use trainer::device::{self, DeviceSlab, Precision};
 use trainer::error::TrainError;
 use trainer::eval::{knn, normalized_halves};
 use trainer::metrics::TrainerMetrics;
+use trainer::ranks::{Meeting, Place, World};
 use trainer::simclr::SimClr;
 use trainer::time_spent::TimeSpent;
 use trainer::train::{Between, End, Evaluate, StepReport, TrainerConfig, Training};
@@ -28,6 +29,7 @@ use crate::config::{Config, MachineConfig};
 use crate::live::Live;
 use crate::pages;
 use crate::progress::Progress;
+use crate::ranks::{self, launcher};
 use crate::run::{MetricsLine, RunFolder};
 use crate::stall::Load;
 use crate::tensorboard::Events;
@@ -47,17 +49,32 @@ const MAY_CHANGE: [&str; 9] = [
 ];
 
 pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
+    if let Some(count) = args.nproc {
+        let stop = stop_on_signals()?;
+        return launcher::run(count, args.restarts, &stop);
+    }
+    launcher::follow();
+    let place = if args.dry_run { None } else { ranks::place(|name| std::env::var(name).ok())? };
     let folder = RunFolder::at(&args.run);
     let config = configuration(args, &folder)?;
     if args.dry_run {
         return dry_run(&config, voice);
     }
-    crate::logging::of_run(&folder.path().display().to_string());
+    let (rank, world) = place.as_ref().map_or((0, 1), |place| (place.rank, place.world));
+    crate::logging::of_run(&folder.path().display().to_string(), rank, world);
     let stop = stop_on_signals()?;
-    let runtime = stream::runtime()?;
-    let live = Arc::new(Live::default());
-    show(&live, &config.machine, runtime.handle(), voice)?;
-    let outcome = train(&config, &folder, args.resume, (&stop, &live), runtime.handle(), voice)?;
+    let open = |place: &Place| Meeting::open(place, ranks::patience(&config)).map(Rc::new);
+    let meeting = place.as_ref().map(open).transpose()?;
+    // One voice for all ranks.
+    let voice = if rank == 0 { voice } else { Voice { quiet: true, ..voice } };
+    let outcome = train_and_show(&config, &folder, args.resume, (&stop, meeting.as_ref()), voice);
+    if let (Err(error), Some(meeting)) = (&outcome, &meeting) {
+        meeting.fail(&format!("{error:#}"));
+    }
+    let (outcome, live) = outcome?;
+    if rank > 0 {
+        return Ok(if outcome.end == End::Interrupted { Ending::Interrupted } else { Ending::Done });
+    }
     let object = json!({
         "run": folder.path(), "step": outcome.step, "loss": outcome.loss, "images_per_second": outcome.images_per_second,
         "interrupted": outcome.end == End::Interrupted, "stalls": outcome.stalls(), "verdict": live.sentence(),
@@ -69,6 +86,22 @@ pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
         format!("{end} step {}, loss {loss}, in {}{told}", outcome.step, folder.path().display())
     });
     Ok(if outcome.end == End::Interrupted { Ending::Interrupted } else { Ending::Done })
+}
+
+/// As [`train`], with a page that shows it.
+fn train_and_show(
+    config: &Config,
+    folder: &RunFolder,
+    resume: bool,
+    (stop, meeting): (&AtomicBool, Option<&Rc<Meeting>>),
+    voice: Voice,
+) -> anyhow::Result<(Outcome, Arc<Live>)> {
+    let runtime = stream::runtime()?;
+    let live = Arc::new(Live::default());
+    let local_rank = meeting.map_or(0, |meeting| meeting.place().local_rank);
+    show(&live, &config.machine, local_rank, runtime.handle(), voice)?;
+    let outcome = train(config, folder, resume, (stop, &live, meeting), runtime.handle(), voice)?;
+    Ok((outcome, live))
 }
 
 /// The configuration: of the flags for a new run; for one that goes on, what was recorded, changed by the flags.
@@ -128,10 +161,12 @@ impl Outcome {
     }
 }
 
-/// Serves the pages that show `live` at `machine.metrics`, unless that is empty, and says where.
+/// Serves the pages that show `live` at `machine.metrics`, unless that is empty, and says where. Ranks on one machine take
+/// the ports one after the other.
 pub fn show(
     live: &Arc<Live>,
     machine: &MachineConfig,
+    local_rank: u32,
     runtime: &tokio::runtime::Handle,
     voice: Voice,
 ) -> anyhow::Result<()> {
@@ -139,34 +174,49 @@ pub fn show(
         return Ok(());
     }
     let guard = Guard::open(&machine.service)?;
-    let address = pages::serve("machine.metrics", &machine.metrics, live.pages(guard), runtime)?;
+    let address = match machine.metrics.parse::<std::net::SocketAddr>() {
+        Ok(mut address) if address.port() > 0 => {
+            address.set_port(address.port().saturating_add(local_rank as u16));
+            address.to_string()
+        }
+        _ => machine.metrics.clone(),
+    };
+    let address = pages::serve("machine.metrics", &address, live.pages(guard), runtime)?;
     if !voice.quiet {
         eprintln!("metrics at http://{address}/metrics\na page of it all at http://{address}/");
     }
     Ok(())
 }
 
-/// Trains in `folder` to the end, or until `stop`.
+/// Trains in `folder` to the end, or until `stop`; with the ranks of a meeting, if there is one.
 pub fn train(
     config: &Config,
     folder: &RunFolder,
     resume: bool,
-    (stop, live): (&AtomicBool, &Live),
+    (stop, live, meeting): (&AtomicBool, &Live, Option<&Rc<Meeting>>),
     runtime: &tokio::runtime::Handle,
     voice: Voice,
 ) -> anyhow::Result<Outcome> {
-    let device = device::open(&config.machine.device)?;
-    device::set_threads(torch_threads(&config.machine));
+    let place = meeting.map(|meeting| meeting.place());
+    let local_world = place.map_or(1, |place| place.local_world as usize);
+    let device = device::open_nth(&config.machine.device, place.map_or(0, |place| place.local_rank as usize))?;
+    device::set_threads(torch_threads(&config.machine, local_world));
     let mut source = stream::open(config.stream(), &config.machine)?;
-    let mut training = new_training(config, &source, device)?;
+    let share = ranks::share(place);
+    source.plan.check_share(share)?;
+    let world = match meeting {
+        Some(meeting) => ranks::join(meeting, (config, &source.plan), device)?,
+        None => World::alone(),
+    };
+    let mut training = new_training(config, &source, device, world.clone())?;
     if config.eval.every > 0 && config.eval.test.as_os_str().is_empty() {
         let wanted =
             "eval.test = \"\": with eval.every a manifest of labelled images that are not trained on is wanted";
         return Err(WrongInput(wanted.into()).into());
     }
-    let _lock = folder.lock()?;
+    let _lock = if world.leads() { Some(folder.lock()?) } else { None };
     let checkpoints = folder.checkpoints();
-    if resume {
+    if resume && world.leads() {
         let (newest, mut broken) = checkpoints.newest();
         if newest.is_none() && !broken.is_empty() {
             return Err(broken.swap_remove(0))
@@ -189,22 +239,28 @@ pub fn train(
             }
         }
     }
-    stream::keep_ledger(&mut source, &folder.join("quarantine.jsonl"))?;
+    training.follow_leader()?;
+    stream::keep_ledger(&mut source, &folder.ledger(world.rank())?)?;
     let plan = &source.plan;
-    metrics::describe_gauge!("simclr_run_info", "The run's plan; always 1.");
-    metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned()).set(1.0);
-    let threads = loader_threads(&config.machine, device.is_cuda());
+    metrics::describe_gauge!("simclr_run_info", "The run's plan, and which rank of how many this is; always 1.");
+    let [rank, ranks] = [world.rank(), world.size()].map(|number| number.to_string());
+    metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned(), "rank" => rank, "world" => ranks)
+        .set(1.0);
+    let threads = loader_threads(&config.machine, device.is_cuda(), local_world);
     let options = LoaderOptions {
         threads,
         from_batch: training.step,
         to_batch: Some(training.last_step().max(training.step)),
-        share: Share::ALL,
+        share,
     };
-    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(plan, Share::ALL), device)?;
+    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(plan, share), device)?;
     let mut batches = stream::feed(&source, slabs, &config.machine, options, runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
-    folder.start(config, plan)?;
-    let mut lines = folder.metrics_after(training.step)?;
+    let mut lines = None;
+    if world.leads() {
+        folder.start(config, plan)?;
+        lines = Some(folder.metrics_after(training.step)?);
+    }
     tracing::info!(
         excluded = training.optimizer.excluded().len(),
         "tensors without weight decay: {}",
@@ -218,7 +274,7 @@ pub fn train(
     live.begin(folder.path(), format!("{device:?}").to_lowercase(), source.clone(), (first, last), load);
     let progress = Progress::new("training", first, last, voice.quiet);
     let (mut loss, mut smooth, mut failed) = (None, None::<(f64, f64)>, None);
-    let mut events = match config.machine.tensorboard {
+    let mut events = match config.machine.tensorboard && world.leads() {
         true => Some(Events::create(&folder.join("tensorboard"), first).with_context(|| {
             format!("cannot write {}; machine.tensorboard = false does without", folder.join("tensorboard").display())
         })?),
@@ -252,7 +308,11 @@ pub fn train(
         live.step(&line, report.images as u64, &report.spent, rate, left);
         if report.step.is_multiple_of(config.train.log_every) || report.step == last {
             let text = serde_json::to_string(&line).expect("a line is plain data");
-            let written = writeln!(lines, "{text}").and_then(|()| write_events(line.step, &line.scalars()));
+            let mut write = || match &mut lines {
+                Some(lines) => writeln!(lines, "{text}").and_then(|()| write_events(line.step, &line.scalars())),
+                None => Ok(()),
+            };
+            let written = write();
             if let Err(error) = written {
                 failed = Some(error);
                 stop.store(true, Ordering::Relaxed);
@@ -269,6 +329,7 @@ pub fn train(
     let evaluation = (every > 0).then_some((every, &mut evaluate as Evaluate<'_>));
     let between = Between { step: &mut on_step, evaluation };
     let end = training.run(&mut *batches, plan, &checkpoints, stop, between)?;
+    world.leave()?;
     progress.finish();
     live.turn_to(if end == End::Interrupted { "interrupted" } else { "done" });
     if let Some(error) = failed {
@@ -276,7 +337,7 @@ pub fn train(
     }
     let damaged = source.quarantine.entries().len();
     if damaged > 0 && !voice.quiet {
-        eprintln!("{damaged} damaged samples were replaced; {} names them", folder.join("quarantine.jsonl").display());
+        eprintln!("{damaged} damaged samples were replaced; {} names them", folder.ledger(0)?.display());
     }
     // A run that was done already has its last loss on record.
     let loss = match loss {
@@ -321,7 +382,12 @@ fn evaluate_neighbours(
 }
 
 /// A model with initial weights on `device`.
-pub fn new_training(config: &Config, source: &Source, device: tch::Device) -> anyhow::Result<Training> {
+pub fn new_training(
+    config: &Config,
+    source: &Source,
+    device: tch::Device,
+    world: Rc<World>,
+) -> anyhow::Result<Training> {
     telemetry::recorder();
     let trainer = TrainerConfig {
         model: config.model.clone(),
@@ -336,8 +402,8 @@ pub fn new_training(config: &Config, source: &Source, device: tch::Device) -> an
     Ok(Training::new(
         &trainer,
         (&source.plan, classes),
-        device,
-        precision(&config.machine),
+        (device, precision(&config.machine)),
+        world,
         TrainerMetrics::register(),
     )?)
 }
@@ -347,15 +413,16 @@ pub fn precision(machine: &MachineConfig) -> Precision {
     if machine.precision == "bf16" { Precision::Bf16 } else { Precision::Fp32 }
 }
 
-/// libtorch's threads on the CPU.
-pub fn torch_threads(machine: &MachineConfig) -> usize {
-    if machine.torch_threads == 0 { stream::cores() } else { machine.torch_threads }
+/// libtorch's threads on the CPU, for one of so many processes on it.
+pub fn torch_threads(machine: &MachineConfig, processes: usize) -> usize {
+    if machine.torch_threads == 0 { (stream::cores() / processes).max(1) } else { machine.torch_threads }
 }
 
-/// Loader threads beside a trainer: when it computes on the CPU, one is enough and more would be in its way.
-fn loader_threads(machine: &MachineConfig, cuda: bool) -> usize {
+/// Loader threads beside a trainer, one of so many on this machine: when it computes on the CPU, one is enough and more
+/// would be in its way.
+fn loader_threads(machine: &MachineConfig, cuda: bool, processes: usize) -> usize {
     match machine.threads {
-        0 if cuda => (stream::cores() - 1).max(1),
+        0 if cuda => (stream::cores() / processes).saturating_sub(1).max(1),
         0 => 1,
         threads => threads,
     }
@@ -388,7 +455,7 @@ pub fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
 fn dry_run(config: &Config, voice: Voice) -> anyhow::Result<Ending> {
     let device = device::open(&config.machine.device)?;
     let source = stream::open(config.stream(), &config.machine)?;
-    let training = new_training(config, &source, device)?;
+    let training = new_training(config, &source, device, World::alone())?;
     let plan = &source.plan;
     let object = json!({
         "plan_digest": plan.digest, "manifest_digest": plan.manifest_digest, "samples": plan.num_samples(),

@@ -7,6 +7,8 @@ mod errors;
 mod pages;
 #[cfg(feature = "trainer")]
 mod prometheus;
+#[cfg(feature = "trainer")]
+mod ranks;
 mod service;
 mod service_faults;
 mod service_soak;

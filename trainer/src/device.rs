@@ -27,11 +27,19 @@ pub enum Precision {
 /// # Errors
 /// If CUDA is asked for and something is missing; the message says what.
 pub fn open(name: &str) -> Result<Device, TrainError> {
+    open_nth(name, 0)
+}
+
+/// As [`open`], for the `nth` process on this machine: `cuda` and `auto` mean the `nth` GPU.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_nth(name: &str, nth: usize) -> Result<Device, TrainError> {
     let missing = |why: String| TrainError::Device { asked: name.to_owned(), why };
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
-        "auto" => return Ok(load_cuda().map_or(Device::Cpu, |()| Device::Cuda(0))),
-        "cuda" => 0,
+        "auto" if load_cuda().is_err() => return Ok(Device::Cpu),
+        "auto" | "cuda" => nth,
         _ => {
             let number = name.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok());
             number.ok_or_else(|| missing("cpu, cuda, cuda:N or auto is wanted".into()))?

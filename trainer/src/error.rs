@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use pipeline::loader::LoadError;
 use pipeline::plan::Position;
 
+use crate::ranks::RanksError;
+
 /// Why training or evaluation can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -39,6 +41,9 @@ pub enum TrainError {
         /// The batch that gave it.
         position: Position,
     },
+    /// Another rank can't go on, or can't be reached.
+    #[error(transparent)]
+    Ranks(#[from] RanksError),
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

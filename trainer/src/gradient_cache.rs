@@ -6,33 +6,34 @@
 //! weights' gradient is that of the whole batch, at the cost of one more forward pass.
 //!
 //! Batch norm sees one part at a time, in both passes the same one: its statistics are those of a part's views, not of
-//! the batch's. That is what several devices without synchronised batch norm do too, and it is the one difference from
-//! a batch in one piece.
+//! the batch's (with several ranks, those of one part of each). That is what several devices without synchronised batch
+//! norm do too, and it is the one difference from a batch in one piece.
 
 use std::ops::Range;
 
 use tch::Tensor;
 
 use crate::error::TrainError;
-use crate::gradients::Gradients;
+use crate::gradients::Backward;
 use crate::loss::{Contrast, LossConfig};
+use crate::ranks::World;
 use crate::resnet::Statistics;
 use crate::simclr::SimClr;
 
-/// The gradient of the loss over `images` pairs of views, worked out `part` pairs at a time.
+/// The loss over all ranks' pairs of views, of which this one has `images`; `backward` gets its gradient, worked out `part`
+/// pairs at a time.
 ///
-/// `views` gives the views of some images, `[2n, 3, H, W]`, the first views first. Returned are all projections, first
-/// views first, `[2 × images, dim]`, without a graph, the loss, and its gradient.
+/// `views` gives the views of some of this rank's images, `[2n, 3, H, W]`, the first views first.
 ///
 /// # Errors
-/// If views can't be given or libtorch fails.
+/// If views can't be given, libtorch fails, or a rank is gone.
 pub fn backward(
     model: &SimClr,
-    images: i64,
-    part: i64,
-    loss: &LossConfig,
+    (images, part): (i64, i64),
+    (loss, world): (&LossConfig, &World),
     mut views: impl FnMut(Range<i64>) -> Result<Tensor, TrainError>,
-) -> Result<(Tensor, Contrast, Gradients), TrainError> {
+    backward: &mut Backward<'_>,
+) -> Result<Contrast, TrainError> {
     let parts = || (0..images).step_by(part as usize).map(|from| from..(from + part).min(images));
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for range in parts() {
@@ -43,26 +44,23 @@ pub fn backward(
     }
     first.append(&mut second);
     let z = Tensor::cat(&first, 0).set_requires_grad(true);
-    let contrast = loss.contrast(&z);
+    let contrast = loss.contrast(&z, world)?;
     let own = Tensor::f_run_backward(&[&contrast.loss], &[&z], false, false)?.swap_remove(0);
-    let mut gradients: Option<Gradients> = None;
     for range in parts() {
         let (from, n) = (range.start, range.end - range.start);
         let own = Tensor::cat(&[own.narrow(0, from, n), own.narrow(0, images + from, n)], 0);
         let z = model.project(&views(range)?, Statistics::Update);
-        let of_part = Gradients::of(&(z * &own).sum(own.kind()), &model.parameters)?;
-        gradients = Some(match gradients.take() {
-            Some(sum) => sum.plus(of_part),
-            None => of_part,
-        });
+        // The mean over ranks that follows makes the sum over them of this.
+        backward.add(&((z * &own).sum(own.kind()) * f64::from(world.size())), from + n == images)?;
     }
-    Ok((z.detach(), contrast, gradients.expect("a batch has a part")))
+    Ok(contrast)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::Precision;
+    use crate::gradients::Gradients;
     use crate::loss::LossKind;
     use crate::projection_head::HeadConfig;
     use crate::resnet::{Encoder, Initialization, Stem};
@@ -98,7 +96,10 @@ mod tests {
         };
         for part in [12, 5, 4, 2] {
             let (cached, whole) = (model(), model());
-            let (z, contrast, gradients) = backward(&cached, images, part, &loss, views).unwrap();
+            let alone = World::alone();
+            let mut passes = Backward::new(&cached.parameters, &alone, None);
+            let contrast = backward(&cached, (images, part), (&loss, &alone), views, &mut passes).unwrap();
+            let gradients = passes.gradients();
             let (mut first, mut second) = (Vec::new(), Vec::new());
             for from in (0..images).step_by(part as usize) {
                 let n = part.min(images - from);
@@ -108,9 +109,10 @@ mod tests {
             }
             first.append(&mut second);
             let all = Tensor::cat(&first, 0);
-            let wanted = loss.contrast(&all);
+            let wanted = loss.contrast(&all, &alone).unwrap();
             let wanted_gradients = Gradients::of(&wanted.loss, &whole.parameters).unwrap();
-            assert!(off(&z, &all) < 1e-6, "{part} at a time: projections");
+            let far = off(&contrast.projections, &wanted.projections);
+            assert!(far < 1e-6, "{part} at a time: projections off by {far}");
             assert!(off(&contrast.loss, &wanted.loss) < 1e-6, "{part} at a time: loss");
             let far = off(&gradients.flat(), &wanted_gradients.flat());
             assert!(far < 1e-5, "{part} at a time: gradients off by {far}");

@@ -7,6 +7,8 @@ use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
 use crate::parameters::Parameters;
+use crate::probe;
+use crate::ranks::{Reducer, World};
 
 /// Gradients of [`Parameters::learning`], in that order; undefined where the loss does not depend on a tensor.
 #[derive(Default)]
@@ -37,10 +39,63 @@ impl Gradients {
         Self(self.0.into_iter().zip(other.0).map(sum).collect())
     }
 
-    /// Norm of all together; a scalar on the device.
-    pub fn norm(&self) -> Tensor {
-        let norms: Vec<Tensor> = self.0.iter().filter(|g| g.defined()).map(Tensor::norm).collect();
+    /// Norm of all together, but for a probe's; a scalar on the device.
+    pub fn norm(&self, parameters: &Parameters) -> Tensor {
+        let of_model =
+            parameters.learning().zip(&self.0).filter(|(p, g)| g.defined() && !p.name.starts_with(probe::PREFIX));
+        let norms: Vec<Tensor> = of_model.map(|(_, gradient)| gradient.norm()).collect();
         Tensor::stack(&norms, 0).norm().to_kind(Kind::Float)
+    }
+}
+
+/// The backward passes of a step, whose gradients add up; with other ranks, to the mean over all of them.
+pub struct Backward<'a> {
+    parameters: &'a Parameters,
+    world: &'a World,
+    reducer: Option<&'a Reducer>,
+    sum: Option<Gradients>,
+}
+
+impl<'a> Backward<'a> {
+    /// No pass yet. The reducer is the one of the same parameters and world.
+    pub fn new(parameters: &'a Parameters, world: &'a World, reducer: Option<&'a Reducer>) -> Self {
+        Self { parameters, world, reducer, sum: None }
+    }
+
+    /// Adds the gradient of the scalar `loss`, whose graph is used up; `last` if no other follows in this step.
+    ///
+    /// # Errors
+    /// If libtorch fails or a rank is gone.
+    pub fn add(&mut self, loss: &Tensor, last: bool) -> Result<(), TrainError> {
+        let Some(reducer) = self.reducer else {
+            let own = Gradients::of(loss, self.parameters)?;
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => sum.plus(own),
+                None => own,
+            });
+            return Ok(());
+        };
+        if self.sum.is_none() {
+            reducer.clear();
+            self.sum = Some(Gradients::default());
+        }
+        let passed = match last {
+            true => self.world.prepare(reducer).and_then(|()| Ok(loss.f_backward()?)),
+            false => loss.f_backward().map_err(TrainError::from),
+        };
+        passed.map_err(|error| self.world.explain(error))
+    }
+
+    /// The gradients of all passes together.
+    ///
+    /// # Panics
+    /// If there was no pass.
+    pub fn gradients(self) -> Gradients {
+        let sum = self.sum.expect("a step has a backward pass");
+        if self.reducer.is_none() {
+            return sum;
+        }
+        Gradients(self.parameters.learning().map(|parameter| parameter.tensor.grad()).collect())
     }
 }
 
@@ -69,7 +124,7 @@ pub(crate) mod tests {
         let of = |scale: f64| Gradients::of(&(&used * scale).sum(Kind::Float), &parameters).unwrap();
         let both = of(3.0).plus(of(2.0));
         assert!(both.tensors()[0].defined() && !both.tensors()[1].defined());
-        let norm = f64::try_from(both.norm()).unwrap();
+        let norm = f64::try_from(both.norm(&parameters)).unwrap();
         assert!((norm - 5.0 * 12f64.sqrt()).abs() < 1e-5, "{norm}");
     }
 }

@@ -7,8 +7,9 @@
 //!    [`gradient_cache`] if a batch does not fit, move the weights as [`optimizer`] and [`schedule`] say.
 //! 4. [`train`] goes from batch to batch, knows where its time is spent ([`time_spent`]), and writes a [`checkpoint`]
 //!    that a killed run goes on from exactly.
-//! 5. [`interop`] gives weights the names that other libraries know.
-//! 6. [`eval`] says what the representation is worth.
+//! 5. Several processes, the [`ranks`], take each step together, as one would with the whole batch.
+//! 6. [`interop`] gives weights the names that other libraries know.
+//! 7. [`eval`] says what the representation is worth.
 //!
 //! Nothing here knows a tar, a JPEG, tokio or a command line.
 
@@ -26,6 +27,7 @@ pub mod schedule;
 pub mod time_spent;
 pub mod train;
 pub mod checkpoint;
+pub mod ranks;
 pub mod interop;
 pub mod eval;
 pub mod metrics;

@@ -1,9 +1,13 @@
 //! A model's tensors by name: weights, which learn, and buffers, which do not. Initial values come from the run's
 //! seed and our own generator, so that they are the same on every device and in every version of libtorch.
 
+use std::rc::Rc;
+
 use pipeline::rng::{Draws, Purpose};
 use pipeline::sample::Check;
 use tch::{Device, Tensor};
+
+use crate::ranks::World;
 
 /// A named tensor of a model.
 pub struct Parameter {
@@ -30,13 +34,24 @@ pub enum Role {
 pub struct Parameters {
     device: Device,
     seed: u64,
+    world: Rc<World>,
     entries: Vec<Parameter>,
 }
 
 impl Parameters {
     /// No tensors yet; they will be on `device` and drawn from `seed`.
     pub fn new(device: Device, seed: u64) -> Self {
-        Self { device, seed, entries: Vec::new() }
+        Self::of_ranks(device, seed, World::alone())
+    }
+
+    /// As [`Parameters::new`]; batch norm's statistics will be those of all images of this world.
+    pub fn of_ranks(device: Device, seed: u64, world: Rc<World>) -> Self {
+        Self { device, seed, world, entries: Vec::new() }
+    }
+
+    /// The ranks whose images batch norm takes together.
+    pub fn world(&self) -> &Rc<World> {
+        &self.world
     }
 
     /// All tensors.

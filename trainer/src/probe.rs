@@ -3,8 +3,6 @@
 
 use tch::{Kind, Tensor};
 
-use crate::error::TrainError;
-use crate::gradients::Gradients;
 use crate::parameters::{Parameters, Role};
 
 /// What the names of a probe's tensors begin with.
@@ -25,34 +23,26 @@ impl Probe {
         Self { weight, bias }
     }
 
-    /// The gradient of the probe's loss on representations `h`, `[views × N, dim]` with the first views first, of images
-    /// with these `labels`, `[N]`; and the share of views that it recognises, a scalar on the device.
+    /// The probe's loss on representations `h`, `[views × N, dim]` with the first views first, of images with these
+    /// `labels`, `[N]`; and the share of views that it recognises. Both are scalars on the device.
     ///
     /// The loss is the mean cross entropy and `weight_decay / 2` times the sum of the squared weights, as in the official
     /// code. `h` itself gets no gradient.
-    ///
-    /// # Errors
-    /// If libtorch fails.
-    pub fn gradients(
-        &self,
-        h: &Tensor,
-        labels: &Tensor,
-        weight_decay: f64,
-        parameters: &Parameters,
-    ) -> Result<(Gradients, Tensor), TrainError> {
+    pub fn loss(&self, h: &Tensor, labels: &Tensor, weight_decay: f64) -> (Tensor, Tensor) {
         let h = h.detach().to_kind(Kind::Float);
         let labels = labels.to_device(h.device()).repeat([h.size()[0] / labels.size()[0]]);
         let scores = h.linear(&self.weight, Some(&self.bias));
         let loss =
             scores.cross_entropy_for_logits(&labels) + self.weight.square().sum(Kind::Float) * (0.5 * weight_decay);
         let accuracy = scores.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(Kind::Float);
-        Ok((Gradients::of(&loss, parameters)?, accuracy))
+        (loss, accuracy)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gradients::Gradients;
     use tch::Device;
 
     #[test]
@@ -66,7 +56,8 @@ mod tests {
         let labels = Tensor::from_slice(&[0i64, 1, 2]);
         let once = |n: i64| {
             let views = labels.repeat([n]).one_hot(3).to_kind(Kind::Float);
-            let (gradients, accuracy) = probe.gradients(&views.matmul(&encoder), &labels, 1e-4, &parameters).unwrap();
+            let (loss, accuracy) = probe.loss(&views.matmul(&encoder), &labels, 1e-4);
+            let gradients = Gradients::of(&loss, &parameters).unwrap();
             assert!(!gradients.tensors()[0].defined(), "nothing comes back");
             tch::no_grad(|| {
                 for (parameter, gradient) in parameters.learning().zip(gradients.tensors()).skip(1) {

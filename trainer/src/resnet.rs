@@ -1,11 +1,14 @@
 //! ResNets with torchvision's layout and names: the stride in the 3×3 convolution, batch norm after each one.
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::device::Precision;
 use crate::error::TrainError;
 use crate::parameters::{Parameters, Role};
+use crate::ranks::World;
 
 /// Batch norm's ε, as in the paper's code and torchvision.
 const EPSILON: f64 = 1e-5;
@@ -226,8 +229,9 @@ impl Conv {
     }
 }
 
-/// Batch norm over all but the channel dimension.
+/// Batch norm over all but the channel dimension, and over all ranks.
 pub(crate) struct BatchNorm {
+    world: Rc<World>,
     gamma: Tensor,
     beta: Option<Tensor>,
     running_mean: Tensor,
@@ -244,6 +248,7 @@ impl BatchNorm {
     /// Batch norm with a scale but no shift, as the last one of the official projection head.
     pub(crate) fn without_shift(p: &mut Parameters, name: String, channels: i64, gamma: f64) -> Self {
         Self {
+            world: p.world().clone(),
             gamma: p.constant(format!("{name}.weight"), channels, gamma, Role::Excluded),
             beta: None,
             running_mean: p.constant(format!("{name}.running_mean"), channels, 0.0, Role::Buffer),
@@ -253,10 +258,14 @@ impl BatchNorm {
 
     pub(crate) fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
         let running = (statistics != Statistics::Batch).then_some((&self.running_mean, &self.running_var));
-        let (mean, var) = running.unzip();
         let of_batch = statistics != Statistics::Running;
         let momentum = if let Statistics::UpdateBy(share) = statistics { share } else { MOMENTUM };
-        x.batch_norm(Some(&self.gamma), self.beta.as_ref(), mean, var, of_batch, momentum, EPSILON, true)
+        let (gamma, beta) = (&self.gamma, self.beta.as_ref());
+        if of_batch && let Some(y) = self.world.batch_norm(x, (gamma, beta), running, momentum, EPSILON) {
+            return y;
+        }
+        let (mean, var) = running.unzip();
+        x.batch_norm(Some(gamma), beta, mean, var, of_batch, momentum, EPSILON, true)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The model that is trained: an encoder and a projection head.
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -7,6 +9,7 @@ use crate::device::Precision;
 use crate::error::TrainError;
 use crate::parameters::Parameters;
 use crate::projection_head::{HeadConfig, ProjectionHead};
+use crate::ranks::World;
 use crate::resnet::{Encoder, Initialization, ResNet, Statistics, Stem};
 
 /// The shape of a model.
@@ -42,7 +45,21 @@ impl SimClr {
     /// # Errors
     /// If the configuration makes no sense.
     pub fn new(config: &ModelConfig, seed: u64, device: Device, precision: Precision) -> Result<Self, TrainError> {
-        let mut parameters = Parameters::new(device, seed);
+        Self::of_ranks(config, seed, device, precision, World::alone())
+    }
+
+    /// As [`SimClr::new`]; batch norm's statistics are those of all images of `world`.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense.
+    pub fn of_ranks(
+        config: &ModelConfig,
+        seed: u64,
+        device: Device,
+        precision: Precision,
+        world: Rc<World>,
+    ) -> Result<Self, TrainError> {
+        let mut parameters = Parameters::of_ranks(device, seed, world);
         let encoder = ResNet::new(&mut parameters, config.encoder, config.width, config.stem, config.initialization)?;
         let head = ProjectionHead::new(&mut parameters, encoder.dim(), &config.head)?;
         Ok(Self { encoder, head, parameters, precision })

@@ -1,5 +1,6 @@
 //! From batch to batch: the training loop, its checkpoints and its guard.
 
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,12 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::device::{self, DeviceSlab, Precision};
 use crate::error::TrainError;
 use crate::gradient_cache;
-use crate::gradients::Gradients;
+use crate::gradients::{Backward, Gradients};
 use crate::loss::{Contrast, LossConfig};
 use crate::metrics::TrainerMetrics;
 use crate::optimizer::{Optimizer, OptimizerConfig};
 use crate::probe::Probe;
+use crate::ranks::{Reducer, World};
 use crate::resnet::Statistics;
 use crate::schedule::{Schedule, ScheduleConfig};
 use crate::simclr::{ModelConfig, SimClr};
@@ -39,6 +41,15 @@ pub struct TrainConfig {
     /// metric.
     #[serde(default)]
     pub probe: bool,
+    /// With several ranks, whether batch norm takes the images of all of them together (the paper's global batch norm), or
+    /// each rank its own alone.
+    #[serde(default = "together")]
+    pub sync_batch_norm: bool,
+}
+
+/// Runs from before there was a choice had one rank.
+fn together() -> bool {
+    true
 }
 
 /// When to write checkpoints and how many to keep.
@@ -110,7 +121,7 @@ pub struct StepReport {
     pub embedding_std: f64,
     /// Share of views that the probe recognises, if there is one.
     pub probe_accuracy: Option<f64>,
-    /// Images in the batch.
+    /// Images in the batch, those of all ranks.
     pub images: usize,
     /// Time of the step without the wait.
     pub step_time: Duration,
@@ -157,30 +168,31 @@ pub struct Training {
     probe: Option<Probe>,
     config: TrainerConfig,
     device: Device,
+    world: Rc<World>,
+    reducer: Option<Reducer>,
     metrics: TrainerMetrics,
 }
 
 /// What a batch says.
 struct Told {
-    /// The projections of its views.
-    z: Tensor,
     contrast: Contrast,
-    /// The gradient of the loss.
+    /// The gradient of the loss, and of the probe's.
     gradients: Gradients,
-    /// The gradient of the probe's loss, and the share of views that it recognises.
-    probe: Option<(Gradients, Tensor)>,
+    /// The share of views that the probe recognises.
+    probe_accuracy: Option<Tensor>,
 }
 
 impl Training {
-    /// A model with initial weights, to be trained on the batches of `plan`, whose labels name so many classes.
+    /// A model with initial weights, to be trained by all of `world` on the batches of `plan`, whose labels name so many
+    /// classes.
     ///
     /// # Errors
-    /// If a value of the configuration is out of its range.
+    /// If a value of the configuration is out of its range, or a rank is gone.
     pub fn new(
         config: &TrainerConfig,
         (plan, classes): (&Plan, Option<usize>),
-        device: Device,
-        precision: Precision,
+        (device, precision): (Device, Precision),
+        world: Rc<World>,
         metrics: TrainerMetrics,
     ) -> Result<Self, TrainError> {
         config.check()?;
@@ -193,7 +205,8 @@ impl Training {
                 wanted: "2 of one side are wanted for training".into(),
             });
         }
-        let mut model = SimClr::new(&config.model, plan.config.seed, device, precision)?;
+        let together = if config.train.sync_batch_norm { world.clone() } else { World::alone() };
+        let mut model = SimClr::of_ranks(&config.model, plan.config.seed, device, precision, together)?;
         let probe = match (config.train.probe, classes) {
             (false, _) => None,
             (true, Some(classes)) if config.train.micro_batch == 0 => {
@@ -212,6 +225,7 @@ impl Training {
         let batch_size = plan.config.batch.size;
         let peak = config.optimizer.peak_learning_rate(batch_size);
         let schedule = Schedule::new(&config.schedule, plan.num_samples(), batch_size, peak)?;
+        let reducer = world.reducer(&model.parameters)?;
         Ok(Self {
             model,
             optimizer,
@@ -221,8 +235,23 @@ impl Training {
             probe,
             config: config.clone(),
             device,
+            world,
+            reducer,
             metrics,
         })
+    }
+
+    /// Goes where rank 0 is: its weights, momenta and step. To be called by all ranks, once rank 0 has loaded what there
+    /// was to load.
+    ///
+    /// # Errors
+    /// If a rank is gone.
+    pub fn follow_leader(&mut self) -> Result<(), TrainError> {
+        let step = Tensor::from(self.step as i64);
+        self.world.share([&step])?;
+        self.step = i64::try_from(step)? as u64;
+        self.world.share(self.model.parameters.entries().iter().map(|parameter| &parameter.tensor))?;
+        self.world.share(self.optimizer.state().into_iter().map(|(_, tensor)| tensor))
     }
 
     /// The step at which the run is done.
@@ -236,7 +265,7 @@ impl Training {
     /// Learns from one batch.
     ///
     /// # Errors
-    /// If the loss is no number (the weights are then unchanged), or libtorch fails.
+    /// If the loss is no number (the weights are then unchanged), libtorch fails, or a rank is gone.
     pub fn learn(
         &mut self,
         batch: &Batch<DeviceSlab>,
@@ -244,16 +273,11 @@ impl Training {
         waited: Waited,
     ) -> Result<StepReport, TrainError> {
         let (began, uploaded) = (Instant::now(), self.spent.upload);
-        let Told { z, contrast, mut gradients, probe } = self.backward(batch)?;
-        let gradient_norm = gradients.norm();
-        let spread = embedding_std(&z);
-        let probed = probe.map(|(own, accuracy)| {
-            gradients = std::mem::take(&mut gradients).plus(own);
-            accuracy
-        });
-        let unprobed = Tensor::from(f32::NAN).to_device(self.device);
-        let probe_accuracy = probed.as_ref().unwrap_or(&unprobed);
-        let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread, probe_accuracy];
+        let Told { contrast, gradients, probe_accuracy } = self.backward(batch)?;
+        let gradient_norm = gradients.norm(&self.model.parameters);
+        let spread = embedding_std(&contrast.projections);
+        let probe_accuracy = probe_accuracy.unwrap_or_else(|| Tensor::from(f32::NAN).to_device(self.device));
+        let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread, &probe_accuracy];
         // One transfer for all of them.
         let scalars = Tensor::stack(&scalars.map(|scalar| scalar.detach().to_kind(Kind::Float)), 0);
         let scalars = Vec::<f32>::try_from(scalars.to_device(Device::Cpu))?;
@@ -290,7 +314,7 @@ impl Training {
             gradient_norm,
             embedding_std,
             probe_accuracy: self.probe.is_some().then_some(probe_accuracy),
-            images: batch.num_images,
+            images: batch.num_images * self.world.size() as usize,
             step_time,
             data_wait,
             waited,
@@ -300,7 +324,7 @@ impl Training {
 
     /// What the batch says to the model.
     fn backward(&mut self, batch: &Batch<DeviceSlab>) -> Result<Told, TrainError> {
-        let Self { model, config, device, spent, probe, .. } = self;
+        let Self { model, config, device, spent, probe, world, reducer, .. } = self;
         let (loss, images) = (&config.loss, batch.num_images as i64);
         let mut views = |range| {
             let began = Instant::now();
@@ -311,23 +335,31 @@ impl Training {
             views
         };
         let part = i64::from(config.train.micro_batch);
+        let mut passes = Backward::new(&model.parameters, world, reducer.as_ref());
         if part > 0 && part < images {
-            let (z, contrast, gradients) = gradient_cache::backward(model, images, part, loss, views)?;
-            return Ok(Told { z, contrast, gradients, probe: None });
+            let contrast = gradient_cache::backward(model, (images, part), (loss, world), views, &mut passes)?;
+            return Ok(Told { contrast, gradients: passes.gradients(), probe_accuracy: None });
         }
         let (h, z) = model.forward(&views(0..images)?, Statistics::Update);
-        let contrast = loss.contrast(&z);
-        let gradients = Gradients::of(&contrast.loss, &model.parameters)?;
-        let labels = || Tensor::from_slice(&batch.labels);
-        let decay = config.optimizer.weight_decay;
-        let probe = probe.as_ref().map(|probe| probe.gradients(&h, &labels(), decay, &model.parameters)).transpose()?;
-        Ok(Told { z, contrast, gradients, probe })
+        let contrast = loss.contrast(&z, world)?;
+        // Gradients become the mean over ranks. The whole batch's loss wants the sum; a probe's is a mean over images.
+        let mut learnt = &contrast.loss * f64::from(world.size());
+        let mut probe_accuracy = None;
+        if let Some(probe) = probe {
+            let (of_probe, accuracy) =
+                probe.loss(&h, &Tensor::from_slice(&batch.labels), config.optimizer.weight_decay);
+            learnt += of_probe;
+            world.sum(&accuracy)?;
+            probe_accuracy = Some(accuracy / f64::from(world.size()));
+        }
+        passes.add(&learnt, true)?;
+        Ok(Told { contrast, gradients: passes.gradients(), probe_accuracy })
     }
 
-    /// Trains to the last step, or until `stop` is set. The stream must begin at batch [`Training::step`].
+    /// Trains to the last step, or until `stop` is set on any rank. The stream must begin at batch [`Training::step`].
     ///
     /// # Errors
-    /// If the stream stops, the loss is no number, or a checkpoint can't be written.
+    /// If the stream stops, the loss is no number, a checkpoint can't be written, or a rank is gone.
     pub fn run(
         &mut self,
         batches: &mut dyn BatchStream<DeviceSlab>,
@@ -351,11 +383,14 @@ impl Training {
                 && self.step.is_multiple_of(*every)
             {
                 let began = Instant::now();
-                evaluate(&self.model, self.step)?;
+                if self.world.leads() {
+                    evaluate(&self.model, self.step)?;
+                }
+                self.world.await_leader(&format!("evaluated/{}", self.step))?;
                 self.spent.evaluation += began.elapsed().as_secs_f64();
             }
             self.metrics.add_stalls(&self.spent.since(&counted));
-            let stopped = stop.load(Ordering::Relaxed);
+            let stopped = self.world.any(stop.load(Ordering::Relaxed))?;
             if self.step.is_multiple_of(self.config.checkpoint.every) || self.step == self.last_step() || stopped {
                 self.save(plan, checkpoints)?;
                 saved = self.step;
@@ -371,6 +406,9 @@ impl Training {
     }
 
     fn save(&mut self, plan: &Plan, checkpoints: &Checkpoints) -> Result<(), TrainError> {
+        if !self.world.leads() {
+            return Ok(());
+        }
         let (began, counted) = (Instant::now(), self.spent);
         let state = checkpoint::state(self.step, self.step, plan);
         checkpoints.save(&state, &self.model.parameters, &self.optimizer, self.config.checkpoint.keep)?;

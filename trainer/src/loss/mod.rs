@@ -4,10 +4,13 @@ mod margin_triplet;
 mod nt_logistic;
 mod nt_xent;
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::TrainError;
+use crate::ranks::{World, own_parts, parts_together};
 
 /// Which loss, and its parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,14 +41,16 @@ pub enum LossKind {
     MarginTriplet,
 }
 
-/// A loss and what the paper reports beside it; scalars on the device.
+/// A loss and what the paper reports beside it; scalars on the device, the same on all ranks.
 pub struct Contrast {
-    /// The loss.
+    /// The loss. Its gradient is for this rank's own projections alone, as parts of the whole batch.
     pub loss: Tensor,
     /// Share of images whose second view is the most similar one among all second views.
     pub accuracy: Tensor,
     /// Entropy of the first views' distributions over second views, in nats.
     pub entropy: Tensor,
+    /// The projections of all ranks that were compared, `[2B, dim]`, first views first, without a graph.
+    pub projections: Tensor,
 }
 
 impl LossConfig {
@@ -70,12 +75,15 @@ impl LossConfig {
         Ok(())
     }
 
-    /// The loss of projections `z`: `[2B, dim]`, the first views of all images, then the second ones in the same
-    /// order. All arithmetic is in f32 whatever `z` is (in f64 for f64).
+    /// The loss of all ranks' projections, of which this rank's are `z`: `[2B / world, dim]`, the first views of its
+    /// images, then the second ones in the same order. All arithmetic is in f32 whatever `z` is (in f64 for f64).
+    ///
+    /// # Errors
+    /// If a rank is gone.
     ///
     /// # Panics
     /// If `z` has no even number of rows.
-    pub fn contrast(&self, z: &Tensor) -> Contrast {
+    pub fn contrast(&self, z: &Tensor, world: &World) -> Result<Contrast, TrainError> {
         let (rows, _) = z.size2().expect("projections are a matrix");
         assert!(rows >= 2 && rows % 2 == 0, "{rows} projections are no pairs");
         let z = if z.kind() == Kind::Double { z.shallow_clone() } else { z.to_kind(Kind::Float) };
@@ -85,25 +93,65 @@ impl LossConfig {
         } else {
             z
         };
+        let views = Views::gather(u, world)?;
         match self.kind {
-            LossKind::NtXent => nt_xent::nt_xent(&u, self.temperature),
-            LossKind::NtLogistic => between_views(&u, self.temperature, |s| nt_logistic::one_way(s, self.semi_hard)),
+            LossKind::NtXent => nt_xent::nt_xent(&views, self.temperature, world),
+            LossKind::NtLogistic => {
+                between_views(&views, self.temperature, |s| nt_logistic::one_way(s, self.semi_hard))
+            }
             LossKind::MarginTriplet => {
-                between_views(&u, 1.0, |s| margin_triplet::one_way(s, self.margin, self.semi_hard))
+                between_views(&views, 1.0, |s| margin_triplet::one_way(s, self.margin, self.semi_hard))
             }
         }
     }
 }
 
+/// The projections that are compared, and where this rank's are among them.
+struct Views {
+    /// This rank's, `[2B / world, dim]`, with their graph.
+    graph: Tensor,
+    /// Those of all ranks, `[2B, dim]`, the first views of all images, then the second ones; without a graph.
+    all: Tensor,
+    /// B, the images of all ranks.
+    images: i64,
+    /// Which rows are this rank's first views, and which its second ones.
+    own: [Range<i64>; 2],
+}
+
+impl Views {
+    fn gather(graph: Tensor, world: &World) -> Result<Self, TrainError> {
+        let all = parts_together(&world.gather(&graph)?, 2);
+        let n = graph.size()[0] / 2;
+        let mut starts = own_parts(world.rank(), world.size(), n, 2);
+        let own = std::array::from_fn(|_| starts.next().expect("two parts")).map(|start| start..start + n);
+        Ok(Self { graph, images: all.size()[0] / 2, all, own })
+    }
+
+    /// Everyone's values for their own views, `[2B / world]`, as one row for all, `[2B]`.
+    fn together(&self, own: &Tensor, world: &World) -> Result<Tensor, TrainError> {
+        Ok(parts_together(&world.gather(own)?, 2))
+    }
+
+    /// The scalar `value` with this gradient for this rank's views, `[2B / world, dim]`.
+    fn carry(&self, value: Tensor, gradient: &Tensor) -> Tensor {
+        // Its value is 0 and its gradient the one given.
+        let carrier = (&self.graph * gradient).sum(gradient.kind());
+        value + (&carrier - carrier.detach())
+    }
+}
+
 /// A loss of the similarities `[B, B]` of first views, in rows, to second views, and of those the other way round. The
-/// others of a view are the second views of other images alone, as in the paper's comparison (appendix B.10).
-fn between_views(u: &Tensor, temperature: f64, one_way: impl Fn(&Tensor) -> Tensor) -> Contrast {
-    let half = u.size()[0] / 2;
-    let similarity = u.narrow(0, 0, half).matmul(&u.narrow(0, half, half).tr()) / temperature;
+/// others of a view are the second views of other images alone, as in the paper's comparison (appendix B.10). Every rank
+/// works all of it out, and takes its own views' gradient.
+fn between_views(views: &Views, temperature: f64, one_way: impl Fn(&Tensor) -> Tensor) -> Result<Contrast, TrainError> {
+    let u = views.all.detach().set_requires_grad(true);
+    let similarity = u.narrow(0, 0, views.images).matmul(&u.narrow(0, views.images, views.images).tr()) / temperature;
     let loss = (one_way(&similarity) + one_way(&similarity.tr())) / 2.0;
     let mut search = Search::new(u.device());
     tch::no_grad(|| search.add(&similarity, 0));
-    search.contrast(loss, half)
+    let gradient = Tensor::f_run_backward(&[&loss], &[&u], false, false)?.swap_remove(0);
+    let own = views.own.clone().map(|rows| gradient.narrow(0, rows.start, rows.end - rows.start));
+    Ok(search.contrast(views.carry(loss.detach(), &Tensor::cat(&own, 0)), views))
 }
 
 /// For each row of similarities `[B, B]`, whose partner is on the diagonal, the similarity of the most similar one of
@@ -142,8 +190,9 @@ impl Search {
         self.entropy -= (log.exp() * log).sum(Kind::Double);
     }
 
-    fn contrast(self, loss: Tensor, images: i64) -> Contrast {
-        Contrast { loss, accuracy: self.hits / images as f64, entropy: self.entropy / images as f64 }
+    fn contrast(self, loss: Tensor, views: &Views) -> Contrast {
+        let (images, projections) = (views.images as f64, views.all.shallow_clone());
+        Contrast { loss, accuracy: self.hits / images, entropy: self.entropy / images, projections }
     }
 }
 
@@ -162,7 +211,7 @@ mod tests {
             config.check().unwrap();
             let views: Vec<Vec<f64>> = serde_json::from_value(golden["projections"].clone()).unwrap();
             let z = Tensor::from_slice2(&views).set_requires_grad(true);
-            let contrast = config.contrast(&z);
+            let contrast = config.contrast(&z, &World::alone()).unwrap();
             contrast.loss.backward();
             let close = |found: &Tensor, wanted: &serde_json::Value| {
                 let (found, wanted) = (f64::try_from(found).unwrap(), wanted.as_f64().unwrap());

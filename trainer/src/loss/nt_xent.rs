@@ -2,7 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Contrast, Search};
+use super::{Contrast, Search, Views};
+use crate::error::TrainError;
+use crate::ranks::World;
 
 /// Bytes of similarities that are looked at together: all 2B × 2B of them would not fit for large batches.
 const CHUNK_BYTES: usize = 64 << 20;
@@ -10,47 +12,64 @@ const CHUNK_BYTES: usize = 64 << 20;
 /// NT-Xent (SimCLR, Chen et al. 2020, equation 1): the mean over all 2B views of the cross entropy of finding the
 /// partner. The official code's loss is the sum of both views' means, twice this.
 ///
-/// `u`: `[2B, dim]`, the first views of all images, then the second ones in the same order.
-pub(super) fn nt_xent(u: &Tensor, temperature: f64) -> Contrast {
-    in_chunks(u, temperature, CHUNK_BYTES)
+/// Each rank looks for the partners of its own views among those of all ranks. What is left to tell the others are one
+/// number for each view and the sums over them.
+pub(super) fn nt_xent(views: &Views, temperature: f64, world: &World) -> Result<Contrast, TrainError> {
+    in_chunks(views, temperature, world, CHUNK_BYTES)
 }
 
-/// Loss and gradient are worked out together, some rows of similarities at a time, and the gradient is handed to
-/// autograd as it is: `[rows, 2B]` at a time is all the memory that it takes.
-fn in_chunks(u: &Tensor, temperature: f64, chunk_bytes: usize) -> Contrast {
-    let (rows, _) = u.size2().expect("projections are a matrix");
-    let half = rows / 2;
-    let kind = u.kind();
-    let row_bytes = rows as usize * kind.elt_size_in_bytes();
-    let chunk = (chunk_bytes / row_bytes).max(1) as i64;
-    let (loss, gradient, search) = tch::no_grad(|| {
-        let u = u.detach();
-        let mut gradient = u.zeros_like();
-        let mut loss = Tensor::zeros([], (kind, u.device()));
-        let mut search = Search::new(u.device());
-        for from in (0..rows).step_by(chunk as usize) {
-            let n = chunk.min(rows - from);
-            let part = u.narrow(0, from, n);
-            let mut logits = part.matmul(&u.tr()) / temperature;
-            let firsts = (half - from).clamp(0, n);
-            if firsts > 0 {
-                search.add(&logits.narrow(0, 0, firsts).narrow(1, half, half), from);
+/// Loss and gradient are worked out some rows of similarities at a time, `[rows, 2B]` being all the memory that it takes,
+/// and the gradient is handed to autograd as it is. With `s[i, j]` the similarity of two views over τ and `p[i, j]` its
+/// softmax over `j`, the gradient for view `i` is the sum over `j` of `(p[i, j] + p[j, i]) u[j]`, less twice its partner's
+/// `u`: knowing every row's normaliser, a row's own similarities are enough for both.
+fn in_chunks(views: &Views, temperature: f64, world: &World, chunk_bytes: usize) -> Result<Contrast, TrainError> {
+    let Views { all, images, own, .. } = views;
+    let (rows, kind, device) = (2 * images, all.kind(), all.device());
+    let chunk = (chunk_bytes / (rows as usize * kind.elt_size_in_bytes())).max(1) as i64;
+    // Where each chunk of this rank's rows begins among all, and how many there are in it.
+    let chunks: Vec<(i64, i64)> = (own.iter())
+        .flat_map(|own| own.clone().step_by(chunk as usize).map(move |from| (from, chunk.min(own.end - from))))
+        .collect();
+    // No view is searched for among itself.
+    let logits = |from: i64, n: i64| {
+        let logits = all.narrow(0, from, n).matmul(&all.tr()) / temperature;
+        let _ = logits.diagonal(from, 0, 1).fill_(f64::NEG_INFINITY);
+        logits
+    };
+    let partner_of = |from: i64, n: i64| (Tensor::arange(n, (Kind::Int64, device)) + (from + images)).fmod(rows);
+    tch::no_grad(|| {
+        let mut loss = Tensor::zeros([], (Kind::Double, device));
+        let mut search = Search::new(device);
+        let mut log_sums = Vec::new();
+        for &(from, n) in &chunks {
+            let logits = logits(from, n);
+            if from < *images {
+                search.add(&logits.narrow(1, *images, *images), from);
             }
-            // No view is searched for among itself.
-            let _ = logits.diagonal(from, 0, 1).fill_(f64::NEG_INFINITY);
-            let log_sum = logits.logsumexp([1i64].as_slice(), true);
-            let partner = (Tensor::arange(n, (Kind::Int64, u.device())) + (from + half)).fmod(rows).unsqueeze(1);
-            loss += (&log_sum - logits.gather(1, &partner, false)).sum(kind);
-            let _ = logits.g_sub_(&log_sum).exp_();
-            let _ = logits.scatter_add_(1, &partner, &-partner.ones_like().to_kind(kind));
-            let _ = gradient.narrow(0, from, n).g_add_(&logits.matmul(&u));
-            gradient += logits.tr().matmul(&part);
+            let log_sum = logits.logsumexp([1i64].as_slice(), false);
+            let partner = logits.gather(1, &partner_of(from, n).unsqueeze(1), false).squeeze_dim(1);
+            loss += (&log_sum - partner).sum(Kind::Double);
+            log_sums.push(log_sum);
         }
-        (loss / rows as f64, gradient / (rows as f64 * temperature), search)
-    });
-    // Its value is 0 and its gradient the one found.
-    let carrier = (u * gradient).sum(kind);
-    search.contrast(loss + (&carrier - carrier.detach()), half)
+        let own_sums = Tensor::cat(&log_sums, 0);
+        let all_sums = views.together(&own_sums, world)?;
+        let mut gradient = Vec::new();
+        for (&(from, n), log_sum) in chunks.iter().zip(&log_sums) {
+            let logits = logits(from, n);
+            let mut pull = (&logits - log_sum.unsqueeze(1)).exp_();
+            pull += (logits - &all_sums).exp_();
+            let partner = partner_of(from, n).unsqueeze(1);
+            let _ = pull.scatter_add_(1, &partner, &(partner.ones_like().to_kind(kind) * -2.0));
+            gradient.push(pull.matmul(all));
+        }
+        let gradient = Tensor::cat(&gradient, 0) / (rows as f64 * temperature);
+        // One message for all of them.
+        let sums = Tensor::stack(&[loss / rows as f64, search.hits, search.entropy], 0);
+        world.sum(&sums)?;
+        let search = Search { hits: sums.get(1), entropy: sums.get(2) };
+        Ok((sums.get(0).to_kind(kind), gradient, search))
+    })
+    .map(|(loss, gradient, search)| search.contrast(views.carry(loss, &gradient), views))
 }
 
 #[cfg(test)]
@@ -83,7 +102,7 @@ mod tests {
                 Tensor::from_slice(&values).view([5, 8])
             };
             let z = Tensor::cat(&[z(0.0), z(1.0)], 0).set_requires_grad(true);
-            let contrast = config(case["temperature"].as_f64().unwrap()).contrast(&z);
+            let contrast = config(case["temperature"].as_f64().unwrap()).contrast(&z, &World::alone()).unwrap();
             contrast.loss.backward();
             let close = |found: f64, wanted: &serde_json::Value| {
                 let wanted = wanted.as_f64().unwrap();
@@ -104,7 +123,7 @@ mod tests {
     #[test]
     fn a_perfect_embedding_has_the_loss_computed_by_hand() {
         let z = Tensor::eye(4, (Kind::Float, Device::Cpu));
-        let contrast = config(0.5).contrast(&Tensor::cat(&[&z, &z], 0));
+        let contrast = config(0.5).contrast(&Tensor::cat(&[&z, &z], 0), &World::alone()).unwrap();
         let wanted = ((2f64).exp() + 6.0).ln() - 2.0;
         assert!((value(&contrast.loss) - wanted).abs() < 1e-6);
         assert_eq!(value(&contrast.accuracy), 1.0);
@@ -115,13 +134,14 @@ mod tests {
         let z = Tensor::eye(4, (Kind::Float, Device::Cpu));
         // Images 0 and 1 have each other's second view.
         let second = z.index_select(0, &Tensor::from_slice(&[1i64, 0, 2, 3]));
-        assert_eq!(value(&config(0.1).contrast(&Tensor::cat(&[&z, &second], 0)).accuracy), 0.5);
+        let contrast = config(0.1).contrast(&Tensor::cat(&[&z, &second], 0), &World::alone()).unwrap();
+        assert_eq!(value(&contrast.accuracy), 0.5);
     }
 
     #[test]
     fn a_collapsed_embedding_has_the_loss_of_a_guess() {
         let z = Tensor::ones([16, 4], (Kind::Float, Device::Cpu));
-        let contrast = config(0.1).contrast(&z);
+        let contrast = config(0.1).contrast(&z, &World::alone()).unwrap();
         assert!((value(&contrast.loss) - 15f64.ln()).abs() < 1e-5);
         assert!((value(&contrast.entropy) - 8f64.ln()).abs() < 1e-5);
     }
@@ -132,7 +152,9 @@ mod tests {
         let z = Tensor::randn([26, 7], (Kind::Double, Device::Cpu));
         let of = |chunk_bytes: usize| {
             let z = z.copy().set_requires_grad(true);
-            let contrast = in_chunks(&z, 0.7, chunk_bytes);
+            let alone = World::alone();
+            let contrast =
+                in_chunks(&Views::gather(z.shallow_clone(), &alone).unwrap(), 0.7, &alone, chunk_bytes).unwrap();
             contrast.loss.backward();
             (contrast, z.grad())
         };
@@ -163,7 +185,7 @@ mod tests {
             let before = peak();
             let z = Tensor::randn([2 * images, 128], (Kind::Float, Device::Cpu)).set_requires_grad(true);
             let began = std::time::Instant::now();
-            config(0.1).contrast(&z).loss.backward();
+            config(0.1).contrast(&z, &World::alone()).unwrap().loss.backward();
             let more = peak() - before;
             println!("B = {images}: {more:.0} MB more at the peak, {:.2?}", began.elapsed());
             // One matrix of all similarities has 1074 MB for 8192 images, and autograd would keep several.

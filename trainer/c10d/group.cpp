@@ -1,0 +1,67 @@
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+
+#include "group.h"
+
+// The class is declared by libtorch's header over gloo's stubs beside this file. A libtorch that was built with another
+// layout would say so here.
+static_assert(sizeof(c10d::ProcessGroupGloo) == 0x1e8, "this libtorch's ProcessGroupGloo has another layout");
+
+extern "C" char* simclr_group_open(
+    SimclrStore* store, int rank, int world, int64_t timeout_ms, SimclrMakeBackend nccl, SimclrGroup** group) {
+  return simclr::told([&] {
+    using c10d::ProcessGroup;
+    const auto timeout = std::chrono::milliseconds(timeout_ms);
+    auto made = c10::make_intrusive<ProcessGroup>(store->store, rank, world);
+    auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        c10::make_intrusive<c10d::PrefixStore>("gloo", store->store),
+        rank,
+        world,
+        c10d::ProcessGroupGloo::Options::create_default(timeout));
+    made->setBackend(c10::DeviceType::CPU, ProcessGroup::BackendType::GLOO, std::optional<c10::intrusive_ptr<c10d::Backend>>(gloo));
+    made->setDefaultBackend(ProcessGroup::BackendType::GLOO);
+    if (nccl != nullptr) {
+      void* raw = nullptr;
+      if (char* text = nccl(&store->store, rank, world, timeout_ms, &raw)) {
+        const std::string what = text;
+        free(text);
+        TORCH_CHECK(false, what);
+      }
+      auto backend = c10::intrusive_ptr<c10d::Backend>::reclaim(static_cast<c10d::Backend*>(raw));
+      made->setBackend(c10::DeviceType::CUDA, ProcessGroup::BackendType::NCCL, std::optional<c10::intrusive_ptr<c10d::Backend>>(backend));
+    }
+    *group = new SimclrGroup{std::move(made)};
+  });
+}
+
+extern "C" void simclr_group_close(SimclrGroup* group) {
+  delete group;
+}
+
+void SimclrGroup::sum(at::Tensor& tensor) const {
+  std::vector<at::Tensor> tensors{tensor};
+  group->allreduce(tensors)->wait();
+}
+
+void SimclrGroup::gather(at::Tensor& own, at::Tensor& all) const {
+  std::vector<std::vector<at::Tensor>> all_of_them{all.unbind(0)};
+  std::vector<at::Tensor> owns{own};
+  group->allgather(all_of_them, owns)->wait();
+}
+
+extern "C" char* simclr_all_reduce(SimclrGroup* group, at::Tensor* tensor) {
+  return simclr::told([&] { group->sum(*tensor); });
+}
+
+extern "C" char* simclr_all_gather(SimclrGroup* group, at::Tensor* own, at::Tensor* all) {
+  return simclr::told([&] { group->gather(*own, *all); });
+}
+
+extern "C" char* simclr_broadcast(SimclrGroup* group, at::Tensor* tensor, int from) {
+  return simclr::told([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = from;
+    group->group->broadcast(tensors, options)->wait();
+  });
+}
