@@ -1,6 +1,8 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include <c10/util/Logging.h>
+
 #include "group.h"
 
 extern "C" void simclr_free_text(char* text) {
@@ -10,6 +12,10 @@ extern "C" void simclr_free_text(char* text) {
 extern "C" char* simclr_store_open(
     const char* host, uint16_t* port, bool keep, const char* prefix, int64_t timeout_ms, SimclrStore** store) {
   return simclr::told([&] {
+    // Its warnings repeat, with stack traces, what comes back as an error here.
+    if (getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
+      FLAGS_caffe2_log_level = 2;
+    }
     c10d::TCPStoreOptions options;
     options.port = *port;
     options.isServer = keep;
