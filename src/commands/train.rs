@@ -253,7 +253,9 @@ pub fn train(
         to_batch: Some(training.last_step().max(training.step)),
         share,
     };
-    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + 1, slab_bytes(plan, share), device)?;
+    // The one in use, and beside a GPU the one on its way to it.
+    let in_use = if device.is_cuda() { 2 } else { 1 };
+    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + in_use, slab_bytes(plan, share), device)?;
     let mut batches = stream::feed(&source, slabs, &config.machine, options, runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
     let mut lines = None;
@@ -305,7 +307,7 @@ pub fn train(
         });
         smooth = Some((rate, wait));
         let left = (last - report.step) as f64 * report.images as f64 / rate;
-        live.step(&line, report.images as u64, &report.spent, rate, left);
+        live.step(&line, report.images as u64 / u64::from(world.size()), &report.spent, rate, left);
         if report.step.is_multiple_of(config.train.log_every) || report.step == last {
             let text = serde_json::to_string(&line).expect("a line is plain data");
             let mut write = || match &mut lines {

@@ -75,8 +75,8 @@ fn agree_whole(world: &World, run: &str, wanted: &str) {
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
         let off = norm(&mut found.iter().zip(&wanted).map(|(a, b)| f64::from(a - b)));
         let all = norm(&mut wanted.iter().map(|&x| f64::from(x)));
-        // What has learnt from nothing yet is rounding alone.
-        assert!(off < CLOSE * all.max(1e-2), "{run}: {name} is off by {off}, of {all}");
+        // Shifts, which begin at zero, have learnt little more than rounding yet.
+        assert!(off < CLOSE * all.max(0.1), "{run}: {name} is off by {off}, of {all}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! The device: finding it, the memory that batches arrive in, and the way onto it.
 //!
 //! The binary links libtorch's CPU library only. CUDA's is loaded at run time when it is asked for, so that one
-//! binary serves machines with and without a GPU. The only `unsafe` code of this crate is here.
+//! binary serves machines with and without a GPU.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -10,7 +10,9 @@ use pipeline::batch::{Batch, Slab};
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
 
-use crate::error::TrainError;
+use crate::error::{TrainError, of_torch};
+pub use crate::shim::stream::Moment;
+use crate::shim::stream::SideStream;
 
 /// The precision of convolutions and matrix products; everything else is f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,26 +132,85 @@ impl Slab for DeviceSlab {
 /// # Panics
 /// If the views are of several sizes.
 pub fn upload(batch: &Batch<DeviceSlab>, device: Device) -> Result<Tensor, TrainError> {
-    upload_part(batch, 0..batch.num_images as i64, device)
+    views(&pixels(batch)?.f_to_device(device)?, 0..batch.num_images as i64)
 }
 
-/// As [`upload`], of some of the batch's images alone.
-///
-/// # Errors
-/// If the device's memory is full.
-///
-/// # Panics
-/// If the views are of several sizes, or the batch has not all of these images.
-pub fn upload_part(batch: &Batch<DeviceSlab>, images: Range<i64>, device: Device) -> Result<Tensor, TrainError> {
+/// The batch's pixels where they are, `[views, N, size, size, 3]` u8.
+fn pixels(batch: &Batch<DeviceSlab>) -> Result<Tensor, TrainError> {
     let layout = &batch.layout;
     let view_bytes = layout.view_bytes[0];
     assert!(layout.view_bytes.iter().all(|&bytes| bytes == view_bytes), "views of one size, not {layout:?}");
     let side = ((view_bytes / 3) as f64).sqrt() as i64;
-    let (views, n) = (layout.views() as i64, images.end - images.start);
     let all = batch.slab().tensor.f_narrow(0, 0, layout.bytes() as i64)?;
-    let pixels = all.f_view([views, layout.images as i64, side, side, 3])?.f_narrow(1, images.start, n)?;
-    let pixels = pixels.f_to_device(device)?.f_reshape([views * n, side, side, 3])?.f_permute([0, 3, 1, 2])?;
-    Ok(pixels.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?)
+    let all = all.f_view([layout.views() as i64, layout.images as i64, side, side, 3])?;
+    Ok(all.f_narrow(1, 0, batch.num_images as i64)?)
+}
+
+/// Some images of `pixels`, as [`upload`] gives them.
+fn views(pixels: &Tensor, images: Range<i64>) -> Result<Tensor, TrainError> {
+    let (views, n, side) = (pixels.size()[0], images.end - images.start, pixels.size()[2]);
+    let some = pixels.f_narrow(1, images.start, n)?.f_reshape([views * n, side, side, 3])?;
+    Ok(some.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?)
+}
+
+/// The way onto the device, beside what it computes.
+pub struct Uploader {
+    gpu: Option<(usize, SideStream)>,
+}
+
+impl Uploader {
+    /// The way onto `device`; onto a GPU, a stream of its own.
+    ///
+    /// # Errors
+    /// If the GPU gives none.
+    pub fn new(device: Device) -> Result<Self, TrainError> {
+        let Device::Cuda(gpu) = device else { return Ok(Self { gpu: None }) };
+        Ok(Self { gpu: Some((gpu, SideStream::open(gpu).map_err(of_torch)?)) })
+    }
+
+    /// Begins to bring a batch's pixels onto the device, and does not wait for them. The batch must be kept until a step
+    /// that used them is done.
+    ///
+    /// # Errors
+    /// If the device's memory is full.
+    pub fn begin(&self, batch: &Batch<DeviceSlab>) -> Result<Uploaded, TrainError> {
+        let pixels = pixels(batch)?;
+        let Some((_, side)) = &self.gpu else { return Ok(Uploaded { pixels, arrival: None }) };
+        let (pixels, arrival) = side.copy(&pixels).map_err(of_torch)?;
+        Ok(Uploaded { pixels, arrival: Some(arrival) })
+    }
+
+    /// A moment of the GPU's computing; `None` on the CPU, where what was asked for is done.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    pub fn now(&self) -> Result<Option<Moment>, TrainError> {
+        self.gpu.as_ref().map(|(gpu, _)| Moment::now(*gpu)).transpose().map_err(of_torch)
+    }
+}
+
+/// Pixels on the device, or on their way to it.
+pub struct Uploaded {
+    pixels: Tensor,
+    arrival: Option<Moment>,
+}
+
+impl Uploaded {
+    /// Lets what the device is asked from now on wait until the pixels are there.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    pub fn hold(&self) -> Result<(), TrainError> {
+        self.arrival.as_ref().map_or(Ok(()), |arrival| arrival.hold().map_err(of_torch))
+    }
+
+    /// The views of some images, as [`upload`] gives them, once they are held for.
+    ///
+    /// # Errors
+    /// If the device's memory is full.
+    pub fn views(&self, images: Range<i64>) -> Result<Tensor, TrainError> {
+        views(&self.pixels, images)
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,11 @@ use pipeline::plan::Position;
 
 use crate::ranks::RanksError;
 
+/// What libtorch said through the shim.
+pub(crate) fn of_torch(said: crate::shim::Said) -> TrainError {
+    TrainError::Torch(tch::TchError::Torch(said))
+}
+
 /// Why training or evaluation can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {

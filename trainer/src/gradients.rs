@@ -5,10 +5,11 @@
 
 use tch::{Kind, Tensor};
 
-use crate::error::TrainError;
+use crate::error::{TrainError, of_torch};
 use crate::parameters::Parameters;
 use crate::probe;
 use crate::ranks::{Reducer, World};
+use crate::shim::lists::List;
 
 /// Gradients of [`Parameters::learning`], in that order; undefined where the loss does not depend on a tensor.
 #[derive(Default)]
@@ -40,11 +41,14 @@ impl Gradients {
     }
 
     /// Norm of all together, but for a probe's; a scalar on the device.
-    pub fn norm(&self, parameters: &Parameters) -> Tensor {
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn norm(&self, parameters: &Parameters) -> Result<Tensor, TrainError> {
         let of_model =
             parameters.learning().zip(&self.0).filter(|(p, g)| g.defined() && !p.name.starts_with(probe::PREFIX));
-        let norms: Vec<Tensor> = of_model.map(|(_, gradient)| gradient.norm()).collect();
-        Tensor::stack(&norms, 0).norm().to_kind(Kind::Float)
+        let all: List<'_> = of_model.map(|(_, gradient)| gradient).collect();
+        Ok(all.norms().map_err(of_torch)?.norm().to_kind(Kind::Float))
     }
 }
 
@@ -124,7 +128,7 @@ pub(crate) mod tests {
         let of = |scale: f64| Gradients::of(&(&used * scale).sum(Kind::Float), &parameters).unwrap();
         let both = of(3.0).plus(of(2.0));
         assert!(both.tensors()[0].defined() && !both.tensors()[1].defined());
-        let norm = f64::try_from(both.norm(&parameters)).unwrap();
+        let norm = f64::try_from(both.norm(&parameters).unwrap()).unwrap();
         assert!((norm - 5.0 * 12f64.sqrt()).abs() < 1e-5, "{norm}");
     }
 }

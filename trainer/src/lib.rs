@@ -28,6 +28,7 @@ pub mod time_spent;
 pub mod train;
 pub mod checkpoint;
 pub mod ranks;
+mod shim;
 pub mod interop;
 pub mod eval;
 pub mod metrics;

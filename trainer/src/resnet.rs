@@ -396,7 +396,18 @@ pub(crate) mod tests {
     /// Golden values: `golden/resnet.py` says how, and with which versions, they were made.
     #[test]
     fn features_gradients_and_statistics_are_torchvisions() {
-        let golden: serde_json::Value = serde_json::from_str(include_str!("golden/resnet.json")).unwrap();
+        are_torchvisions(include_str!("golden/resnet.json"));
+    }
+
+    /// `cargo test --release -p trainer -- --ignored wide_encoders`
+    #[test]
+    #[ignore = "takes minutes and 8 GB"]
+    fn wide_encoders_are_torchvisions() {
+        are_torchvisions(include_str!("golden/resnet_wide.json"));
+    }
+
+    fn are_torchvisions(golden: &str) {
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
         for case in golden["cases"].as_array().unwrap() {
             let encoder: Encoder = serde_json::from_value(case["encoder"].clone()).unwrap();
             let stem: Stem = serde_json::from_value(case["stem"].clone()).unwrap();

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Checkpoints};
-use crate::device::{self, DeviceSlab, Precision};
-use crate::error::TrainError;
+use crate::device::{DeviceSlab, Moment, Precision, Uploaded, Uploader};
+use crate::error::{TrainError, of_torch};
 use crate::gradient_cache;
 use crate::gradients::{Backward, Gradients};
 use crate::loss::{Contrast, LossConfig};
@@ -168,9 +168,42 @@ pub struct Training {
     probe: Option<Probe>,
     config: TrainerConfig,
     device: Device,
+    uploader: Uploader,
+    /// When the last step was done, on a GPU.
+    last_done: Option<Moment>,
     world: Rc<World>,
     reducer: Option<Reducer>,
     metrics: TrainerMetrics,
+}
+
+/// A batch, its pixels on their way onto the device.
+struct Arrived {
+    batch: Batch<DeviceSlab>,
+    pixels: Uploaded,
+    /// How long was waited for it, and for what.
+    wait: Duration,
+    waited: Waited,
+}
+
+/// A step that the device was asked for.
+struct Launched {
+    arrived: Arrived,
+    /// Its numbers, on the device.
+    scalars: Tensor,
+    learning_rate: f64,
+    /// The time that it took to ask; on the CPU, to compute.
+    host_time: Duration,
+    gpu: Option<OnGpu>,
+}
+
+/// Moments of a step on a GPU.
+struct OnGpu {
+    /// It could begin, but for its pixels.
+    ready: Moment,
+    /// They are there.
+    held: Moment,
+    /// It is done.
+    done: Moment,
 }
 
 /// What a batch says.
@@ -235,6 +268,8 @@ impl Training {
             probe,
             config: config.clone(),
             device,
+            uploader: Uploader::new(device)?,
+            last_done: None,
             world,
             reducer,
             metrics,
@@ -262,36 +297,69 @@ impl Training {
         }
     }
 
-    /// Learns from one batch.
+    /// Waits for the next batch, and begins to bring it onto the device.
+    fn fetch(&self, batches: &mut dyn BatchStream<DeviceSlab>) -> Result<Arrived, TrainError> {
+        let (began, before) = (Instant::now(), batches.waited());
+        let batch = batches.next_batch()?.expect("a shuffled stream has no end");
+        assert_eq!(batch.position.batch, self.step, "step and batch go together");
+        let (wait, waited) = (began.elapsed(), batches.waited().since(&before));
+        Ok(Arrived { pixels: self.uploader.begin(&batch)?, batch, wait, waited })
+    }
+
+    /// Asks the device for a step. A GPU has then only begun: nothing here waits for it.
     ///
     /// # Errors
-    /// If the loss is no number (the weights are then unchanged), libtorch fails, or a rank is gone.
-    pub fn learn(
-        &mut self,
-        batch: &Batch<DeviceSlab>,
-        data_wait: Duration,
-        waited: Waited,
-    ) -> Result<StepReport, TrainError> {
-        let (began, uploaded) = (Instant::now(), self.spent.upload);
-        let Told { contrast, gradients, probe_accuracy } = self.backward(batch)?;
-        let gradient_norm = gradients.norm(&self.model.parameters);
+    /// If libtorch fails, or a rank is gone.
+    fn launch(&mut self, arrived: Arrived) -> Result<Launched, TrainError> {
+        let began = Instant::now();
+        let ready = self.uploader.now()?;
+        arrived.pixels.hold()?;
+        let held = self.uploader.now()?;
+        let Told { contrast, gradients, probe_accuracy } = self.backward(&arrived)?;
+        let gradient_norm = gradients.norm(&self.model.parameters)?;
         let spread = embedding_std(&contrast.projections);
-        let probe_accuracy = probe_accuracy.unwrap_or_else(|| Tensor::from(f32::NAN).to_device(self.device));
+        let probe_accuracy = probe_accuracy.unwrap_or_else(|| Tensor::full([], f64::NAN, (Kind::Float, self.device)));
         let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread, &probe_accuracy];
-        // One transfer for all of them.
         let scalars = Tensor::stack(&scalars.map(|scalar| scalar.detach().to_kind(Kind::Float)), 0);
+        let learning_rate = self.schedule.learning_rate(self.step);
+        self.step += 1;
+        self.optimizer.step(&gradients, learning_rate, self.step)?;
+        let gpu = match (ready, held, self.uploader.now()?) {
+            (Some(ready), Some(held), Some(done)) => Some(OnGpu { ready, held, done }),
+            _ => None,
+        };
+        Ok(Launched { arrived, scalars, learning_rate, host_time: began.elapsed(), gpu })
+    }
+
+    /// Waits for a step's numbers, and counts its time.
+    ///
+    /// # Errors
+    /// If the loss is no number; nothing of the step is ever saved then.
+    fn settle(&mut self, launched: Launched) -> Result<StepReport, TrainError> {
+        let Launched { arrived: Arrived { batch, wait, waited, .. }, scalars, learning_rate, host_time, gpu } =
+            launched;
+        let began = Instant::now();
+        // One transfer for all of them.
         let scalars = Vec::<f32>::try_from(scalars.to_device(Device::Cpu))?;
         let [loss, contrastive_accuracy, contrastive_entropy, gradient_norm, embedding_std, probe_accuracy] =
             std::array::from_fn(|i| f64::from(scalars[i]));
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             let loss = if loss.is_finite() { gradient_norm } else { loss };
-            return Err(TrainError::NotFinite { step: self.step + 1, loss, position: batch.position });
+            return Err(TrainError::NotFinite { step: self.step, loss, position: batch.position });
         }
-        let learning_rate = self.schedule.learning_rate(self.step);
-        self.step += 1;
-        self.optimizer.step(&gradients, learning_rate, self.step);
-        let step_time = began.elapsed();
-        self.spent.steps += step_time.as_secs_f64() - (self.spent.upload - uploaded);
+        let (mut data_wait, mut upload, mut step_time) = (wait, Duration::ZERO, host_time + began.elapsed());
+        if let Some(OnGpu { ready, held, done }) = gpu {
+            upload = ready.until(&held).map_err(of_torch)?;
+            step_time = held.until(&done).map_err(of_torch)?;
+            if let Some(last) = self.last_done.replace(done) {
+                // What was waited for while the last step was still computed has kept nobody waiting.
+                data_wait = wait.min(last.until(&ready).map_err(of_torch)?);
+            }
+        }
+        let waited = of_all(data_wait, &waited);
+        self.spent.waited = self.spent.waited.plus(&waited);
+        self.spent.upload += upload.as_secs_f64();
+        self.spent.steps += step_time.as_secs_f64();
         let metrics = &self.metrics;
         metrics.steps.increment(1);
         metrics.images.increment(batch.num_images as u64);
@@ -323,18 +391,11 @@ impl Training {
     }
 
     /// What the batch says to the model.
-    fn backward(&mut self, batch: &Batch<DeviceSlab>) -> Result<Told, TrainError> {
-        let Self { model, config, device, spent, probe, world, reducer, .. } = self;
-        let (loss, images) = (&config.loss, batch.num_images as i64);
-        let mut views = |range| {
-            let began = Instant::now();
-            let views = device::upload_part(batch, range, *device);
-            if device.is_cuda() {
-                spent.upload += began.elapsed().as_secs_f64();
-            }
-            views
-        };
-        let part = i64::from(config.train.micro_batch);
+    fn backward(&mut self, arrived: &Arrived) -> Result<Told, TrainError> {
+        let Self { model, config, probe, world, reducer, .. } = self;
+        let (batch, loss) = (&arrived.batch, &config.loss);
+        let views = |images| arrived.pixels.views(images);
+        let (images, part) = (batch.num_images as i64, i64::from(config.train.micro_batch));
         let mut passes = Backward::new(&model.parameters, world, reducer.as_ref());
         if part > 0 && part < images {
             let contrast = gradient_cache::backward(model, (images, part), (loss, world), views, &mut passes)?;
@@ -369,15 +430,19 @@ impl Training {
         mut between: Between<'_>,
     ) -> Result<End, TrainError> {
         let mut saved = self.step;
+        let mut next = None;
         while self.step < self.last_step() {
-            let (began, waited, counted) = (Instant::now(), batches.waited(), self.spent);
-            let batch = batches.next_batch()?.expect("a shuffled stream has no end");
-            assert_eq!(batch.position.batch, self.step, "step and batch go together");
-            let wait = began.elapsed();
-            let waited = of_all(wait, &batches.waited().since(&waited));
-            self.spent.waited = self.spent.waited.plus(&waited);
-            let report = self.learn(&batch, wait, waited)?;
-            drop(batch);
+            let counted = self.spent;
+            let arrived = match next.take() {
+                Some(arrived) => arrived,
+                None => self.fetch(batches)?,
+            };
+            let launched = self.launch(arrived)?;
+            // While a GPU computes, the next batch comes to it. On the CPU the step is done by now.
+            if self.device.is_cuda() && self.step < self.last_step() {
+                next = Some(self.fetch(batches)?);
+            }
+            let report = self.settle(launched)?;
             (between.step)(&report);
             if let Some((every, evaluate)) = &mut between.evaluation
                 && self.step.is_multiple_of(*every)

@@ -105,7 +105,7 @@ impl Classifier {
             if !loss.is_finite() {
                 return Err(TrainError::NotFinite { step: step + 1, loss, position });
             }
-            optimizer.step(&gradients, schedule.learning_rate(step), step + 1);
+            optimizer.step(&gradients, schedule.learning_rate(step), step + 1)?;
             on_step(FineTuneStep { step: step + 1, loss, top1 });
         }
         Ok(())

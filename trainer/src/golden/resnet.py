@@ -4,6 +4,7 @@
 # Python 3.11, torch 2.11.0, torchvision 0.26.0, numpy 2.3.5
 #
 #   python resnet.py > resnet.json
+#   python resnet.py wide > resnet_wide.json
 #
 # "eval" and "train" hold the first eight features of each picture; "gradients" the norm of each parameter's gradient
 # and its product with the wave of its name, of the loss sum(features * wave("loss")) in train mode; "running" the same
@@ -11,6 +12,7 @@
 
 import json
 import platform
+import sys
 
 import numpy as np
 import torch
@@ -102,8 +104,11 @@ def main():
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
     }
-    cases = [case(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")]
-    cases += [case("resnet18", 1, "cifar"), case("resnet18", 2), case("resnet50", 0.5, "cifar")]
+    if "wide" in sys.argv:
+        cases = [case("resnet18", 4), case("resnet50", 2)]
+    else:
+        cases = [case(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")]
+        cases += [case("resnet18", 1, "cifar"), case("resnet18", 2), case("resnet50", 0.5, "cifar")]
     rounded = json.loads(json.dumps(cases), parse_float=lambda text: float(f"{float(text):.8g}"))
     lines = ",\n".join(json.dumps(c, separators=(",", ":")) for c in rounded)
     print('{"made_with":%s,\n"cases":[\n%s\n]}' % (json.dumps(versions, separators=(",", ":")), lines))

@@ -3,22 +3,26 @@
 
 use tch::Tensor;
 
-use super::{OptimizerConfig, Slot};
+use super::{OptimizerConfig, Together};
+use crate::shim::Said;
+use crate::shim::lists::List;
 
 /// `v ← m·v + lr·trust·(g + wd·w)`, `w ← w − v`; trust is `η·‖w‖ / ‖g + wd·w‖`, and 1 if either norm is zero.
 /// Excluded tensors have neither decay nor trust ratio.
-pub(super) fn update(config: &OptimizerConfig, slot: &mut Slot, gradient: &Tensor, learning_rate: f64) {
-    let _ = slot.momentum.g_mul_scalar_(config.momentum);
-    if slot.excluded {
-        let _ = slot.momentum.g_add_(&(gradient * learning_rate));
+pub(super) fn update(config: &OptimizerConfig, all: &Together<'_>, learning_rate: f64) -> Result<(), Said> {
+    let Together { weights, gradients, momenta, .. } = all;
+    momenta.scale(config.momentum)?;
+    if all.excluded {
+        momenta.add(gradients, learning_rate)?;
     } else {
-        let gradient = gradient + &slot.tensor * config.weight_decay;
-        let (weight_norm, gradient_norm) = (slot.tensor.norm(), gradient.norm());
+        let decayed = gradients.sum(weights, config.weight_decay)?;
+        let decayed: List<'_> = decayed.iter().collect();
+        let (weight_norms, gradient_norms) = (weights.norms()?, decayed.norms()?);
+        let ratios: Tensor = (&weight_norms / &gradient_norms) * config.trust_coefficient;
         // Both norms must be strictly positive: a tensor that begins at zero still has to move.
-        let ratio = (&weight_norm / &gradient_norm) * config.trust_coefficient;
-        let usable = weight_norm.gt(0.0).logical_and(&gradient_norm.gt(0.0));
-        let trust = ratio.where_self(&usable, &ratio.ones_like());
-        let _ = slot.momentum.addcmul_(&gradient, &(trust * learning_rate));
+        let usable = weight_norms.gt(0.0).logical_and(&gradient_norms.gt(0.0));
+        decayed.scale_each(&(ratios.where_self(&usable, &ratios.ones_like()) * learning_rate))?;
+        momenta.add(&decayed, 1.0)?;
     }
-    let _ = slot.tensor.g_sub_(&slot.momentum);
+    weights.add(momenta, -1.0)
 }

@@ -7,9 +7,10 @@ mod sgd;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::error::TrainError;
+use crate::error::{TrainError, of_torch};
 use crate::gradients::Gradients;
 use crate::parameters::{Parameter, Parameters, Role};
+use crate::shim::lists::List;
 
 /// Which optimiser, and its parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,6 +104,17 @@ pub struct Optimizer {
     slots: Vec<Slot>,
 }
 
+/// Tensors that are moved together, each with its partners at its place in the other lists.
+struct Together<'a> {
+    weights: List<'a>,
+    gradients: List<'a>,
+    momenta: List<'a>,
+    /// AdamW's mean squares; else none.
+    squares: List<'a>,
+    /// Whether these are the ones excluded from weight decay and adaptation.
+    excluded: bool,
+}
+
 /// A tensor that learns and its momentum.
 pub struct Slot {
     /// The tensor's name.
@@ -130,16 +142,30 @@ impl Optimizer {
     }
 
     /// Moves the weights along their gradients; `step` counts from 1.
-    pub fn step(&mut self, gradients: &Gradients, learning_rate: f64, step: u64) {
+    ///
+    /// # Errors
+    /// If libtorch fails, as when the device's memory is full.
+    pub fn step(&mut self, gradients: &Gradients, learning_rate: f64, step: u64) -> Result<(), TrainError> {
         tch::no_grad(|| {
-            for (slot, gradient) in self.slots.iter_mut().zip(gradients.tensors()).filter(|(_, g)| g.defined()) {
+            [false, true].into_iter().try_for_each(|excluded| {
+                let slots = || self.slots.iter().zip(gradients.tensors());
+                let slots = || slots().filter(|(slot, gradient)| slot.excluded == excluded && gradient.defined());
+                let all = Together {
+                    weights: slots().map(|(slot, _)| &slot.tensor).collect(),
+                    gradients: slots().map(|(_, gradient)| gradient).collect(),
+                    momenta: slots().map(|(slot, _)| &slot.momentum).collect(),
+                    squares: slots().filter_map(|(slot, _)| slot.second.as_ref()).collect(),
+                    excluded,
+                };
                 match self.config.kind {
-                    OptimizerKind::Lars => lars::update(&self.config, slot, gradient, learning_rate),
-                    OptimizerKind::Sgd => sgd::update(&self.config, slot, gradient, learning_rate),
-                    OptimizerKind::Adamw => adamw::update(&self.config, slot, gradient, learning_rate, step),
+                    _ if all.weights.is_empty() => Ok(()),
+                    OptimizerKind::Lars => lars::update(&self.config, &all, learning_rate),
+                    OptimizerKind::Sgd => sgd::update(&self.config, &all, learning_rate),
+                    OptimizerKind::Adamw => adamw::update(&self.config, &all, learning_rate, step),
                 }
-            }
-        });
+            })
+        })
+        .map_err(of_torch)
     }
 
     /// What the optimiser remembers, by name: each tensor's momentum by that tensor's, and its mean square with
@@ -186,7 +212,7 @@ mod tests {
             let gradient = |slot: &Slot| wave(slot.tensor.size()[0] as usize, &|k| 0.1 * (0.5 * k + t as f64).cos());
             let gradients = optimizer.slots.iter().map(|slot| gradient(slot).detach()).collect();
             let gradients = Gradients::from_tensors(gradients);
-            optimizer.step(&gradients, step["learning_rate"].as_f64().unwrap(), t as u64 + 1);
+            optimizer.step(&gradients, step["learning_rate"].as_f64().unwrap(), t as u64 + 1).unwrap();
             for slot in &optimizer.slots {
                 let found = Vec::<f64>::try_from(slot.tensor.detach()).unwrap();
                 for (found, wanted) in found.iter().zip(step[&slot.name].as_array().unwrap()) {

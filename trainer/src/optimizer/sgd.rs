@@ -1,15 +1,25 @@
 //! Stochastic gradient descent with momentum, as torch's `SGD`.
 
-use tch::Tensor;
-
-use super::{OptimizerConfig, Slot};
+use super::{OptimizerConfig, Together};
+use crate::shim::Said;
+use crate::shim::lists::List;
 
 /// `v ← m·v + g + wd·w`, `w ← w − lr·v`, or with Nesterov `w ← w − lr·(g + wd·w + m·v)`. Excluded tensors have no
 /// decay.
-pub(super) fn update(config: &OptimizerConfig, slot: &mut Slot, gradient: &Tensor, learning_rate: f64) {
-    let gradient = if slot.excluded { gradient.shallow_clone() } else { gradient + &slot.tensor * config.weight_decay };
-    let _ = slot.momentum.g_mul_scalar_(config.momentum).g_add_(&gradient);
-    let step =
-        if config.nesterov { gradient + &slot.momentum * config.momentum } else { slot.momentum.shallow_clone() };
-    let _ = slot.tensor.g_sub_(&(step * learning_rate));
+pub(super) fn update(config: &OptimizerConfig, all: &Together<'_>, learning_rate: f64) -> Result<(), Said> {
+    let Together { weights, gradients, momenta, .. } = all;
+    momenta.scale(config.momentum)?;
+    let decay = if all.excluded { 0.0 } else { config.weight_decay };
+    if decay > 0.0 || config.nesterov {
+        let decayed = gradients.sum(weights, decay)?;
+        let decayed: List<'_> = decayed.iter().collect();
+        momenta.add(&decayed, 1.0)?;
+        if config.nesterov {
+            decayed.add(momenta, config.momentum)?;
+            return weights.add(&decayed, -learning_rate);
+        }
+    } else {
+        momenta.add(gradients, 1.0)?;
+    }
+    weights.add(momenta, -learning_rate)
 }

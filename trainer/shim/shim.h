@@ -1,4 +1,11 @@
-// What this crate asks of torch's own c10d, as C functions that trainer/src/ranks/c10d.rs declares again.
+// What this crate asks of libtorch beyond what tch offers, as C functions that trainer/src/shim declares again:
+//
+//   store.cpp, group.cpp       several processes that train together: torch's own c10d
+//   sync_batch_norm.cpp        batch norm over all of them
+//   reducer.cpp                gradients that are reduced while the backward pass goes on
+//   stream.cpp                 copies to a GPU beside its computing, and when they were done
+//   lists.cpp                  one operation on many tensors, which a GPU does in few launches
+//   nccl/                      a library of its own, for processes on GPUs
 //
 // Each function returns null, or what went wrong as text, to be given to simclr_free_text. Tensors are those of torch-sys:
 // pointers to at::Tensor, borrowed, but for the ones that are handed out.
@@ -42,6 +49,8 @@ extern "C" {
 struct SimclrStore;
 struct SimclrGroup;
 struct SimclrReducer;
+struct SimclrMoment;
+struct SimclrSideStream;
 
 void simclr_free_text(char* text);
 
@@ -94,4 +103,38 @@ void simclr_reducer_close(SimclrReducer* reducer);
 char* simclr_reducer_prepare(SimclrReducer* reducer);
 // Forgets all gradients.
 void simclr_reducer_clear(SimclrReducer* reducer);
+
+// --- stream.cpp: only for devices that have streams.
+
+// A stream of `device` beside the one that it computes on.
+char* simclr_side_stream_open(int device, SimclrSideStream** side);
+void simclr_side_stream_close(SimclrSideStream* side);
+// Copies `pinned` to the device on the side stream, and returns at once. The copy is to be used, and `pinned` written to
+// again, only after a wait for `done`.
+char* simclr_side_stream_copy(SimclrSideStream* side, at::Tensor* pinned, at::Tensor** copy, SimclrMoment** done);
+// A moment of the computing stream: when all that was asked of it up to now is done.
+char* simclr_moment_now(int device, SimclrMoment** now);
+void simclr_moment_drop(SimclrMoment* moment);
+// What is asked of the computing stream from now on begins after the moment.
+char* simclr_moment_hold(SimclrMoment* moment);
+// Milliseconds from one moment to another, both of which are waited for.
+char* simclr_moments_apart(SimclrMoment* earlier, SimclrMoment* later, double* milliseconds);
+
+// --- lists.cpp: lists of one length, of tensors of equal shapes.
+
+// x += factor · y
+char* simclr_lists_add(at::Tensor** x, at::Tensor** y, size_t count, double factor);
+// x *= factor
+char* simclr_lists_scale(at::Tensor** x, size_t count, double factor);
+// x *= factors[i]
+char* simclr_lists_scale_each(at::Tensor** x, size_t count, at::Tensor* factors);
+// x + factor · y, handed out in `sums`
+char* simclr_lists_sum(at::Tensor** x, at::Tensor** y, size_t count, double factor, at::Tensor** sums);
+// x += factor · y²
+char* simclr_lists_add_squares(at::Tensor** x, at::Tensor** y, size_t count, double factor);
+// x += factor · y / (√z / root + epsilon)
+char* simclr_lists_add_ratio(
+    at::Tensor** x, at::Tensor** y, at::Tensor** z, size_t count, double factor, double root, double epsilon);
+// ‖x‖ of each, [count]
+char* simclr_lists_norms(at::Tensor** x, size_t count, at::Tensor** norms);
 }

@@ -1,7 +1,6 @@
-//! torch's c10d by way of the C functions in `c10d/shim.h`. The only `unsafe` code beside [`crate::device`]'s.
-#![allow(unsafe_code)]
+//! torch's c10d: what processes need that train together.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::time::Duration;
@@ -9,14 +8,12 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-/// What c10d said went wrong.
-pub type Said = String;
+use super::{Said, said};
 
 /// Makes the backend for tensors on a GPU.
 type MakeBackend = unsafe extern "C" fn(*mut c_void, c_int, c_int, i64, *mut *mut c_void) -> *mut c_char;
 
 unsafe extern "C" {
-    fn simclr_free_text(text: *mut c_char);
     fn simclr_store_open(
         host: *const c_char,
         port: *mut u16,
@@ -69,20 +66,6 @@ unsafe extern "C" {
     fn simclr_reducer_clear(reducer: *mut c_void);
 }
 
-/// What a function of the shim returned, as a result.
-fn said(text: *mut c_char) -> Result<(), Said> {
-    if text.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the shim hands out text of its own that ends in a zero, to be freed once.
-    let what = unsafe {
-        let what = CStr::from_ptr(text).to_string_lossy().trim().to_owned();
-        simclr_free_text(text);
-        what
-    };
-    Err(what)
-}
-
 fn c_string(text: &str) -> CString {
     CString::new(text).expect("no zero in keys and host names")
 }
@@ -129,7 +112,7 @@ impl Store {
                 return Ok(None);
             }
             let bytes = std::slice::from_raw_parts(value.cast::<u8>(), length).to_vec();
-            simclr_free_text(value);
+            super::simclr_free_text(value);
             Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
         }
     }
@@ -254,7 +237,7 @@ pub struct Nccl(MakeBackend);
 /// Finds NCCL's backend in the library `path`, which is of the same libtorch as this program.
 pub fn load_nccl(path: &Path) -> Result<Nccl, Said> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: the library is built from this crate's `c10d/nccl`, whose only function has this type; it is never
+    // SAFETY: the library is built from this crate's `shim/nccl`, whose only function has this type; it is never
     // unloaded.
     unsafe {
         let library = Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL).map_err(|error| error.to_string())?;

@@ -12,9 +12,9 @@ extern "C" void simclr_free_text(char* text) {
 extern "C" char* simclr_store_open(
     const char* host, uint16_t* port, bool keep, const char* prefix, int64_t timeout_ms, SimclrStore** store) {
   return simclr::told([&] {
-    // Its warnings repeat, with stack traces, what comes back as an error here.
+    // Its warnings and errors repeat, with stack traces, what comes back as an error here.
     if (getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
-      FLAGS_caffe2_log_level = 2;
+      FLAGS_caffe2_log_level = 3;
     }
     c10d::TCPStoreOptions options;
     options.port = *port;

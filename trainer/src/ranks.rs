@@ -1,10 +1,8 @@
 //! The ranks of a training: one process each, on one machine or many, that take a step together.
 //!
-//! They meet at a [`Store`](c10d::Store) and compare what they are about to do ([`Meeting`]); then they are a [`World`],
+//! They meet at a store and compare what they are about to do ([`Meeting`]); then they are a [`World`],
 //! whose collectives are torch's own: Gloo between processors, NCCL between GPUs. A rank that dies takes the others'
 //! collectives with it; they call the roll at the store, so that each can say who is missing.
-
-mod c10d;
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -13,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
 
-pub use c10d::Reducer;
-use c10d::{Group, Said, Store};
-
 use crate::error::TrainError;
 use crate::parameters::Parameters;
+use crate::shim::Said;
+pub use crate::shim::c10d::Reducer;
+use crate::shim::c10d::{self, Group, Store};
 
 /// How long ranks wait for each other's answer when the roll is called.
 const ROLL_CALL: Duration = Duration::from_secs(3);
@@ -94,7 +92,7 @@ pub enum RanksError {
         said: String,
     },
     /// NCCL's backend can't be loaded.
-    #[error("several ranks on GPUs need {library}: {why}; `bash trainer/c10d/nccl/build.sh` builds it")]
+    #[error("several ranks on GPUs need {library}: {why}; `bash trainer/shim/nccl/build.sh` builds it")]
     Nccl {
         /// The library.
         library: String,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds libsimclr_nccl.so, which several ranks on GPUs need beside libtorch's CUDA library:
 #
-#   bash trainer/c10d/nccl/build.sh [FOLDER]     target/nccl if no folder is given
+#   bash trainer/shim/nccl/build.sh [FOLDER]     target/nccl if no folder is given
 #
 # Put the folder on LD_LIBRARY_PATH. Needs a C++ compiler, python3 with pip, and a checkout that setup.sh has been run in;
 # a GPU, a driver or CUDA it needs not: headers come from the wheels that torch 2.11.0 was built with.
