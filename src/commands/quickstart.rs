@@ -49,7 +49,7 @@ pub fn run(args: &QuickstartArgs, voice: Voice) -> anyhow::Result<Ending> {
         return Err(WrongInput(format!("{}: exists already; name a new folder", path.display())).into());
     }
     let device = device::open(&config.machine.device)?;
-    device::set_threads(torch_threads(&config.machine, 1));
+    device::compute_on_cpu(torch_threads(&config.machine, 1));
     let stop = stop_on_signals()?;
 
     say(format!(

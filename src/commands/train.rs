@@ -200,7 +200,7 @@ pub fn train(
     let place = meeting.map(|meeting| meeting.place());
     let local_world = place.map_or(1, |place| place.local_world as usize);
     let device = device::open_nth(&config.machine.device, place.map_or(0, |place| place.local_rank as usize))?;
-    device::set_threads(torch_threads(&config.machine, local_world));
+    device::compute_on_cpu(torch_threads(&config.machine, local_world));
     let mut source = stream::open(config.stream(), &config.machine)?;
     let share = ranks::share(place);
     source.plan.check_share(share)?;

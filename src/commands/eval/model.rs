@@ -56,7 +56,7 @@ impl Loaded {
             return Err(WrongInput(format!("--set here takes [eval] and [machine] only, not {stray}")).into());
         }
         let device = device::open(&config.machine.device)?;
-        device::set_threads(torch_threads(&config.machine, 1));
+        device::compute_on_cpu(torch_threads(&config.machine, 1));
         let model = weights(&config, chosen.as_ref().map(|(path, _)| path.as_path()), config.seed, device)?;
         let digest = match &chosen {
             Some((path, _)) => checkpoint::read_state(path)?.files.remove("model.safetensors"),
