@@ -137,6 +137,11 @@ fn signal(rank: &Child, signal: Signal) {
     let _ = kill_process(Pid::from_child(rank), signal);
 }
 
+/// Whether a launcher of this program started this process, and speaks for it.
+pub fn has_launched() -> bool {
+    std::env::var_os(LAUNCHER).is_some()
+}
+
 /// Makes this process, if it was launched, end when its launcher does, however that ends.
 pub fn follow() {
     let Some(launcher) = std::env::var(LAUNCHER).ok().and_then(|id| id.parse::<i32>().ok()) else { return };

@@ -77,7 +77,7 @@ pub fn place(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, Wron
         },
     };
     let missing = |name: &str| {
-        let all = [TORCH.rank, TORCH.world, TORCH.local_rank, "MASTER_ADDR", "MASTER_PORT"].join(", ");
+        let all = [TORCH.rank, TORCH.world, "MASTER_ADDR", "MASTER_PORT"].join(", ");
         WrongInput(format!("{name} is not set, though {} sets others; a rank wants {all}", names.launcher))
     };
     let number = |name: &str| {
@@ -91,7 +91,8 @@ pub fn place(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, Wron
         let (a, b) = (names.rank, names.world);
         return Err(WrongInput(format!("{a} = {rank}, {b} = {world}: ranks count from 0 to one less than the world")));
     }
-    let local_rank = if world == 1 { number(names.local_rank).unwrap_or(0) } else { number(names.local_rank)? };
+    // Kubernetes' PyTorchJob gives each process a machine of its own, and no place there.
+    let local_rank = if get(names.local_rank).is_some() { number(names.local_rank)? } else { 0 };
     let local_world = number(names.local_world).unwrap_or(local_rank + 1);
     let job = get("SLURM_JOB_ID").filter(|_| names.launcher == "Slurm").and_then(|job| job.parse::<u64>().ok());
     let first_machine = get("SLURM_STEP_NODELIST").or_else(|| get("SLURM_JOB_NODELIST"));
@@ -241,6 +242,9 @@ mod tests {
         let own = Place { launcher_keeps_store: false, restarts: 0, ..wanted.clone() };
         assert_eq!(Place { host: own.host.clone(), port: own.port, ..placed }, own);
         assert_eq!(of(&slurm[1..]).unwrap(), None, "a batch script is no rank");
+        let job = [("RANK", "3"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "r50-master-0"), ("MASTER_PORT", "23456")];
+        let placed = of(&job).unwrap().unwrap();
+        assert_eq!((placed.rank, placed.local_rank, placed.local_world), (3, 0, 1));
         let mpi = [
             ("OMPI_COMM_WORLD_RANK", "1"),
             ("OMPI_COMM_WORLD_SIZE", "2"),
@@ -264,7 +268,7 @@ mod tests {
         fails(&[("RANK", "2"), ("WORLD_SIZE", "2")], "RANK = 2, WORLD_SIZE = 2: ranks count from 0");
         fails(&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK = \"x\"");
         let two = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "1"), ("MASTER_ADDR", "h")];
-        fails(&two[..2], "LOCAL_RANK is not set");
+        fails(&[&two[..2], &[("LOCAL_RANK", "")]].concat(), "LOCAL_RANK = \"\"");
         fails(&two[..4], "MASTER_ADDR is not set");
         fails(&[&two[..3], &two[4..]].concat(), "MASTER_PORT is not set");
         fails(&[&two[..3], &[("MASTER_ADDR", "h"), ("MASTER_PORT", "99999")]].concat(), "MASTER_PORT = \"99999\"");

@@ -1,15 +1,14 @@
-//! `train`: from a configuration to a run folder, and on from where a run was stopped.
+//! A training in its folder: what is opened for it, what is written of it, what it may cost the machine.
 
 use std::cell::RefCell;
 use std::io::Write;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use pipeline::loader::{LoaderOptions, Source, slab_bytes};
-use pipeline::service::server::Guard;
+use pipeline::plan::Plan;
 use serde_json::json;
 use tch::Tensor;
 use trainer::checkpoint;
@@ -17,131 +16,21 @@ use trainer::device::{self, DeviceSlab, Precision};
 use trainer::error::TrainError;
 use trainer::eval::{knn, normalized_halves};
 use trainer::metrics::TrainerMetrics;
-use trainer::ranks::{Meeting, Place, World};
+use trainer::ranks::{Meeting, World};
 use trainer::simclr::SimClr;
 use trainer::time_spent::TimeSpent;
 use trainer::train::{Between, End, Evaluate, StepReport, TrainerConfig, Training};
 
-use super::Voice;
-use super::eval::{Labels, encode};
-use crate::cli::TrainArgs;
+use crate::commands::Voice;
+use crate::commands::eval::{Labels, encode};
 use crate::config::{Config, MachineConfig};
 use crate::live::Live;
-use crate::pages;
 use crate::progress::Progress;
-use crate::ranks::{self, launcher};
+use crate::ranks;
 use crate::run::{MetricsLine, RunFolder};
 use crate::stall::Load;
 use crate::tensorboard::Events;
-use crate::{Ending, WrongInput, stream, telemetry};
-
-/// What may differ when a run goes on: how long, how chatty, how often it saves.
-const MAY_CHANGE: [&str; 9] = [
-    "train.steps",
-    "train.log_every",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "data.manifest",
-    "data.max_damaged",
-    "eval.every",
-    "eval.train",
-    "eval.test",
-];
-
-pub fn run(args: &TrainArgs, voice: Voice) -> anyhow::Result<Ending> {
-    if let Some(count) = args.nproc {
-        let stop = stop_on_signals()?;
-        return launcher::run(count, args.restarts, &stop);
-    }
-    launcher::follow();
-    let place = if args.dry_run { None } else { ranks::place(|name| std::env::var(name).ok())? };
-    let folder = RunFolder::at(&args.run);
-    let config = configuration(args, &folder)?;
-    if args.dry_run {
-        return dry_run(&config, voice);
-    }
-    let (rank, world) = place.as_ref().map_or((0, 1), |place| (place.rank, place.world));
-    crate::logging::of_run(&folder.path().display().to_string(), rank, world);
-    let stop = stop_on_signals()?;
-    let open = |place: &Place| Meeting::open(place, ranks::patience(&config)).map(Rc::new);
-    let meeting = place.as_ref().map(open).transpose()?;
-    // One voice for all ranks.
-    let voice = if rank == 0 { voice } else { Voice { quiet: true, ..voice } };
-    let outcome = train_and_show(&config, &folder, args.resume, (&stop, meeting.as_ref()), voice);
-    if let (Err(error), Some(meeting)) = (&outcome, &meeting) {
-        meeting.fail(&format!("{error:#}"));
-    }
-    let (outcome, live) = outcome?;
-    if rank > 0 {
-        return Ok(if outcome.end == End::Interrupted { Ending::Interrupted } else { Ending::Done });
-    }
-    let object = json!({
-        "run": folder.path(), "step": outcome.step, "loss": outcome.loss, "images_per_second": outcome.images_per_second,
-        "interrupted": outcome.end == End::Interrupted, "stalls": outcome.stalls(), "verdict": live.sentence(),
-    });
-    voice.result(&object, || {
-        let loss = outcome.loss.map_or("none".into(), |loss| format!("{loss:.4}"));
-        let told = if outcome.images_per_second.is_some() { format!("\n{}", live.sentence()) } else { String::new() };
-        let end = if outcome.end == End::Interrupted { "stopped at" } else { "trained to" };
-        format!("{end} step {}, loss {loss}, in {}{told}", outcome.step, folder.path().display())
-    });
-    Ok(if outcome.end == End::Interrupted { Ending::Interrupted } else { Ending::Done })
-}
-
-/// As [`train`], with a page that shows it.
-fn train_and_show(
-    config: &Config,
-    folder: &RunFolder,
-    resume: bool,
-    (stop, meeting): (&AtomicBool, Option<&Rc<Meeting>>),
-    voice: Voice,
-) -> anyhow::Result<(Outcome, Arc<Live>)> {
-    let runtime = stream::runtime()?;
-    let live = Arc::new(Live::default());
-    let local_rank = meeting.map_or(0, |meeting| meeting.place().local_rank);
-    show(&live, &config.machine, local_rank, runtime.handle(), voice)?;
-    let outcome = train(config, folder, resume, (stop, &live, meeting), runtime.handle(), voice)?;
-    Ok((outcome, live))
-}
-
-/// The configuration: of the flags for a new run; for one that goes on, what was recorded, changed by the flags.
-fn configuration(args: &TrainArgs, folder: &RunFolder) -> anyhow::Result<Config> {
-    if !folder.holds_run() {
-        let mut config = args.config.load()?;
-        config.data.manifest = std::path::absolute(&config.data.manifest)?;
-        args.feed.apply(&mut config.machine.feed);
-        return Ok(config);
-    }
-    if !args.resume {
-        let path = folder.path().display();
-        return Err(WrongInput(format!(
-            "{path}: holds a run already; --resume goes on with it, or name another folder"
-        ))
-        .into());
-    }
-    let record = folder.record()?;
-    let recorded = record.config;
-    let mut config = match &args.config.config {
-        Some(_) => args.config.load()?,
-        None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
-    };
-    config.data.manifest = std::path::absolute(&config.data.manifest)?;
-    args.feed.apply(&mut config.machine.feed);
-    let mut differences = recorded.differences(&config, &MAY_CHANGE);
-    if record.plan_digest.is_empty() {
-        // Nothing has been trained yet: only what the imported weights are is given.
-        differences.retain(|difference| difference.starts_with("model."));
-    }
-    if !differences.is_empty() {
-        let list = differences.join("; ");
-        return Err(WrongInput(format!(
-            "{}: the run was started with another configuration ({list}); start a new one instead",
-            folder.path().display()
-        ))
-        .into());
-    }
-    Ok(config)
-}
+use crate::{WrongInput, stream, telemetry};
 
 /// How a training ended.
 pub struct Outcome {
@@ -154,38 +43,11 @@ pub struct Outcome {
 
 impl Outcome {
     /// The share of the time that each cause took, and that of the steps themselves.
-    fn stalls(&self) -> serde_json::Map<String, serde_json::Value> {
+    pub fn stalls(&self) -> serde_json::Map<String, serde_json::Value> {
         let total = self.spent.total().max(f64::MIN_POSITIVE);
         let all = self.spent.stalls().into_iter().chain([("steps", self.spent.steps)]);
         all.map(|(cause, seconds)| (cause.to_owned(), json!(seconds / total))).collect()
     }
-}
-
-/// Serves the pages that show `live` at `machine.metrics`, unless that is empty, and says where. Ranks on one machine take
-/// the ports one after the other.
-pub fn show(
-    live: &Arc<Live>,
-    machine: &MachineConfig,
-    local_rank: u32,
-    runtime: &tokio::runtime::Handle,
-    voice: Voice,
-) -> anyhow::Result<()> {
-    if machine.metrics.is_empty() {
-        return Ok(());
-    }
-    let guard = Guard::open(&machine.service)?;
-    let address = match machine.metrics.parse::<std::net::SocketAddr>() {
-        Ok(mut address) if address.port() > 0 => {
-            address.set_port(address.port().saturating_add(local_rank as u16));
-            address.to_string()
-        }
-        _ => machine.metrics.clone(),
-    };
-    let address = pages::serve("machine.metrics", &address, live.pages(guard), runtime)?;
-    if !voice.quiet {
-        eprintln!("metrics at http://{address}/metrics\na page of it all at http://{address}/");
-    }
-    Ok(())
 }
 
 /// Trains in `folder` to the end, or until `stop`; with the ranks of a meeting, if there is one.
@@ -217,27 +79,7 @@ pub fn train(
     let _lock = if world.leads() { Some(folder.lock()?) } else { None };
     let checkpoints = folder.checkpoints();
     if resume && world.leads() {
-        let (newest, mut broken) = checkpoints.newest();
-        if newest.is_none() && !broken.is_empty() {
-            return Err(broken.swap_remove(0))
-                .context("no checkpoint of this run is whole; remove them to start it anew");
-        }
-        for error in broken {
-            tracing::warn!("not taken: {error}");
-        }
-        if let Some((path, state)) = newest {
-            if !state.plan_digest.is_empty() && state.plan_digest != source.plan.digest {
-                let (found, wanted) = (&state.plan_digest, &source.plan.digest);
-                return Err(WrongInput(format!("{}: was trained on plan {found}, the configuration gives plan {wanted}: the data or the recipe changed", path.display())).into());
-            }
-            // Imported weights begin a run; whatever optimiser it has, it remembers nothing yet.
-            let optimizer = (!state.plan_digest.is_empty()).then_some(&training.optimizer);
-            checkpoint::load(&path, &training.model.parameters, optimizer)?;
-            training.step = state.step;
-            if !voice.quiet {
-                eprintln!("going on from step {} ({})", state.step, path.display());
-            }
-        }
+        go_on(&mut training, folder, &source.plan, voice)?;
     }
     training.follow_leader()?;
     stream::keep_ledger(&mut source, &folder.ledger(world.rank())?)?;
@@ -355,6 +197,34 @@ pub fn train(
     })
 }
 
+/// Takes the newest checkpoint that is whole, if there is one.
+fn go_on(training: &mut Training, folder: &RunFolder, plan: &Plan, voice: Voice) -> anyhow::Result<()> {
+    let (newest, mut broken) = folder.checkpoints().newest();
+    if newest.is_none() && !broken.is_empty() {
+        return Err(broken.swap_remove(0)).context("no checkpoint of this run is whole; remove them to start it anew");
+    }
+    for error in broken {
+        tracing::warn!("not taken: {error}");
+    }
+    let Some((path, state)) = newest else { return Ok(()) };
+    if !state.plan_digest.is_empty() && state.plan_digest != plan.digest {
+        let (found, wanted) = (&state.plan_digest, &plan.digest);
+        let path = path.display();
+        return Err(WrongInput(format!(
+            "{path}: was trained on plan {found}, the configuration gives plan {wanted}: the data or the recipe changed"
+        ))
+        .into());
+    }
+    // Imported weights begin a run; whatever optimiser it has, it remembers nothing yet.
+    let optimizer = (!state.plan_digest.is_empty()).then_some(&training.optimizer);
+    checkpoint::load(&path, &training.model.parameters, optimizer)?;
+    training.step = state.step;
+    if !voice.quiet {
+        eprintln!("going on from step {} ({})", state.step, path.display());
+    }
+    Ok(())
+}
+
 /// The accuracy of nearest neighbours among the sets that `[eval]` names; noted in the run's folder.
 fn evaluate_neighbours(
     config: &Config,
@@ -428,49 +298,4 @@ fn loader_threads(machine: &MachineConfig, cuda: bool, processes: usize) -> usiz
         0 => 1,
         threads => threads,
     }
-}
-
-/// A flag that SIGINT and SIGTERM set; a second one ends the program at once.
-pub fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (flag, runtime) = (stop.clone(), tokio::runtime::Builder::new_current_thread().enable_all().build()?);
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            loop {
-                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-                if flag.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130);
-                }
-                eprintln!("stopping after this step; once more to stop at once");
-            }
-        });
-    })?;
-    Ok(stop)
-}
-
-fn dry_run(config: &Config, voice: Voice) -> anyhow::Result<Ending> {
-    let device = device::open(&config.machine.device)?;
-    let source = stream::open(config.stream(), &config.machine)?;
-    let training = new_training(config, &source, device, World::alone())?;
-    let plan = &source.plan;
-    let object = json!({
-        "plan_digest": plan.digest, "manifest_digest": plan.manifest_digest, "samples": plan.num_samples(),
-        "batches_per_epoch": plan.batches_per_epoch(), "dropped_per_epoch": plan.dropped_per_epoch(), "steps": training.last_step(),
-        "warmup_steps": training.schedule.warmup_steps, "peak_learning_rate": training.schedule.peak,
-        "parameters": training.model.parameters.num_trainable(), "device": format!("{device:?}"), "config": config,
-    });
-    voice.result(&object, || {
-        format!(
-            "{} samples, {} batches per epoch ({} samples dropped), {} steps ({} of warm-up), learning rate up to {}\n{} parameters on {device:?}\nplan {}",
-            plan.num_samples(), plan.batches_per_epoch(), plan.dropped_per_epoch(), training.last_step(), training.schedule.warmup_steps,
-            training.schedule.peak, training.model.parameters.num_trainable(), plan.digest
-        )
-    });
-    Ok(Ending::Done)
 }
