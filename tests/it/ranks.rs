@@ -250,6 +250,22 @@ fn fed_ranks_get_their_share_of_each_batch() {
     assert_eq!(losses("fed"), losses("own"));
 }
 
+/// Rank 0 evaluates while the others wait, longer than they would for a step.
+#[test]
+fn one_rank_evaluates_for_all() {
+    let world = World::new();
+    let (manifest, test) = (world.packed("set", 60, &[]), world.packed("test", 20, &[]));
+    let test = format!("eval.test={test}");
+    let more = ["--nproc", "2", "--set", "eval.every=1", "--set", &test];
+    world.done(&train(&manifest, "evaluated", &more));
+    world.done(&train(&manifest, "plain", &["--nproc", "2"]));
+    let losses =
+        |run| lines(&world, run).iter().map(|line| line["loss"].as_f64().unwrap().to_bits()).collect::<Vec<_>>();
+    assert_eq!(losses("evaluated"), losses("plain"));
+    let results = text(&world.at("evaluated/evaluations.jsonl"));
+    assert_eq!(results.lines().count(), 1, "once an epoch of seven batches: {results}");
+}
+
 /// Starts one rank of a world by the variables that torchrun sets.
 fn start_rank(world: &World, (rank, size, port): (u32, u32, u16), args: &[&str]) -> Child {
     let mut command = world.command(args);

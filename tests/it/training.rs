@@ -92,6 +92,37 @@ fn runs_of_every_kind_go_on() {
     }
 }
 
+/// A disk on which the second checkpoint has no place: the first stays, and with more room the run goes on from it.
+#[test]
+fn a_full_disk_loses_no_checkpoint() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&arguments(&manifest, "whole", &[]));
+    let of_one = std::fs::read_dir(world.at("whole/checkpoints/step-00000012")).unwrap();
+    let bytes: u64 = of_one.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    std::fs::create_dir(world.at("disk")).unwrap();
+    let disk = world.arg("disk");
+    let mount = |arguments: &[&str]| std::process::Command::new("mount").args(arguments).output();
+    let small = format!("size={}", bytes * 3 / 2 + 100_000);
+    if !mount(&["-t", "tmpfs", "-o", &small, "tmpfs", &disk]).is_ok_and(|output| output.status.success()) {
+        eprintln!("this machine lets us mount no small disk: a full one is not tried");
+        return;
+    }
+    let run = ["--resume", "--set", "machine.tensorboard=false", "--set", "checkpoint.keep=2"];
+    let arguments = arguments(&manifest, "disk/run", &run);
+    world.fails(&arguments, 1, &["checkpoints/step-00000006: cannot be written", "No space left"]);
+    assert!(world.at("disk/run/checkpoints/step-00000003/state.json").is_file());
+    assert!(mount(&["-o", "remount,size=100m", &disk]).unwrap().status.success());
+    let goes_on = world.run(&arguments);
+    let said = String::from_utf8_lossy(&goes_on.stderr);
+    assert!(goes_on.status.success() && said.contains("going on from step 3"), "{said}");
+    assert!(
+        losses(&world, "disk/run") == losses(&world, "whole")
+            && weights(&world, "disk/run") == weights(&world, "whole")
+    );
+    assert!(std::process::Command::new("umount").arg(&disk).status().unwrap().success());
+}
+
 #[test]
 fn a_run_is_exported_with_a_card() {
     let world = World::new();

@@ -10,9 +10,11 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 
 use super::cache::{DiskCache, Reserved, Writing};
+use super::error::fetch_error;
+use super::files::open_checked;
 use super::remote::Remote;
 use super::stream::{fetched, unpacking};
-use super::{Location, StoreError, fetch_error, open_checked};
+use super::{Location, StoreError};
 use crate::manifest::Manifest;
 use crate::metrics::{PipelineMetrics, Stage};
 

@@ -6,6 +6,8 @@
 //! Knows where shards are, not in which order their samples are wanted.
 
 mod cache;
+mod error;
+mod files;
 mod frames;
 mod hold;
 mod location;
@@ -15,15 +17,15 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use futures::{StreamExt, TryStreamExt};
 
+pub use error::StoreError;
 pub use frames::{FRAME_BYTES, Frames, MAX_TABLE_BYTES};
 pub use location::{BadLocation, Location, SCHEMES};
 pub use remote::{FetchError, Remote, RemoteOptions};
@@ -33,10 +35,9 @@ use crate::manifest::Manifest;
 use crate::metrics::{PipelineMetrics, Waiting};
 use crate::order::SampleRef;
 use crate::sample::Check;
+use error::fetch_error;
+use files::{OpenFiles, open_checked};
 use hold::{Held, Holder};
-
-/// How many plain shards are kept open.
-const OPEN_FILES: u64 = 128;
 
 /// How often bytes that came wrong from a server are asked for again.
 const WRONG_BYTES_RETRIES: usize = 3;
@@ -46,49 +47,6 @@ const PROBES: usize = 8;
 
 /// A shard of which less than this share is wanted is read sample by sample rather than whole.
 const WORTH_HOLDING: f64 = 0.25;
-
-/// Why bytes can't be had. The message names the shard, and the entry where there is one.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// The shard can't be opened or read.
-    #[error("shard {place}: cannot be read: {why}")]
-    Io {
-        /// The shard.
-        place: String,
-        /// Why.
-        why: String,
-    },
-    /// The shard is not the one that the manifest describes.
-    #[error(
-        "shard {place}: {what}; it is not the shard that the manifest describes: `manifest verify` lists every difference"
-    )]
-    Changed {
-        /// The shard.
-        place: String,
-        /// What was found and what was expected.
-        what: String,
-    },
-    /// The shards that must be held at the same time do not fit.
-    #[error(
-        "the shards in use at the same time need {needed} bytes, but machine.{key} = {allowed}: raise it, or lower order.lanes or order.shuffle_block_shards, or store the shards uncompressed"
-    )]
-    Memory {
-        /// Bytes that the shards in use need.
-        needed: u64,
-        /// The key that bounds them.
-        key: &'static str,
-        /// Bytes allowed.
-        allowed: u64,
-    },
-    /// The cache folder can't be used.
-    #[error("machine.cache_dir = {}: {why}", folder.display())]
-    Cache {
-        /// The folder.
-        folder: PathBuf,
-        /// Why.
-        why: String,
-    },
-}
 
 /// What a store may use; none of it changes what it reads.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -505,60 +463,5 @@ async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) 
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime is being shut down, and this task with it.
         Err(_) => std::future::pending().await,
-    }
-}
-
-/// Opens a local shard whose size must be `expected`.
-fn open_checked(path: &Path, expected: u64) -> Result<File, StoreError> {
-    let place = path.display().to_string();
-    let io = |error: std::io::Error| StoreError::Io { place: place.clone(), why: error.to_string() };
-    let file = File::open(path).map_err(io)?;
-    let found = file.metadata().map_err(io)?.len();
-    if found == expected {
-        return Ok(file);
-    }
-    Err(StoreError::Changed { place, what: format!("{found} bytes, {expected} expected") })
-}
-
-/// A fetch's failure with the shard's name.
-fn fetch_error(place: &Location, error: FetchError) -> StoreError {
-    let place = place.to_string();
-    match error {
-        FetchError::Size { .. } => StoreError::Changed { place, what: error.to_string() },
-        error => StoreError::Io { place, why: error.to_string() },
-    }
-}
-
-/// The plain shards that are open, the longest unused closed first.
-#[derive(Default)]
-struct OpenFiles {
-    files: HashMap<u32, Arc<File>>,
-    oldest_first: VecDeque<u32>,
-}
-
-impl OpenFiles {
-    fn get(&mut self, shard: u32) -> Option<Arc<File>> {
-        let file = self.files.get(&shard)?.clone();
-        // The one just used is the last to go. The list is as long as there are shards in use: short.
-        if self.oldest_first.back() != Some(&shard) {
-            self.oldest_first.retain(|&other| other != shard);
-            self.oldest_first.push_back(shard);
-        }
-        Some(file)
-    }
-
-    fn put(&mut self, shard: u32, file: Arc<File>) {
-        if self.files.insert(shard, file).is_none() {
-            self.oldest_first.push_back(shard);
-        }
-        while self.files.len() as u64 > OPEN_FILES {
-            let oldest = self.oldest_first.pop_front().expect("as many as files");
-            self.files.remove(&oldest);
-        }
-    }
-
-    fn remove(&mut self, shard: u32) {
-        self.files.remove(&shard);
-        self.oldest_first.retain(|&other| other != shard);
     }
 }
