@@ -186,7 +186,7 @@ fn an_encoder_goes_out_and_comes_back_and_is_trained_on() {
 fn a_run_killed_at_twenty_random_moments_ends_as_one_that_was_not() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
-    let more = ["--set", "train.steps=400", "--set", "schedule.epochs=60.0", "--set", "checkpoint.every=3"];
+    let more = ["--set", "train.steps=2400", "--set", "schedule.epochs=360.0", "--set", "checkpoint.every=3"];
     world.done(&arguments(&manifest, "whole", &more));
     let args = arguments(&manifest, "killed", &[&more[..], &["--resume"]].concat());
     let mut draws = pipeline::rng::Draws::new(1, pipeline::rng::Purpose::Picture, &[20]);
@@ -210,7 +210,7 @@ fn a_run_killed_at_twenty_random_moments_ends_as_one_that_was_not() {
     assert_eq!(kills.len(), 20, "the run was over before");
     world.done(&args);
     assert!(losses(&world, "killed") == losses(&world, "whole"));
-    let last = |run: &str| std::fs::read(world.at(run).join("checkpoints/step-00000400/model.safetensors")).unwrap();
+    let last = |run: &str| std::fs::read(world.at(run).join("checkpoints/step-00002400/model.safetensors")).unwrap();
     assert!(last("killed") == last("whole"));
 }
 
