@@ -36,7 +36,7 @@ pub enum TrainError {
     /// The stream of batches stopped.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The loss is no number; the weights are those of before this step.
+    /// The loss is no number; nothing of this step is ever saved.
     #[error("the loss of step {step} is {loss}: the last checkpoint is kept; `preview --batch {}` shows the batch", position.batch)]
     NotFinite {
         /// The step.

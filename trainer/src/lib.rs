@@ -11,6 +11,8 @@
 //! 6. [`interop`] gives weights the names that other libraries know.
 //! 7. [`eval`] says what the representation is worth.
 //!
+//! What tch lacks of libtorch is C++ in the folder `shim/` beside this one, and Rust over it in `shim`.
+//!
 //! Nothing here knows a tar, a JPEG, tokio or a command line.
 
 pub mod device;
