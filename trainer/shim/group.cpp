@@ -7,8 +7,28 @@
 // layout would say so here.
 static_assert(sizeof(c10d::ProcessGroupGloo) == 0x1e8, "this libtorch's ProcessGroupGloo has another layout");
 
+namespace {
+
+// By itself Gloo takes the address that this machine's name has, which need not be one that others, or it, can reach.
+c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> gloo_options(
+    const std::string& host, std::chrono::milliseconds timeout) {
+  using c10d::ProcessGroupGloo;
+  auto options = ProcessGroupGloo::Options::create(timeout);
+  if (const char* interface = getenv("GLOO_SOCKET_IFNAME")) {
+    options->devices.push_back(ProcessGroupGloo::createDeviceForInterface(interface));
+  } else if (host == "127.0.0.1" || host == "localhost") {
+    options->devices.push_back(ProcessGroupGloo::createDeviceForHostname("127.0.0.1"));
+  } else {
+    options->devices.push_back(ProcessGroupGloo::createDefaultDevice());
+  }
+  return options;
+}
+
+} // namespace
+
 extern "C" char* simclr_group_open(
-    SimclrStore* store, int rank, int world, int64_t timeout_ms, SimclrMakeBackend nccl, SimclrGroup** group) {
+    SimclrStore* store, const char* host, int rank, int world, int64_t timeout_ms, SimclrMakeBackend nccl,
+    SimclrGroup** group) {
   return simclr::told([&] {
     using c10d::ProcessGroup;
     const auto timeout = std::chrono::milliseconds(timeout_ms);
@@ -17,7 +37,7 @@ extern "C" char* simclr_group_open(
         c10::make_intrusive<c10d::PrefixStore>("gloo", store->store),
         rank,
         world,
-        c10d::ProcessGroupGloo::Options::create_default(timeout));
+        gloo_options(host, timeout));
     made->setBackend(c10::DeviceType::CPU, ProcessGroup::BackendType::GLOO, std::optional<c10::intrusive_ptr<c10d::Backend>>(gloo));
     made->setDefaultBackend(ProcessGroup::BackendType::GLOO);
     if (nccl != nullptr) {

@@ -69,10 +69,12 @@ char* simclr_store_get(
 
 // --- group.cpp: collectives. All ranks call them in the same order.
 
-// Tensors on the CPU go by Gloo. `nccl` is null, or makes the backend for tensors on a GPU (nccl/nccl.cpp).
+// Tensors on the CPU go by Gloo, over the interface that GLOO_SOCKET_IFNAME names if it is set, and over loopback if that
+// is where the ranks meet. `nccl` is null, or makes the backend for tensors on a GPU (nccl/nccl.cpp).
 using SimclrMakeBackend = char* (*)(void* store, int rank, int world, int64_t timeout_ms, void** backend);
 char* simclr_group_open(
-    SimclrStore* store, int rank, int world, int64_t timeout_ms, SimclrMakeBackend nccl, SimclrGroup** group);
+    SimclrStore* store, const char* host, int rank, int world, int64_t timeout_ms, SimclrMakeBackend nccl,
+    SimclrGroup** group);
 void simclr_group_close(SimclrGroup* group);
 // Sums in place.
 char* simclr_all_reduce(SimclrGroup* group, at::Tensor* tensor);

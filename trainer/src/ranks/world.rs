@@ -39,7 +39,7 @@ impl World {
     /// # Errors
     /// If one of them does not, or the library can't be loaded.
     pub fn join(meeting: Rc<Meeting>, device: Device, nccl: &Path) -> Result<Rc<Self>, RanksError> {
-        let &Place { rank, world, .. } = meeting.place();
+        let &Place { rank, world, ref host, .. } = meeting.place();
         let nccl = match device.is_cuda() {
             true => Some(c10d::load_nccl(nccl).map_err(|why| {
                 let library = nccl.display().to_string();
@@ -47,7 +47,7 @@ impl World {
             })?),
             false => None,
         };
-        let group = Group::open(&meeting.store, rank, world, meeting.timeout, nccl);
+        let group = Group::open((&meeting.store, host), rank, world, meeting.timeout, nccl);
         let group = group.map_err(|said| meeting.call_roll(said))?;
         let members = Members { group, meeting, said: RefCell::new(None) };
         Ok(Rc::new(Self { rank, size: world, members: Some(members) }))

@@ -34,6 +34,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn simclr_group_open(
         store: *mut c_void,
+        host: *const c_char,
         rank: c_int,
         world: c_int,
         timeout_ms: i64,
@@ -129,13 +130,21 @@ impl Drop for Store {
 pub struct Group(*mut c_void);
 
 impl Group {
-    /// Meets the other ranks at the store: by Gloo for tensors on the CPU, and by NCCL for those on a GPU if `nccl` is
-    /// given, which [`load_nccl`] finds.
-    pub fn open(store: &Store, rank: u32, world: u32, timeout: Duration, nccl: Option<Nccl>) -> Result<Self, Said> {
-        let mut group = null_mut();
+    /// Meets the other ranks at the store on `host`: by Gloo for tensors on the CPU, and by NCCL for those on a GPU if
+    /// `nccl` is given, which [`load_nccl`] finds.
+    pub fn open(
+        (store, host): (&Store, &str),
+        rank: u32,
+        world: u32,
+        timeout: Duration,
+        nccl: Option<Nccl>,
+    ) -> Result<Self, Said> {
+        let (mut group, host) = (null_mut(), c_string(host));
         let (rank, world, nccl) = (rank as c_int, world as c_int, nccl.map(|nccl| nccl.0));
         // SAFETY: the store is open; what the group needs of it, it holds itself.
-        said(unsafe { simclr_group_open(store.0, rank, world, milliseconds(timeout), nccl, &mut group) })?;
+        said(unsafe {
+            simclr_group_open(store.0, host.as_ptr(), rank, world, milliseconds(timeout), nccl, &mut group)
+        })?;
         Ok(Self(group))
     }
 
