@@ -30,14 +30,6 @@ fn train<'a>(manifest: &'a str, run: &'a str, more: &[&'a str]) -> Vec<&'a str> 
     [&["train"], TINY, &fixed, more].concat()
 }
 
-fn lines(world: &World, run: &str) -> Vec<Value> {
-    text(&world.at(run).join("metrics.jsonl")).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn steps(world: &World, run: &str) -> usize {
-    std::fs::read_to_string(world.at(run).join("metrics.jsonl")).map_or(0, |text| text.lines().count())
-}
-
 /// All weights and running statistics of the last checkpoint, by name.
 fn weights(world: &World, run: &str) -> Vec<(String, Vec<f32>)> {
     let checkpoints = std::fs::read_dir(world.at(run).join("checkpoints")).unwrap();
@@ -58,7 +50,7 @@ fn far(a: f64, b: f64) -> f64 {
 
 /// Holds the steps of two runs against each other.
 fn agree(world: &World, run: &str, wanted: &str, keys: &[&str]) {
-    let (found, wanted_lines) = (lines(world, run), lines(world, wanted));
+    let (found, wanted_lines) = (world.steps(run), world.steps(wanted));
     assert_eq!(found.len(), wanted_lines.len(), "{run}");
     for (a, b) in found.iter().zip(&wanted_lines) {
         for &key in keys {
@@ -129,7 +121,7 @@ fn parts_of_batches_are_as_those_of_one_process() {
     }
     // With both, parts of all ranks are normalised together: another batch norm, and no error.
     world.done(&train(&manifest, "both", &["--nproc", "2", "--set", "train.micro_batch=2"]));
-    assert!(lines(&world, "both").iter().all(|line| line["loss"].as_f64().unwrap().is_finite()));
+    assert!(world.steps("both").iter().all(|line| line["loss"].as_f64().unwrap().is_finite()));
 }
 
 #[test]
@@ -146,8 +138,7 @@ fn a_run_goes_on_in_a_world_of_another_size() {
     for until in ["train.steps=3", "train.steps=8"] {
         world.done(&train(&manifest, "parts", &["--resume", "--nproc", "4", "--set", until]));
     }
-    let bits = |run| lines(&world, run).iter().map(|line| line["loss"].as_f64().unwrap().to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits("parts"), bits("whole"));
+    assert_eq!(world.losses("parts"), world.losses("whole"));
     assert!(weights(&world, "parts") == weights(&world, "whole"));
 }
 
@@ -185,7 +176,7 @@ fn a_rank_that_is_killed_ends_the_step_everywhere_and_all_start_again() {
     world.done(&train(&manifest, "quiet", &more));
     for (run, rank) in [("follower", 1), ("leader", 0)] {
         let child = world.start(&train(&manifest, run, &more));
-        until("step 2", || steps(&world, run) >= 2);
+        until("step 2", || world.steps_done(run) >= 2);
         let began = Instant::now();
         signal(&process_of(&child, rank), "-KILL");
         let (output, said) = ended(child);
@@ -196,16 +187,14 @@ fn a_rank_that_is_killed_ends_the_step_everywhere_and_all_start_again() {
     }
     let child = world.start(&train(&manifest, "again", &[&more[..], &["--restarts", "2"]].concat()));
     for rank in [1, 0] {
-        let known = steps(&world, "again");
-        until("another step", || steps(&world, "again") > known.max(5));
+        let known = world.steps_done("again");
+        until("another step", || world.steps_done("again") > known.max(5));
         signal(&process_of(&child, rank), "-KILL");
     }
     let (output, said) = ended(child);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("all start again from the last checkpoint (2 of 2)"), "{said}");
-    let losses =
-        |run| lines(&world, run).iter().map(|line| line["loss"].as_f64().unwrap().to_bits()).collect::<Vec<_>>();
-    assert!(losses("again") == losses("quiet") && weights(&world, "again") == weights(&world, "quiet"));
+    assert!(world.losses("again") == world.losses("quiet") && weights(&world, "again") == weights(&world, "quiet"));
 }
 
 #[test]
@@ -214,7 +203,7 @@ fn a_rank_that_hangs_is_given_up_in_time() {
     let manifest = world.packed("set", 60, &[]);
     let more = ["--nproc", "2", "--set", "train.steps=4000", "--set", "machine.rank_timeout_seconds=3"];
     let child = world.start(&train(&manifest, "run", &more));
-    until("step 2", || steps(&world, "run") >= 2);
+    until("step 2", || world.steps_done("run") >= 2);
     let began = Instant::now();
     signal(&process_of(&child, 1), "-STOP");
     let (output, said) = ended(child);
@@ -228,11 +217,11 @@ fn a_signal_stops_all_ranks_after_the_same_step() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
     let child = world.start(&train(&manifest, "run", &["--nproc", "2", "--set", "train.steps=4000"]));
-    until("step 3", || steps(&world, "run") >= 3);
+    until("step 3", || world.steps_done("run") >= 3);
     signal(&child.id().to_string(), "-TERM");
     let (output, said) = ended(child);
     assert_eq!(output.status.code(), Some(130), "{said}");
-    let reached = steps(&world, "run");
+    let reached = world.steps_done("run");
     let last = std::fs::read_dir(world.at("run/checkpoints")).unwrap().map(|entry| entry.unwrap().file_name()).max();
     assert_eq!(last.unwrap().to_str().unwrap(), format!("step-{reached:08}"));
 }
@@ -245,9 +234,7 @@ fn fed_ranks_get_their_share_of_each_batch() {
     let nodes: Vec<Node> = (0..2).map(|_| Node::start(&world, &["--manifest", &manifest])).collect();
     let urls = nodes.iter().map(|node| node.url.clone()).collect::<Vec<_>>().join(",");
     world.done(&train(&manifest, "fed", &["--nproc", "2", "--feed", &urls]));
-    let losses =
-        |run| lines(&world, run).iter().map(|line| line["loss"].as_f64().unwrap().to_bits()).collect::<Vec<_>>();
-    assert_eq!(losses("fed"), losses("own"));
+    assert_eq!(world.losses("fed"), world.losses("own"));
 }
 
 /// Rank 0 evaluates while the others wait, longer than they would for a step.
@@ -259,9 +246,7 @@ fn one_rank_evaluates_for_all() {
     let more = ["--nproc", "2", "--set", "eval.every=1", "--set", &test];
     world.done(&train(&manifest, "evaluated", &more));
     world.done(&train(&manifest, "plain", &["--nproc", "2"]));
-    let losses =
-        |run| lines(&world, run).iter().map(|line| line["loss"].as_f64().unwrap().to_bits()).collect::<Vec<_>>();
-    assert_eq!(losses("evaluated"), losses("plain"));
+    assert_eq!(world.losses("evaluated"), world.losses("plain"));
     let results = text(&world.at("evaluated/evaluations.jsonl"));
     assert_eq!(results.lines().count(), 1, "once an epoch of seven batches: {results}");
 }
@@ -297,9 +282,7 @@ fn ranks_that_were_started_one_by_one_meet() {
         assert!(output.status.success(), "{said}");
     }
     world.done(&train(&manifest, "launched", &["--nproc", "2"]));
-    let losses =
-        |run| lines(&world, run).iter().map(|line| line["loss"].as_f64().unwrap().to_bits()).collect::<Vec<_>>();
-    assert_eq!(losses("run"), losses("launched"));
+    assert_eq!(world.losses("run"), world.losses("launched"));
 }
 
 #[test]

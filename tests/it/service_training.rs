@@ -4,25 +4,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::Child;
 
 use crate::service::{Node, get, until};
-use crate::world::{TINY, World, text};
+use crate::world::{TINY, World};
 
 const STEPS: u64 = 40;
 
 fn train<'a>(manifest: &'a str, run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let fixed = ["--manifest", manifest, "--run", run, "--set", "checkpoint.every=5", "--set", "train.steps=40"];
     [&["train"], TINY, &fixed, more].concat()
-}
-
-/// Loss of every step, to the last bit.
-fn losses(world: &World, run: &str) -> Vec<u64> {
-    let lines = text(&world.at(run).join("metrics.jsonl"));
-    let loss =
-        |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap().to_bits();
-    lines.lines().map(loss).collect()
-}
-
-fn steps(world: &World, run: &str) -> usize {
-    std::fs::read_to_string(world.at(run).join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
 fn killed(mut child: Child) {
@@ -35,26 +23,26 @@ fn a_fed_run_has_the_losses_of_one_that_makes_its_own_batches() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
     world.done(&train(&manifest, "own", &[]));
-    let wanted = losses(&world, "own");
+    let wanted = world.losses("own");
     assert_eq!(wanted.len(), STEPS as usize);
     let mut nodes: Vec<Node> = (0..2).map(|_| Node::start(&world, &["--manifest", &manifest])).collect();
     let urls = nodes.iter().map(|node| node.url.clone()).collect::<Vec<_>>().join(",");
     let resume = ["--resume", "--feed", &urls];
     // A node dies, then the trainer; the rest is fed by the node that is left.
     let child = world.start(&train(&manifest, "fed", &resume));
-    until("step 4", || steps(&world, "fed") >= 4);
+    until("step 4", || world.steps_done("fed") >= 4);
     nodes[0].kill();
-    until("step 12", || steps(&world, "fed") >= 12);
+    until("step 12", || world.steps_done("fed") >= 12);
     killed(child);
     world.done(&train(&manifest, "fed", &resume));
-    assert!(losses(&world, "fed") == wanted, "node and trainer were killed");
+    assert!(world.losses("fed") == wanted, "node and trainer were killed");
     // Of another plan it gets nothing.
     let other = train(&manifest, "other", &["--feed", &nodes[1].url, "--set", "seed=2"]);
     world.fails(&other, 2, &["seed is 2 in the ticket, 1 here"]);
     // It goes on without nodes too: who makes the batches is no part of the run.
     world.done(&train(&manifest, "changed", &["--feed", &nodes[1].url, "--set", "train.steps=20"]));
     world.done(&train(&manifest, "changed", &["--resume", "--set", "machine.feed.nodes=[]"]));
-    assert!(losses(&world, "changed") == wanted, "fed at first, by itself later");
+    assert!(world.losses("changed") == wanted, "fed at first, by itself later");
 }
 
 #[test]
@@ -69,7 +57,7 @@ fn what_service_and_fed_trainer_count_is_on_the_dashboard() {
     said.read_line(&mut line).unwrap();
     let address = line.trim().trim_start_matches("metrics at http://").trim_end_matches("/metrics").to_owned();
     std::thread::spawn(move || said.read_to_end(&mut Vec::new()));
-    until("step 3", || steps(&world, "run") >= 3);
+    until("step 3", || world.steps_done("run") >= 3);
     let (fed, served) = (get(&address, "/metrics").1, node.get("/metrics").1);
     killed(trainer);
     let value = |text: &str, name: &str| {

@@ -73,6 +73,22 @@ impl World {
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
     }
 
+    /// The lines of a run's `metrics.jsonl`.
+    pub fn steps(&self, run: &str) -> Vec<Value> {
+        let text = text(&self.at(run).join("metrics.jsonl"));
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// How many steps a run has logged so far.
+    pub fn steps_done(&self, run: &str) -> usize {
+        std::fs::read_to_string(self.at(run).join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+    }
+
+    /// The loss of every step of a run, to the last bit.
+    pub fn losses(&self, run: &str) -> Vec<u64> {
+        self.steps(run).iter().map(|line| line["loss"].as_f64().unwrap().to_bits()).collect()
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_simclr-pipeline"));
         command

@@ -115,15 +115,6 @@ impl World {
         Ok(f64::try_from(&count)? > 0.0)
     }
 
-    /// The largest of everyone's `own`.
-    ///
-    /// # Errors
-    /// If a rank is gone.
-    pub fn most(&self, own: u64) -> Result<u64, TrainError> {
-        let all = self.gather(&Tensor::from(own as i64))?;
-        Ok(i64::try_from(all.max())? as u64)
-    }
-
     /// Batch norm over all ranks' `x`, `[N, C, ...]`; `None` if there are no others. What fails here is told by the next
     /// collective that can.
     pub(crate) fn batch_norm(

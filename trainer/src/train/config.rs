@@ -24,7 +24,7 @@ pub struct TrainConfig {
     #[serde(default)]
     pub probe: bool,
     /// With several ranks, whether batch norm takes the images of all of them together (the paper's global batch norm), or
-    /// each rank its own alone.
+    /// each rank its own alone (then rank 0's running statistics are the ones kept).
     #[serde(default = "together")]
     pub sync_batch_norm: bool,
 }
