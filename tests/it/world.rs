@@ -73,6 +73,21 @@ impl World {
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
     }
 
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_simclr-pipeline"));
+        command
+            .args(args)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+/// What runs have logged.
+#[cfg(feature = "trainer")]
+impl World {
     /// The lines of a run's `metrics.jsonl`.
     pub fn steps(&self, run: &str) -> Vec<Value> {
         let text = text(&self.at(run).join("metrics.jsonl"));
@@ -87,17 +102,6 @@ impl World {
     /// The loss of every step of a run, to the last bit.
     pub fn losses(&self, run: &str) -> Vec<u64> {
         self.steps(run).iter().map(|line| line["loss"].as_f64().unwrap().to_bits()).collect()
-    }
-
-    pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_simclr-pipeline"));
-        command
-            .args(args)
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
     }
 }
 
