@@ -23,4 +23,5 @@ mod evaluating;
 mod training;
 #[cfg(feature = "trainer")]
 mod trackers;
+mod values;
 mod world;
