@@ -4,19 +4,61 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use pipeline::activity::Activity;
-use pipeline::augment::Op;
-use pipeline::decode::decode;
-use pipeline::loader::{BatchStream, LoaderOptions, Source, slab_bytes};
-use pipeline::metrics::{PipelineMetrics, Stage, Waiting};
-use pipeline::order::SampleRef;
-use pipeline::plan::{Share, Traversal};
-use pipeline::stall::Waited;
+use clap::{Args, ValueEnum};
 use serde_json::json;
+use simclr_data::loader::{Loader, LoaderOptions};
+use simclr_data::metrics::{PipelineMetrics, Stage, Waiting};
+use simclr_data::source::{DamagePolicy, Source};
+use simclr_ground::activity::Activity;
+use simclr_ground::batch_stream::BatchStream;
+use simclr_ground::error::{Error, Result};
+use simclr_ground::position::Share;
+use simclr_ground::sample::SampleRef;
+use simclr_ground::stall::Waited;
+use simclr_image::augment::Op;
+use simclr_image::decode::decode;
+use simclr_plan::Traversal;
 
-use super::Voice;
-use crate::cli::{BenchArgs, Variant};
-use crate::{Ending, WrongInput, stream};
+use super::Run;
+use super::args::ConfigArgs;
+use crate::open;
+use crate::output::ExitStatus;
+use crate::output::Output;
+
+/// Measure the loader on your shards and say what limits it.
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// What is measured.
+    #[arg(long, value_enum, default_value = "simclr")]
+    pub variant: Variant,
+    /// Images to load.
+    #[arg(long, default_value_t = 2000)]
+    pub images: u64,
+    /// Worker threads; 0 takes all cores.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Count and time nothing: what metrics cost is the difference.
+    #[arg(long)]
+    pub no_metrics: bool,
+    /// Images that the trainer takes each second, all devices together: say how many cores feed it.
+    #[arg(long, value_name = "IMAGES_PER_SECOND")]
+    pub feed: Option<f64>,
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Variant {
+    /// Decode only.
+    Decode,
+    /// Decode, then one random-resized-crop with flip.
+    Rrc1,
+    /// Decode, then two of them.
+    Rrc2,
+    /// Decode, then the whole recipe for each of its views.
+    Simclr,
+}
 
 /// Images in a batch here: enough for all threads to work on one, small beside the images measured.
 const BATCH: u64 = 64;
@@ -24,126 +66,132 @@ const BATCH: u64 = 64;
 /// Samples that a thread reads at a time when it only decodes, as the loader's workers get them.
 const READ_AT_A_TIME: u64 = 16;
 
-pub fn run(args: &BenchArgs, voice: Voice) -> anyhow::Result<Ending> {
-    let config = args.config.load()?;
-    if args.images == 0 {
-        return Err(WrongInput("--images 0: at least one is wanted".into()).into());
-    }
-    if args.feed.is_some_and(|wanted| !(wanted > 0.0 && wanted.is_finite())) {
-        return Err(WrongInput(format!("--feed {}: a number above 0 is wanted", args.feed.unwrap_or(0.0))).into());
-    }
-    let threads = if args.threads == 0 { stream::cores() } else { args.threads };
-    let samples = pipeline::manifest::Manifest::read(&config.data.manifest)?.samples;
-    let mut wanted = config.stream();
-    wanted.batch.size = BATCH.min(if wanted.data.limit > 0 { wanted.data.limit } else { samples }) as u32;
-    if let Traversal::Shuffled(order) = &mut wanted.traversal {
-        order.lanes = 1;
-    }
-    if args.variant != Variant::Simclr {
-        wanted.recipe.views = if args.variant == Variant::Rrc2 { 2 } else { 1 };
-        wanted.recipe.branches.clear();
-        wanted.recipe.ops.retain(|op| matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_)));
-    }
-    let views = wanted.recipe.count();
-    let source = match args.no_metrics {
-        true => stream::open_counting(wanted, &config.machine, PipelineMetrics::silent())?,
-        false => stream::open(wanted, &config.machine)?,
-    };
-    let runtime = stream::runtime()?;
-    let (before, began) = (cpu_seconds(), Instant::now());
-    let mut waited = Waited::default();
-    let images = match args.variant {
-        Variant::Decode => decode_all(&source, args.images, threads, runtime.handle())?,
-        _ => {
-            let batches = args.images.div_ceil(source.plan.config.batch.size.into());
-            let options = LoaderOptions { threads, from_batch: 0, to_batch: Some(batches), share: Share::ALL };
-            let mut loader = stream::start_plain(&source, &config.machine, options, runtime.handle())?;
-            let mut images = 0;
-            while let Some(batch) = loader.next_batch()? {
-                images += batch.num_images as u64;
-            }
-            waited = BatchStream::waited(&loader);
-            images
+impl Run for BenchArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let config = self.config.load()?;
+        if self.images == 0 {
+            return Err(Error::input("--images 0: at least one is wanted"));
         }
-    };
-    let seconds = began.elapsed().as_secs_f64();
-    let cpu_per_image = (cpu_seconds() - before) / images as f64;
-    let per_second = images as f64 / seconds;
-    if args.no_metrics {
-        let object =
-            json!({ "images_per_second": per_second, "cpu_seconds_per_image": cpu_per_image, "threads": threads });
-        voice.result(&object, || {
-            format!("{per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image", 1e3 * cpu_per_image)
+        if self.feed.is_some_and(|wanted| !(wanted > 0.0 && wanted.is_finite())) {
+            return Err(Error::input(format!("--feed {}: a number above 0 is wanted", self.feed.unwrap_or(0.0))));
+        }
+        let threads = if self.threads == 0 { open::cores() } else { self.threads };
+        let samples = simclr_data::manifest::Manifest::read(&config.data.manifest)?.samples;
+        let mut wanted = config.stream();
+        wanted.batch.size = BATCH.min(if wanted.data.limit > 0 { wanted.data.limit } else { samples }) as u32;
+        if let Traversal::Shuffled(order) = &mut wanted.traversal {
+            order.lanes = 1;
+        }
+        if self.variant != Variant::Simclr {
+            wanted.recipe.views = if self.variant == Variant::Rrc2 { 2 } else { 1 };
+            wanted.recipe.branches.clear();
+            wanted.recipe.ops.retain(|op| matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_)));
+        }
+        let views = wanted.recipe.count();
+        let source = match self.no_metrics {
+            true => {
+                let storage = open::store_options(&config.machine);
+                Source::open(wanted, &storage, DamagePolicy::Budget, PipelineMetrics::silent())?
+            }
+            false => open::source(wanted, &config.machine)?,
+        };
+        let runtime = open::runtime()?;
+        let (before, began) = (cpu_seconds(), Instant::now());
+        let mut waited = Waited::default();
+        let images = match self.variant {
+            Variant::Decode => decode_all(&source, self.images, threads, runtime.handle())?,
+            _ => {
+                let batches = self.images.div_ceil(source.plan.config.batch.size.into());
+                let options = LoaderOptions { threads, from_batch: 0, to_batch: Some(batches), share: Share::ALL };
+                let slabs = open::plain_slabs(&source.plan, &config.machine, options.share);
+                let mut loader = Loader::start(source.clone(), slabs, options, runtime.handle())?;
+                let mut images = 0;
+                while let Some(batch) = loader.next_batch()? {
+                    images += batch.num_images as u64;
+                }
+                waited = BatchStream::waited(&loader);
+                images
+            }
+        };
+        let seconds = began.elapsed().as_secs_f64();
+        let cpu_per_image = (cpu_seconds() - before) / images as f64;
+        let per_second = images as f64 / seconds;
+        if self.no_metrics {
+            let object =
+                json!({ "images_per_second": per_second, "cpu_seconds_per_image": cpu_per_image, "threads": threads });
+            output.result(&object, || {
+                format!("{per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image", 1e3 * cpu_per_image)
+            });
+            return Ok(ExitStatus::Success);
+        }
+        let busy = Stage::ALL.map(|stage| (stage, source.metrics.busy_seconds(stage) / images as f64));
+        let starved = source.metrics.wait_seconds(Waiting::ForWork) / (threads as f64 * seconds);
+        let bottleneck = bottleneck(&source, starved);
+        // The bare chain is decoding and augmenting alone.
+        let bare: f64 = busy.iter().filter(|(stage, _)| *stage != Stage::Read).map(|(_, seconds)| seconds).sum();
+        let overhead = cpu_per_image / bare;
+        let slab_bytes = if self.variant == Variant::Decode { 0 } else { source.plan.slab_bytes(Share::ALL) };
+        let slabs = config.machine.batches_ahead + 1;
+        let memory = peak_memory();
+        let cores = self.feed.map(|wanted| (wanted * cpu_per_image).ceil());
+        let name = match self.variant {
+            Variant::Decode => "decode",
+            Variant::Rrc1 => "rrc1",
+            Variant::Rrc2 => "rrc2",
+            Variant::Simclr => "simclr",
+        };
+        let stages: serde_json::Map<_, _> = busy.iter().map(|(stage, x)| (stage.name().to_owned(), json!(x))).collect();
+        let object = json!({
+            "variant": name, "threads": threads, "images": images, "views": views, "seconds": seconds, "images_per_second": per_second,
+            "cpu_seconds_per_image": cpu_per_image, "stages": stages, "cpu_per_bare_chain": overhead, "workers_waiting": starved,
+            "bottleneck": bottleneck, "waited_for": waited.causes().into_iter().collect::<BTreeMap<_, _>>(), "peak_memory_bytes": memory, "slabs": slabs, "slab_bytes": slab_bytes,
+            "feed_images_per_second": self.feed, "cores_to_feed": cores, "damaged": source.quarantine.entries().len(),
         });
-        return Ok(Ending::Done);
-    }
-    let busy = Stage::ALL.map(|stage| (stage, source.metrics.busy_seconds(stage) / images as f64));
-    let starved = source.metrics.wait_seconds(Waiting::ForWork) / (threads as f64 * seconds);
-    let bottleneck = bottleneck(&source, starved);
-    // The bare chain is decoding and augmenting alone.
-    let bare: f64 = busy.iter().filter(|(stage, _)| *stage != Stage::Read).map(|(_, seconds)| seconds).sum();
-    let overhead = cpu_per_image / bare;
-    let slab_bytes = if args.variant == Variant::Decode { 0 } else { slab_bytes(&source.plan, Share::ALL) };
-    let slabs = config.machine.batches_ahead + 1;
-    let memory = peak_memory();
-    let cores = args.feed.map(|wanted| (wanted * cpu_per_image).ceil());
-    let name = match args.variant {
-        Variant::Decode => "decode",
-        Variant::Rrc1 => "rrc1",
-        Variant::Rrc2 => "rrc2",
-        Variant::Simclr => "simclr",
-    };
-    let stages: serde_json::Map<_, _> = busy.iter().map(|(stage, x)| (stage.name().to_owned(), json!(x))).collect();
-    let object = json!({
-        "variant": name, "threads": threads, "images": images, "views": views, "seconds": seconds, "images_per_second": per_second,
-        "cpu_seconds_per_image": cpu_per_image, "stages": stages, "cpu_per_bare_chain": overhead, "workers_waiting": starved,
-        "bottleneck": bottleneck, "waited_for": waited.causes().into_iter().collect::<BTreeMap<_, _>>(), "peak_memory_bytes": memory, "slabs": slabs, "slab_bytes": slab_bytes,
-        "feed_images_per_second": args.feed, "cores_to_feed": cores, "damaged": source.quarantine.entries().len(),
-    });
-    voice.result(&object, || {
-        let mut text = format!(
-            "{name}: {per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image\n",
-            1e3 * cpu_per_image
-        );
-        for (stage, seconds) in busy {
-            text += &format!("  {:8} {:7.3} ms per image\n", stage.name(), 1e3 * seconds);
-        }
-        text += &format!(
-            "  {:8} {:7.2} times decoding and augmenting: the rest reads, orders and hands over\n",
-            "all CPU", overhead
-        );
-        text += &format!(
-            "memory: {:.0} MB at most, of which {slabs} batches of {:.0} MB\n",
-            memory as f64 / 1e6,
-            slab_bytes as f64 / 1e6
-        );
-        let mut causes: Vec<_> = waited.causes().into_iter().filter(|(cause, _)| *cause != "start").collect();
-        causes.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let total: f64 = causes.iter().map(|(_, seconds)| seconds).sum();
-        if total > 0.0 {
-            let shares = causes.iter().map(|(cause, seconds)| (cause, 100.0 * seconds / total));
-            let shares =
-                shares.filter(|(_, share)| *share >= 0.5).map(|(cause, share)| format!("{cause} {share:.0} %"));
-            text += &format!(
-                "whoever takes batches faster than this waits for {}\n",
-                shares.collect::<Vec<_>>().join(", ")
+        output.result(&object, || {
+            let mut text = format!(
+                "{name}: {per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image\n",
+                1e3 * cpu_per_image
             );
-        }
-        let wanted = args.feed.unwrap_or(1000.0);
-        let cores = (wanted * cpu_per_image).ceil();
-        text += &format!("feeding {wanted:.0} images/s takes {cores:.0} cores such as these\n");
-        text + &match bottleneck {
-            "storage" => format!("workers wait {:.0} % of their time for bytes: storage limits", 100.0 * starved),
-            "slabs" => format!(
-                "workers wait {:.0} % of their time for a free batch: raise machine.batches_ahead",
-                100.0 * starved
-            ),
-            stage => {
-                format!("workers are busy and {stage} costs most: more threads or cores help until storage limits")
+            for (stage, seconds) in busy {
+                text += &format!("  {:8} {:7.3} ms per image\n", stage.name(), 1e3 * seconds);
             }
-        }
-    });
-    Ok(Ending::Done)
+            text += &format!(
+                "  {:8} {:7.2} times decoding and augmenting: the rest reads, orders and hands over\n",
+                "all CPU", overhead
+            );
+            text += &format!(
+                "memory: {:.0} MB at most, of which {slabs} batches of {:.0} MB\n",
+                memory as f64 / 1e6,
+                slab_bytes as f64 / 1e6
+            );
+            let mut causes: Vec<_> = waited.causes().into_iter().filter(|(cause, _)| *cause != "start").collect();
+            causes.sort_by(|a, b| b.1.total_cmp(&a.1));
+            let total: f64 = causes.iter().map(|(_, seconds)| seconds).sum();
+            if total > 0.0 {
+                let shares = causes.iter().map(|(cause, seconds)| (cause, 100.0 * seconds / total));
+                let shares =
+                    shares.filter(|(_, share)| *share >= 0.5).map(|(cause, share)| format!("{cause} {share:.0} %"));
+                text += &format!(
+                    "whoever takes batches faster than this waits for {}\n",
+                    shares.collect::<Vec<_>>().join(", ")
+                );
+            }
+            let wanted = self.feed.unwrap_or(1000.0);
+            let cores = (wanted * cpu_per_image).ceil();
+            text += &format!("feeding {wanted:.0} images/s takes {cores:.0} cores such as these\n");
+            text + &match bottleneck {
+                "storage" => format!("workers wait {:.0} % of their time for bytes: storage limits", 100.0 * starved),
+                "slabs" => format!(
+                    "workers wait {:.0} % of their time for a free batch: raise machine.batches_ahead",
+                    100.0 * starved
+                ),
+                stage => {
+                    format!("workers are busy and {stage} costs most: more threads or cores help until storage limits")
+                }
+            }
+        });
+        Ok(ExitStatus::Success)
+    }
 }
 
 /// What limits: workers that are starved lack bytes or places to write to; the others have too much to do.
@@ -162,7 +210,7 @@ fn bottleneck(source: &Source, starved: f64) -> &'static str {
 }
 
 /// Reads and decodes `images` samples, in the manifest's order, over and over; how many.
-fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::runtime::Handle) -> anyhow::Result<u64> {
+fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::runtime::Handle) -> Result<u64> {
     let plan = &source.plan;
     let samples: Vec<SampleRef> = plan
         .shard_sizes
@@ -172,7 +220,7 @@ fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::run
         .collect();
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        let work = || -> anyhow::Result<()> {
+        let work = || -> Result<()> {
             let (mut memory, mut time) = (Vec::new(), source.metrics.worker());
             loop {
                 let from = next.fetch_add(READ_AT_A_TIME, Ordering::Relaxed);

@@ -1,14 +1,36 @@
 //! `digest`: the bytes of global batches, as BLAKE3.
 
-use pipeline::loader::LoaderOptions;
-use pipeline::plan::Share;
-use pipeline::quarantine::QuarantineEntry;
+use clap::Args;
 use serde::Serialize;
+use simclr_data::loader::LoaderOptions;
+use simclr_data::quarantine::QuarantineEntry;
+use simclr_ground::error::{Error, Result};
+use simclr_ground::position::Share;
 
-use super::Voice;
-use crate::cli::DigestArgs;
-use crate::progress::Progress;
-use crate::{Ending, WrongInput, stream};
+use super::Run;
+use super::args::{ConfigArgs, FeedArgs};
+use crate::open;
+use crate::output::ExitStatus;
+use crate::output::Output;
+use crate::telemetry::progress::Progress;
+
+/// Print the BLAKE3 of each global batch (pixels, labels, ids) and of all.
+#[derive(Args)]
+pub struct DigestArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The first global batch.
+    #[arg(long, default_value_t = 0)]
+    pub from_batch: u64,
+    /// How many batches.
+    #[arg(long, default_value_t = 4)]
+    pub batches: u64,
+    /// Put each global batch together from the shares of this many ranks; the digests are the same.
+    #[arg(long, default_value_t = 1)]
+    pub ranks: u32,
+    #[command(flatten)]
+    pub feed: FeedArgs,
+}
 
 /// What `--json` tells. Runs over hundreds of thousands of batches are told too, so they are not copied for it.
 #[derive(Serialize)]
@@ -32,53 +54,55 @@ fn in_hex<S: serde::Serializer>(digest: &blake3::Hash, serializer: S) -> Result<
     serializer.serialize_str(&digest.to_hex())
 }
 
-pub fn run(args: &DigestArgs, voice: Voice) -> anyhow::Result<Ending> {
-    let mut config = args.config.load()?;
-    args.feed.apply(&mut config.machine.feed);
-    let source = stream::open(config.stream(), &config.machine)?;
-    let runtime = stream::runtime()?;
-    let threads = if config.machine.threads == 0 { stream::cores() } else { config.machine.threads };
-    let to_batch = args.from_batch.checked_add(args.batches);
-    let to_batch =
-        to_batch.ok_or_else(|| WrongInput("--from-batch and --batches reach beyond the last number".into()))?;
-    let (from_batch, to_batch) = (args.from_batch, Some(to_batch));
-    let rank = |rank| {
-        let options = LoaderOptions { threads, from_batch, to_batch, share: Share { rank, world: args.ranks } };
-        let slabs = stream::plain_slabs(&source.plan, &config.machine, options.share);
-        stream::feed(&source, slabs, &config.machine, options, runtime.handle())
-    };
-    source.plan.check_share(Share { rank: 0, world: args.ranks })?;
-    let mut ranks = (0..args.ranks).map(rank).collect::<anyhow::Result<Vec<_>>>()?;
-    let progress = Progress::new("digest", 0, args.batches, voice.quiet || args.batches < 20);
-    let (mut all, mut batches) = (blake3::Hasher::new(), Vec::new());
-    loop {
-        let shares =
-            ranks.iter_mut().filter_map(|rank| rank.next_batch().transpose()).collect::<Result<Vec<_>, _>>()?;
-        let Some(first) = shares.first() else { break };
-        let digest = pipeline::batch::digest(&shares);
-        all.update(digest.as_bytes());
-        batches.push(BatchDigest { batch: first.position.batch, digest });
-        progress.set(batches.len() as u64, args.batches, || "batches".into());
-    }
-    progress.finish();
-    let digest = all.finalize().to_hex().to_string();
-    let damaged = source.quarantine.entries();
-    let plan = &source.plan;
-    let report = Report {
-        batches: &batches,
-        digest: &digest,
-        plan_digest: &plan.digest,
-        manifest_digest: &plan.manifest_digest,
-        batches_per_epoch: plan.batches_per_epoch(),
-        damaged: &damaged,
-    };
-    voice.result(&report, || {
-        let line = |BatchDigest { batch, digest }: &BatchDigest| format!("{batch:>8}  {digest}\n");
-        let mut text: String = batches.iter().map(line).collect();
-        for entry in &damaged {
-            text += &format!("damaged: {} in {}: {}: {}\n", entry.entry, entry.shard, entry.reason, entry.detail);
+impl Run for DigestArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let mut config = self.config.load()?;
+        self.feed.apply(&mut config.machine.feed);
+        let source = open::source(config.stream(), &config.machine)?;
+        let runtime = open::runtime()?;
+        let threads = if config.machine.threads == 0 { open::cores() } else { config.machine.threads };
+        let to_batch = self.from_batch.checked_add(self.batches);
+        let to_batch =
+            to_batch.ok_or_else(|| Error::input("--from-batch and --batches reach beyond the last number"))?;
+        let (from_batch, to_batch) = (self.from_batch, Some(to_batch));
+        let rank = |rank| {
+            let options = LoaderOptions { threads, from_batch, to_batch, share: Share { rank, world: self.ranks } };
+            let slabs = open::plain_slabs(&source.plan, &config.machine, options.share);
+            open::batches(&source, slabs, &config.machine, options, runtime.handle())
+        };
+        source.plan.check_share(Share { rank: 0, world: self.ranks })?;
+        let mut ranks = (0..self.ranks).map(rank).collect::<Result<Vec<_>>>()?;
+        let progress = Progress::new("digest", 0, self.batches, output.quiet || self.batches < 20);
+        let (mut all, mut batches) = (blake3::Hasher::new(), Vec::new());
+        loop {
+            let shares =
+                ranks.iter_mut().filter_map(|rank| rank.next_batch().transpose()).collect::<Result<Vec<_>, _>>()?;
+            let Some(first) = shares.first() else { break };
+            let digest = simclr_ground::batch::digest(&shares);
+            all.update(digest.as_bytes());
+            batches.push(BatchDigest { batch: first.position.batch, digest });
+            progress.set(batches.len() as u64, self.batches, || "batches".into());
         }
-        text + &format!("{:>8}  {digest}\n{:>8}  {}", "all", "plan", plan.digest)
-    });
-    Ok(Ending::Done)
+        progress.finish();
+        let digest = all.finalize().to_hex().to_string();
+        let damaged = source.quarantine.entries();
+        let plan = &source.plan;
+        let report = Report {
+            batches: &batches,
+            digest: &digest,
+            plan_digest: &plan.digest,
+            manifest_digest: &plan.manifest_digest,
+            batches_per_epoch: plan.batches_per_epoch(),
+            damaged: &damaged,
+        };
+        output.result(&report, || {
+            let line = |BatchDigest { batch, digest }: &BatchDigest| format!("{batch:>8}  {digest}\n");
+            let mut text: String = batches.iter().map(line).collect();
+            for entry in &damaged {
+                text += &format!("damaged: {} in {}: {}: {}\n", entry.entry, entry.shard, entry.reason, entry.detail);
+            }
+            text + &format!("{:>8}  {digest}\n{:>8}  {}", "all", "plan", plan.digest)
+        });
+        Ok(ExitStatus::Success)
+    }
 }

@@ -4,17 +4,28 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use pipeline::decode::jpeg::{Decoder, Jpeg, Region};
-use pipeline::order::SampleRef;
-use pipeline::pack::Resize;
-use pipeline::plan::Plan;
+use clap::Args;
 use serde::Serialize;
 use serde_json::json;
+use simclr_data::pack::Resize;
+use simclr_ground::error::{Error, Result};
+use simclr_ground::sample::SampleRef;
+use simclr_image::decode::jpeg::{Decoder, Jpeg, Region};
+use simclr_plan::Plan;
 
-use super::Voice;
-use crate::cli::DoctorArgs;
+use super::Run;
+use super::args::ConfigArgs;
 use crate::config::{Config, MachineConfig};
-use crate::{Ending, stream};
+use crate::open;
+use crate::output::ExitStatus;
+use crate::output::Output;
+
+/// Say what this machine can do for a run: cores, memory, GPU, storage, limits, and what that means.
+#[derive(Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
 
 /// How good a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -45,25 +56,27 @@ impl Finding {
     }
 }
 
-pub fn run(args: &DoctorArgs, voice: Voice) -> anyhow::Result<Ending> {
-    let config = args.config.load()?;
-    let machine = &config.machine;
-    let mut findings = vec![cores(machine), vectors(), memory(&config), decoding()?];
-    #[cfg(feature = "trainer")]
-    findings.extend(devices(machine));
-    findings.extend([files(machine), clock()]);
-    if !machine.cache_dir.as_os_str().is_empty() {
-        findings.push(disk("cache", &machine.cache_dir));
+impl Run for DoctorArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let config = self.config.load()?;
+        let machine = &config.machine;
+        let mut findings = vec![cores(machine), vectors(), memory(&config), decoding()?];
+        #[cfg(feature = "trainer")]
+        findings.extend(devices(machine));
+        findings.extend([files(machine), clock()]);
+        if !machine.cache_dir.as_os_str().is_empty() {
+            findings.push(disk("cache", &machine.cache_dir));
+        }
+        if self.config.manifest.is_some() || config.data.manifest.exists() {
+            findings.extend(data(&config));
+        } else {
+            let meaning = "--manifest FILE looks at its shards too: whether they can be reached, and how fast";
+            findings.push(Finding::new("data", Grade::Note, "no manifest named", meaning));
+        }
+        let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
+        output.result(&json!({ "findings": findings, "problems": problems }), || told(&findings, problems));
+        Ok(if problems == 0 { ExitStatus::Success } else { ExitStatus::ProblemsFound })
     }
-    if args.config.manifest.is_some() || config.data.manifest.exists() {
-        findings.extend(data(&config));
-    } else {
-        let meaning = "--manifest FILE looks at its shards too: whether they can be reached, and how fast";
-        findings.push(Finding::new("data", Grade::Note, "no manifest named", meaning));
-    }
-    let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
-    voice.result(&json!({ "findings": findings, "problems": problems }), || told(&findings, problems));
-    Ok(if problems == 0 { Ending::Done } else { Ending::Unsound })
 }
 
 fn told(findings: &[Finding], problems: usize) -> String {
@@ -84,7 +97,7 @@ fn told(findings: &[Finding], problems: usize) -> String {
 }
 
 fn cores(machine: &MachineConfig) -> Finding {
-    let usable = stream::cores();
+    let usable = open::cores();
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let all = text.lines().filter(|line| line.starts_with("processor")).count().max(usable);
     let found = if all > usable { format!("{usable} of the machine's {all} cores") } else { format!("{usable} cores") };
@@ -99,7 +112,7 @@ fn cores(machine: &MachineConfig) -> Finding {
 }
 
 fn vectors() -> Finding {
-    let name = pipeline::vector_instructions();
+    let name = simclr_image::vector_instructions();
     match name {
         "none" => Finding::new("vectors", Grade::Note, "plain code", "the loader works, at a fraction of its speed"),
         _ => Finding::new("vectors", Grade::Good, name, "views have the same bytes on every machine, whatever it has"),
@@ -138,17 +151,19 @@ fn memory(config: &Config) -> Finding {
 }
 
 /// How fast one core decodes: a drawn picture, about as large as a photograph of ImageNet.
-fn decoding() -> anyhow::Result<Finding> {
+fn decoding() -> Result<Finding> {
     const FOR: Duration = Duration::from_millis(300);
-    let picture = pipeline::drawn::picture(1, 3, 1, 448);
-    let jpeg = Resize { short_side: 0, quality: 90, subsample: true }.apply(&pipeline::drawn::png(&picture));
-    let jpeg = jpeg.map_err(|damage| anyhow::anyhow!("a drawn picture is not encoded: {damage}"))?;
+    let picture = simclr_image::drawn::picture(1, 3, 1, 448);
+    let jpeg = Resize { short_side: 0, quality: 90, subsample: true }.apply(&simclr_image::drawn::png(&picture));
+    let jpeg = jpeg.map_err(|damage| Error::runtime(format!("a drawn picture is not encoded: {damage}")))?;
     let mut decoder = Decoder::default();
     let whole = Region { left: 0, top: 0, width: picture.width, height: picture.height };
     let (began, mut pictures) = (Instant::now(), 0u32);
     while began.elapsed() < FOR {
         let jpeg = Jpeg::parse(&jpeg).and_then(|jpeg| decoder.decode(&jpeg, whole).map(|planes| planes.width));
-        anyhow::ensure!(jpeg.is_ok(), "a drawn picture is not decoded");
+        if jpeg.is_err() {
+            return Err(Error::runtime("a drawn picture is not decoded"));
+        }
         pictures += 1;
     }
     let each = 1e3 * began.elapsed().as_secs_f64() / f64::from(pictures);
@@ -158,10 +173,10 @@ fn decoding() -> anyhow::Result<Finding> {
 
 #[cfg(feature = "trainer")]
 fn devices(machine: &MachineConfig) -> Vec<Finding> {
-    use trainer::device;
+    use simclr_trainer::device;
     let libtorch = env!("CARGO_PKG_VERSION");
-    let threads = super::train::torch_threads(machine, 1);
-    let found = format!("libtorch {} in simclr-pipeline {libtorch}", crate::run::LIBTORCH);
+    let threads = open::torch_threads(machine, 1);
+    let found = format!("libtorch {} in simclr-pipeline {libtorch}", simclr_trainer::run::LIBTORCH);
     let meaning = format!("on the CPU it computes with {threads} threads (machine.torch_threads)");
     let mut findings = vec![Finding::new("libtorch", Grade::Good, found, meaning)];
     let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
@@ -243,7 +258,7 @@ fn disk(name: &'static str, folder: &Path) -> Finding {
 
 /// Whether the set can be read here, and how fast.
 fn data(config: &Config) -> Vec<Finding> {
-    let opened = stream::open(config.stream(), &config.machine);
+    let opened = open::source(config.stream(), &config.machine);
     let source = match opened {
         Ok(source) => source,
         Err(error) => {
@@ -258,7 +273,7 @@ fn data(config: &Config) -> Vec<Finding> {
         plan.dropped_per_epoch()
     );
     let mut findings = vec![Finding::new("data", Grade::Good, found, meaning)];
-    let runtime = match stream::runtime() {
+    let runtime = match open::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return vec![Finding::new("storage", Grade::Problem, error.to_string(), "no thread for reading")],
     };

@@ -1,99 +1,155 @@
 //! `manifest build|verify|show|convert`.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pipeline::manifest::{BuildOptions, Manifest, NamedShard, build, expand, verify, wids};
-use pipeline::plan::{Plan, ShuffleQuality};
-use pipeline::store::Location;
+use clap::Subcommand;
 use serde_json::json;
+use simclr_data::manifest::{BuildOptions, Manifest, NamedShard, build, expand, verify, wids};
+use simclr_ground::error::{Error, Result};
+use simclr_ground::location::Location;
+use simclr_plan::{Plan, ShuffleQuality};
 
-use super::Voice;
-use crate::cli::ManifestCommand;
+use super::Run;
 use crate::config::Config;
-use crate::progress::Progress;
-use crate::stream::cores;
-use crate::{Ending, WrongInput};
+use crate::open::cores;
+use crate::output::ExitStatus;
+use crate::output::Output;
+use crate::telemetry::progress::Progress;
 
-pub fn run(command: &ManifestCommand, voice: Voice) -> anyhow::Result<Ending> {
-    match command {
-        ManifestCommand::Build { shards, out, classes, exclude, no_row_index } => {
-            let named = expand(shards)?;
-            let classes = classes_of(classes.as_deref(), &named)?;
-            let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let base = Location::File(base.to_owned());
-            let source = format!("built from {}", shards.join(" "));
-            let exclude = exclude.as_deref().map(quarantined).transpose()?.unwrap_or_default();
-            let asked = exclude.len();
-            let manifest = with_progress("reading", named.len(), voice, |progress| {
-                let rows = !no_row_index;
-                build(&named, BuildOptions { base, source, classes, exclude, rows, threads: cores(), progress })
-            })?;
-            let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
-            if excluded < asked {
-                let none = asked - excluded;
-                tracing::warn!("{none} of {asked} samples that were to be left out are in none of the shards");
-            }
-            manifest.write(out)?;
-            report(&manifest, out, voice);
-            Ok(Ending::Done)
-        }
-        ManifestCommand::Verify { manifest: path } => {
-            let manifest = Manifest::read(path)?;
-            let problems = with_progress("verifying", manifest.shards.len(), voice, |progress| {
-                verify(&manifest, cores(), progress)
-            })?;
-            let (samples, shards) = (manifest.samples, manifest.shards.len());
-            let object =
-                json!({ "samples": samples, "shards": shards, "digest": manifest.digest, "problems": problems });
-            voice.result(&object, || match problems.len() {
-                0 => format!("{samples} samples in {shards} shards are as the manifest says"),
-                n => {
-                    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                    format!("{}\n{n} problems", lines.join("\n"))
+/// Build, verify or show the manifest of existing shards.
+#[derive(Subcommand)]
+pub enum ManifestCommand {
+    /// Read shards from end to end and write their manifest.
+    Build {
+        /// Paths, URLs (s3, gs, az, https), globs or brace ranges (name-{000..012}.tar), plain or .zst; or the index
+        /// of another tool: a wids .json, or a dataset's _info.json#split.
+        #[arg(required = true)]
+        shards: Vec<String>,
+        /// The file to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// A file with the name of class i on line i; classes.txt beside the first shard is taken if it is there.
+        #[arg(long)]
+        classes: Option<PathBuf>,
+        /// Leave out the samples that a run has put into quarantine: its quarantine.jsonl.
+        #[arg(long, value_name = "FILE")]
+        exclude: Option<PathBuf>,
+        /// Leave out where each JPEG's data may be entered: the manifest is smaller and built faster, crops of one view
+        /// are decoded a little slower
+        #[arg(long)]
+        no_row_index: bool,
+    },
+    /// Re-read every shard and list every difference from the manifest.
+    Verify {
+        /// The manifest.
+        manifest: PathBuf,
+    },
+    /// Show what a manifest lists.
+    Show {
+        /// The manifest.
+        manifest: PathBuf,
+        /// Measure how well an epoch is shuffled, and how much of it ranks read twice.
+        #[arg(long)]
+        shuffle: bool,
+        /// With --shuffle: the configuration whose order, batch and seed are meant.
+        #[arg(long, value_name = "FILE|PRESET", requires = "shuffle")]
+        config: Option<String>,
+        /// With --shuffle: change one value of it; may be repeated.
+        #[arg(long = "set", value_name = "TABLE.KEY=VALUE", requires = "shuffle")]
+        settings: Vec<String>,
+    },
+    /// Write another tool's index of a manifest's shards: the wids index that webdataset reads.
+    Convert {
+        /// The manifest.
+        manifest: PathBuf,
+        /// The index to write.
+        #[arg(long)]
+        wids: PathBuf,
+    },
+}
+
+impl Run for ManifestCommand {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        match self {
+            ManifestCommand::Build { shards, out, classes, exclude, no_row_index } => {
+                let named = expand(shards)?;
+                let classes = classes_of(classes.as_deref(), &named)?;
+                let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let base = Location::File(base.to_owned());
+                let source = format!("built from {}", shards.join(" "));
+                let exclude = exclude.as_deref().map(quarantined).transpose()?.unwrap_or_default();
+                let asked = exclude.len();
+                let manifest = with_progress("reading", named.len(), output, |progress| {
+                    let rows = !no_row_index;
+                    build(&named, BuildOptions { base, source, classes, exclude, rows, threads: cores(), progress })
+                })?;
+                let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
+                if excluded < asked {
+                    let none = asked - excluded;
+                    tracing::warn!("{none} of {asked} samples that were to be left out are in none of the shards");
                 }
-            });
-            Ok(if problems.is_empty() { Ending::Done } else { Ending::Unsound })
-        }
-        ManifestCommand::Show { manifest: path, shuffle: false, .. } => {
-            report(&Manifest::read(path)?, path, voice);
-            Ok(Ending::Done)
-        }
-        ManifestCommand::Show { manifest: path, config, settings, .. } => {
-            let config = Config::load(config.as_deref(), settings)?;
-            let manifest = Manifest::read(path)?;
-            let plan = Plan::new(&manifest, config.stream())?;
-            let quality = ShuffleQuality::measure(&plan, &manifest);
-            let object = serde_json::to_value(&quality).expect("numbers are plain data");
-            voice.result(&object, || describe(&quality));
-            Ok(Ending::Done)
-        }
-        ManifestCommand::Convert { manifest: path, wids: out } => {
-            let manifest = Manifest::read(path)?;
-            let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-            let index = with_progress("reading", manifest.shards.len(), voice, |progress| {
-                wids(&manifest, &name, cores(), progress)
-            })?;
-            let text = serde_json::to_vec_pretty(&index).expect("an index is plain data");
-            pipeline::files::write_whole(out, &text)
-                .map_err(|error| WrongInput(format!("{}: cannot be written: {error}", out.display())))?;
-            let object = json!({ "out": out, "samples": manifest.samples, "shards": manifest.shards.len() });
-            voice.result(&object, || out.display().to_string());
-            Ok(Ending::Done)
+                manifest.write(out)?;
+                report(&manifest, out, output);
+                Ok(ExitStatus::Success)
+            }
+            ManifestCommand::Verify { manifest: path } => {
+                let manifest = Manifest::read(path)?;
+                let problems = with_progress("verifying", manifest.shards.len(), output, |progress| {
+                    verify(&manifest, cores(), progress)
+                })?;
+                let (samples, shards) = (manifest.samples, manifest.shards.len());
+                let object =
+                    json!({ "samples": samples, "shards": shards, "digest": manifest.digest, "problems": problems });
+                output.result(&object, || match problems.len() {
+                    0 => format!("{samples} samples in {shards} shards are as the manifest says"),
+                    n => {
+                        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                        format!("{}\n{n} problems", lines.join("\n"))
+                    }
+                });
+                Ok(if problems.is_empty() { ExitStatus::Success } else { ExitStatus::ProblemsFound })
+            }
+            ManifestCommand::Show { manifest: path, shuffle: false, .. } => {
+                report(&Manifest::read(path)?, path, output);
+                Ok(ExitStatus::Success)
+            }
+            ManifestCommand::Show { manifest: path, config, settings, .. } => {
+                let config = Config::load(config.as_deref(), settings)?;
+                let manifest = Manifest::read(path)?;
+                let plan = Plan::new(&manifest, config.stream())?;
+                let quality = ShuffleQuality::measure(&plan, &manifest);
+                let object = serde_json::to_value(&quality).expect("numbers are plain data");
+                output.result(&object, || describe(&quality));
+                Ok(ExitStatus::Success)
+            }
+            ManifestCommand::Convert { manifest: path, wids: out } => {
+                let manifest = Manifest::read(path)?;
+                let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+                let index = with_progress("reading", manifest.shards.len(), output, |progress| {
+                    wids(&manifest, &name, cores(), progress)
+                })?;
+                let text = serde_json::to_vec_pretty(&index).expect("an index is plain data");
+                simclr_ground::files::write_whole(out, &text)
+                    .map_err(|error| Error::input(format!("{}: cannot be written: {error}", out.display())))?;
+                let object = json!({ "out": out, "samples": manifest.samples, "shards": manifest.shards.len() });
+                output.result(&object, || out.display().to_string());
+                Ok(ExitStatus::Success)
+            }
         }
     }
 }
 
 /// The image entries that a ledger of damaged samples names.
-fn quarantined(ledger: &Path) -> anyhow::Result<BTreeSet<String>> {
-    let wrong = |why: String| WrongInput(format!("{}: {why}", ledger.display()));
+fn quarantined(ledger: &Path) -> Result<BTreeSet<String>> {
+    let wrong = |why: String| Error::input(format!("{}: {why}", ledger.display()));
     let text = std::fs::read_to_string(ledger).map_err(|error| wrong(error.to_string()))?;
     let entry = |(number, line): (usize, &str)| {
-        let entry: Result<pipeline::quarantine::QuarantineEntry, _> = serde_json::from_str(line);
+        let entry: Result<simclr_data::quarantine::QuarantineEntry, _> = serde_json::from_str(line);
         entry
             .map(|entry| entry.entry)
-            .map_err(|error| wrong(format!("line {}: no line of a quarantine.jsonl: {error}", number + 1)).into())
+            .map_err(|error| wrong(format!("line {}: no line of a quarantine.jsonl: {error}", number + 1)))
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(entry).collect()
 }
@@ -129,10 +185,10 @@ fn describe(quality: &ShuffleQuality) -> String {
 fn with_progress<T>(
     what: &'static str,
     shards: usize,
-    voice: Voice,
+    output: Output,
     work: impl FnOnce(&(dyn Fn(u64) + Sync)) -> T,
 ) -> T {
-    let progress = Progress::new(what, 0, shards as u64, voice.quiet);
+    let progress = Progress::new(what, 0, shards as u64, output.quiet);
     let (done, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let result = work(&|read| {
         let bytes = bytes.fetch_add(read, Ordering::Relaxed) + read;
@@ -144,18 +200,18 @@ fn with_progress<T>(
 }
 
 /// Class names: from the file named, or from `classes.txt` beside the first local shard, or none.
-fn classes_of(named: Option<&Path>, shards: &[NamedShard]) -> anyhow::Result<Vec<String>> {
+fn classes_of(named: Option<&Path>, shards: &[NamedShard]) -> Result<Vec<String>> {
     let beside = match &shards[0].place {
         Location::File(path) => Some(path.with_file_name("classes.txt")).filter(|path| path.is_file()),
         Location::Url(_) => None,
     };
     let Some(path) = named.map(Path::to_owned).or(beside) else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string(&path)
-        .map_err(|error| WrongInput(format!("{}: cannot read class names: {error}", path.display())))?;
+        .map_err(|error| Error::input(format!("{}: cannot read class names: {error}", path.display())))?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-fn report(manifest: &Manifest, path: &Path, voice: Voice) {
+fn report(manifest: &Manifest, path: &Path, output: Output) {
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
     let mut per_class = std::collections::BTreeMap::<u32, u64>::new();
     for label in manifest.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten() {
@@ -166,7 +222,7 @@ fn report(manifest: &Manifest, path: &Path, voice: Voice) {
         "manifest": path, "samples": manifest.samples, "shards": manifest.shards.len(), "bytes": bytes, "digest": manifest.digest,
         "classes": manifest.num_classes(), "classes_present": present, "labelled": manifest.is_labelled(), "source": manifest.source, "problems": [],
     });
-    voice.result(&object, || {
+    output.result(&object, || {
         let mut text = format!(
             "{}\n{} samples in {} shards, {:.1} MB\ndigest  {}\nsource  {}\n",
             path.display(),

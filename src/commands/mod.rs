@@ -1,87 +1,84 @@
-//! One module for each verb of the command line.
+//! The verbs of the command line. A new one is a file here, with its arguments and what it does, and a row below.
 
+pub mod args;
 mod bench;
 mod digest;
 mod doctor;
-#[cfg(feature = "trainer")]
-mod embed;
-#[cfg(feature = "trainer")]
-mod eval;
-#[cfg(feature = "trainer")]
-mod export;
-#[cfg(feature = "trainer")]
-mod import;
 mod manifest;
 mod pack;
 mod preview;
 mod serve;
 #[cfg(feature = "trainer")]
-mod quickstart;
-#[cfg(feature = "trainer")]
-mod train;
+mod trainer;
 
-use crate::Ending;
-use crate::cli::{Cli, Command};
+use clap::Subcommand;
+use simclr_ground::error::Result;
 
-/// How a command speaks.
-#[derive(Debug, Clone, Copy)]
-pub struct Voice {
-    /// One JSON object on stdout instead of text.
-    pub json: bool,
-    /// No progress.
-    pub quiet: bool,
+use crate::output::ExitStatus;
+use crate::output::Output;
+
+/// What a verb's arguments ask for.
+pub trait Run {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever it failed with; the exit code follows from the error's class.
+    fn run(&self, output: Output) -> Result<ExitStatus>;
 }
 
-impl Voice {
-    /// Prints a command's result: the object, or the text.
-    pub fn result(self, object: &impl serde::Serialize, text: impl FnOnce() -> String) {
-        use std::io::Write;
-        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        // A reader that has gone away is no failure of ours.
-        let _ = match self.json {
-            true => serde_json::to_writer(&mut out, object).map_err(Into::into).and_then(|()| writeln!(out)),
-            false => writeln!(out, "{}", text()),
-        };
-        let _ = out.flush();
+/// Makes the subcommands of a row each, and runs the one that is asked for.
+macro_rules! verbs {
+    ($(#[$meta:meta])* $name:ident { $($(#[$attribute:meta])* $verb:ident($arguments:ty),)* }) => {
+        $(#[$meta])*
+        #[derive(clap::Subcommand)]
+        #[allow(missing_docs, clippy::large_enum_variant)]
+        pub enum $name {
+            $($(#[$attribute])* $verb($arguments),)*
+        }
+
+        impl $crate::commands::Run for $name {
+            fn run(&self, output: $crate::output::Output) -> simclr_ground::error::Result<$crate::output::ExitStatus> {
+                match self {
+                    $(Self::$verb(arguments) => arguments.run(output),)*
+                }
+            }
+        }
+    };
+}
+#[cfg(feature = "trainer")]
+pub(crate) use verbs;
+
+verbs! {
+    /// The verbs that need no trainer.
+    DataCommand {
+        Pack(pack::PackArgs),
+        #[command(subcommand)]
+        Manifest(manifest::ManifestCommand),
+        Preview(preview::PreviewArgs),
+        Digest(digest::DigestArgs),
+        Bench(bench::BenchArgs),
+        Doctor(doctor::DoctorArgs),
+        Serve(serve::ServeArgs),
     }
 }
 
-/// Does what the command line asks for.
-///
-/// # Errors
-/// Whatever the command failed with; the exit code follows from it.
-pub fn run(cli: Cli) -> anyhow::Result<Ending> {
-    let voice = Voice { json: cli.json, quiet: cli.quiet };
-    match cli.command {
-        Command::Pack(args) => pack::run(&args, voice),
-        Command::Manifest(command) => manifest::run(&command, voice),
-        Command::Preview(args) => preview::run(&args, voice),
-        Command::Digest(args) => digest::run(&args, voice),
-        Command::Bench(args) => bench::run(&args, voice),
-        Command::Doctor(args) => doctor::run(&args, voice),
-        Command::Serve(args) => serve::run(&args, voice),
-        #[cfg(feature = "trainer")]
-        Command::Quickstart(args) => quickstart::run(&args, voice),
-        #[cfg(feature = "trainer")]
-        Command::Train(args) => train::run(&args, voice),
-        #[cfg(feature = "trainer")]
-        Command::Eval(command) => eval::run(&command, voice),
-        #[cfg(feature = "trainer")]
-        Command::Embed(args) => embed::run(&args, voice),
-        #[cfg(feature = "trainer")]
-        Command::Export(args) => export::run(&args, voice),
-        #[cfg(feature = "trainer")]
-        Command::Import(args) => import::run(&args, voice),
-        #[cfg(feature = "trainer")]
-        Command::Report(args) => {
-            let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
-            let folder = crate::run::RunFolder::open(&args.run)?;
-            crate::report::write(&folder, args.embedding.as_deref(), &out)?;
-            if let Some(csv) = &args.csv {
-                crate::report::write_table(&folder, csv)?;
-            }
-            voice.result(&serde_json::json!({ "out": out, "csv": args.csv }), || out.display().to_string());
-            Ok(Ending::Done)
+/// All verbs.
+#[derive(Subcommand)]
+#[allow(missing_docs, clippy::large_enum_variant)]
+pub enum Command {
+    #[command(flatten)]
+    Data(DataCommand),
+    #[cfg(feature = "trainer")]
+    #[command(flatten)]
+    Trainer(trainer::TrainerCommand),
+}
+
+impl Run for Command {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        match self {
+            Self::Data(command) => command.run(output),
+            #[cfg(feature = "trainer")]
+            Self::Trainer(command) => command.run(output),
         }
     }
 }

@@ -1,13 +1,49 @@
 //! `pack`: images in folders, tars or lists → shards and a manifest.
 
-use pipeline::pack::{PackOptions, Resize, pack};
-use serde_json::json;
+use std::path::PathBuf;
 
-use super::Voice;
-use crate::cli::PackArgs;
-use crate::progress::Progress;
-use crate::stream::cores;
-use crate::{Ending, WrongInput};
+use clap::Args;
+use serde_json::json;
+use simclr_data::pack::{PackOptions, Resize, pack};
+use simclr_ground::error::{Error, Result};
+
+use super::Run;
+use crate::open::cores;
+use crate::output::ExitStatus;
+use crate::output::Output;
+use crate::telemetry::progress::Progress;
+
+/// Pack images into shards and a manifest: class folders, ILSVRC2012's tars, or a list.
+#[derive(Args)]
+pub struct PackArgs {
+    /// A folder of class folders (SRC/<class>/<image>); a tar of class tars (ILSVRC2012_img_train.tar); a tar of
+    /// images; or a list (.txt) with a path and a class on each line.
+    pub source: PathBuf,
+    /// The folder to create.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Close a shard before its tar stream grows beyond this.
+    #[arg(long, default_value_t = 256 << 20)]
+    pub shard_bytes: u64,
+    /// Compress the shards with zstd, in frames that can be read one by one.
+    #[arg(long, value_name = "LEVEL")]
+    pub zstd: Option<i32>,
+    /// Shrink pictures whose short side is longer than this; they become JPEG.
+    #[arg(long, value_name = "PX")]
+    pub resize_short: Option<u32>,
+    /// Encode pictures anew with this JPEG quality; 90 if only --resize-short is given.
+    #[arg(long, value_name = "Q")]
+    pub quality: Option<u8>,
+    /// Encode with half the resolution of colours (4:2:0): smaller, and faster to decode.
+    #[arg(long)]
+    pub subsample: bool,
+    /// For a tar of images: the class of each on a line, in the order of their names, or after their names.
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// Decides the order in which samples are written.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
 
 /// How many images that could not be made smaller are named.
 const SHOWN: usize = 10;
@@ -16,59 +52,64 @@ const SHOWN: usize = 10;
 const QUALITY: u8 = 90;
 
 /// How pictures are made smaller, if that is asked for.
-fn resize(args: &PackArgs) -> anyhow::Result<Option<Resize>> {
+fn resize(args: &PackArgs) -> Result<Option<Resize>> {
     if args.resize_short.is_none() && args.quality.is_none() {
         if args.subsample {
-            return Err(WrongInput("--subsample goes with --resize-short or --quality".into()).into());
+            return Err(Error::input("--subsample goes with --resize-short or --quality"));
         }
         return Ok(None);
     }
     let quality = args.quality.unwrap_or(QUALITY);
     if !(1..=100).contains(&quality) {
-        return Err(WrongInput(format!("--quality {quality}: between 1 and 100 is wanted")).into());
+        return Err(Error::input(format!("--quality {quality}: between 1 and 100 is wanted")));
     }
     if args.resize_short == Some(0) {
-        return Err(WrongInput("--resize-short 0: at least one pixel is wanted".into()).into());
+        return Err(Error::input("--resize-short 0: at least one pixel is wanted"));
     }
     Ok(Some(Resize { short_side: args.resize_short.unwrap_or(0), quality, subsample: args.subsample }))
 }
 
-pub fn run(args: &PackArgs, voice: Voice) -> anyhow::Result<Ending> {
-    let progress = Progress::new("packing", 0, 1, voice.quiet);
-    let options = PackOptions {
-        shard_bytes: args.shard_bytes,
-        zstd: args.zstd,
-        seed: args.seed,
-        resize: resize(args)?,
-        labels: args.labels.clone(),
-        threads: cores(),
-        progress: &|done, total| progress.set(done, total, || "images".into()),
-    };
-    let packed = pack(&args.source, &args.out, &options)?;
-    progress.finish();
-    if !packed.left_out.is_empty() && !voice.quiet {
-        let first = packed.left_out[0].display();
-        eprintln!("left out {} files that are no .jpg, .jpeg, .png or .webp, such as {first}", packed.left_out.len());
+impl Run for PackArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let progress = Progress::new("packing", 0, 1, output.quiet);
+        let options = PackOptions {
+            shard_bytes: self.shard_bytes,
+            zstd: self.zstd,
+            seed: self.seed,
+            resize: resize(self)?,
+            labels: self.labels.clone(),
+            threads: cores(),
+            progress: &|done, total| progress.set(done, total, || "images".into()),
+        };
+        let packed = pack(&self.source, &self.out, &options)?;
+        progress.finish();
+        if !packed.left_out.is_empty() && !output.quiet {
+            let first = packed.left_out[0].display();
+            eprintln!(
+                "left out {} files that are no .jpg, .jpeg, .png or .webp, such as {first}",
+                packed.left_out.len()
+            );
+        }
+        for (key, why) in packed.kept_as_is.iter().take(if output.quiet { 0 } else { SHOWN }) {
+            eprintln!("kept as it is: {key}: {why}");
+        }
+        let manifest = &packed.manifest;
+        let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
+        let object = json!({
+            "out": self.out, "manifest": self.out.join("manifest.json"), "shards": manifest.shards.len(), "samples": manifest.samples,
+            "bytes": bytes, "classes": manifest.classes.len(), "digest": manifest.digest, "left_out": packed.left_out, "kept_as_is": packed.kept_as_is.len(),
+        });
+        output.result(&object, || {
+            format!(
+                "{} samples of {} classes in {} shards, {:.1} MB\nmanifest {}\ndigest   {}",
+                manifest.samples,
+                manifest.classes.len(),
+                manifest.shards.len(),
+                bytes as f64 / 1e6,
+                self.out.join("manifest.json").display(),
+                manifest.digest
+            )
+        });
+        Ok(ExitStatus::Success)
     }
-    for (key, why) in packed.kept_as_is.iter().take(if voice.quiet { 0 } else { SHOWN }) {
-        eprintln!("kept as it is: {key}: {why}");
-    }
-    let manifest = &packed.manifest;
-    let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
-    let object = json!({
-        "out": args.out, "manifest": args.out.join("manifest.json"), "shards": manifest.shards.len(), "samples": manifest.samples,
-        "bytes": bytes, "classes": manifest.classes.len(), "digest": manifest.digest, "left_out": packed.left_out, "kept_as_is": packed.kept_as_is.len(),
-    });
-    voice.result(&object, || {
-        format!(
-            "{} samples of {} classes in {} shards, {:.1} MB\nmanifest {}\ndigest   {}",
-            manifest.samples,
-            manifest.classes.len(),
-            manifest.shards.len(),
-            bytes as f64 / 1e6,
-            args.out.join("manifest.json").display(),
-            manifest.digest
-        )
-    });
-    Ok(Ending::Done)
 }

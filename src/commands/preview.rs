@@ -1,122 +1,48 @@
 //! `preview`: a contact sheet of a batch, any moment of any run, since a batch is a value.
 
-use pipeline::augment::{Op, Step};
-use pipeline::decode::RgbImage;
-use pipeline::drawn;
-use pipeline::files::write_whole;
-use pipeline::loader::Source;
+use std::path::PathBuf;
+
+use clap::Args;
 use serde_json::json;
+use simclr_ground::error::{Error, Result};
+use simclr_ground::files::write_whole;
+use simclr_image::drawn;
 
-use super::Voice;
-use crate::cli::PreviewArgs;
-use crate::inspect::{Inspector, Seen};
-use crate::picture::{Canvas, Face};
-use crate::{Ending, WrongInput, stream};
+use super::Run;
+use super::args::ConfigArgs;
+use crate::drawing::contact_sheet::contact_sheet;
+use crate::open;
+use crate::output::ExitStatus;
+use crate::output::Output;
 
-const PAPER: [u8; 3] = [24, 26, 31];
-const CARD: [u8; 3] = [34, 37, 44];
-const INK: [u8; 3] = [236, 238, 242];
-const FAINT: [u8; 3] = [154, 162, 176];
-const WARM: [u8; 3] = [255, 170, 110];
-
-pub fn run(args: &PreviewArgs, voice: Voice) -> anyhow::Result<Ending> {
-    let config = args.config.load()?;
-    let source = stream::open(config.stream(), &config.machine)?;
-    if args.images == 0 {
-        return Err(WrongInput("--images 0: at least one is wanted".into()).into());
-    }
-    let sheet = contact_sheet(&source, args.batch, args.images)?;
-    write_whole(&args.out, &drawn::png(&sheet))
-        .map_err(|error| WrongInput(format!("{}: cannot write the picture: {error}", args.out.display())))?;
-    let object = json!({ "out": args.out, "batch": args.batch, "plan_digest": source.plan.digest, "width": sheet.width, "height": sheet.height });
-    voice.result(&object, || args.out.display().to_string());
-    Ok(Ending::Done)
+/// Draw a contact sheet: pictures, their views, and the drawn parameters.
+#[derive(Args)]
+pub struct PreviewArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The global batch to look at.
+    #[arg(long, default_value_t = 0)]
+    pub batch: u64,
+    /// How many of its images to show.
+    #[arg(long, default_value_t = 12)]
+    pub images: usize,
+    /// The PNG to write.
+    #[arg(long, default_value = "preview.png")]
+    pub out: PathBuf,
 }
 
-/// The first `images` images of global batch `batch`: each with its views and how they were made.
-pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> anyhow::Result<RgbImage> {
-    const MARGIN: u32 = 28;
-    const GAP: u32 = 10;
-    const LINE: u32 = 15;
-    let plan = &source.plan;
-    let recipe = &plan.config.recipe;
-    let images = images.min(plan.config.batch.size as usize);
-    // Small views are shown larger, in whole steps.
-    let sizes: Vec<u32> = recipe.sizes().collect();
-    let largest = sizes.iter().copied().max().expect("a recipe has views");
-    let side = if largest >= 160 { largest } else { largest * 160u32.div_ceil(largest) };
-    let pictures = 1 + sizes.len() as u32;
-    let columns = if images > 3 && pictures <= 3 { 2 } else { 1 };
-    let rows = (images as u32).div_ceil(columns);
-    // Colour changes and an automatic policy may take two lines.
-    let lines =
-        |ops: &[Op]| ops.iter().map(|op| 1 + u32::from(matches!(op, Op::ColorJitter(_) | Op::AutoAugment(_)))).sum();
-    let ways = std::iter::once(&recipe.ops).chain(recipe.branches.iter().map(|branch| &branch.ops));
-    let lines: u32 = ways.map(|ops| lines(ops)).max().expect("a recipe has views");
-    let card_width = pictures * side + (pictures + 1) * GAP;
-    let card_height = 30 + side + GAP + lines * LINE + GAP;
-    let width = 2 * MARGIN + columns * card_width + (columns - 1) * GAP * 2;
-    let header = 74;
-    let mut canvas = Canvas::new(width, header + rows * (card_height + 2 * GAP) + MARGIN, PAPER);
-    let position = plan.position(batch);
-    canvas.write(&format!("Batch {batch}"), MARGIN, 16, width, 30.0, Face::Text, INK);
-    let about = format!(
-        "epoch {}, batch {} of {}   seed {}   plan {}",
-        position.epoch,
-        position.batch_in_epoch + 1,
-        plan.batches_per_epoch(),
-        plan.config.seed,
-        &plan.digest[..16]
-    );
-    canvas.write(&about, MARGIN, 50, width - 2 * MARGIN, 14.0, Face::Text, FAINT);
-    let storage = crate::stream::runtime()?;
-    let mut inspector = Inspector::new(source, batch, storage.handle().clone());
-    for i in 0..images as u32 {
-        let (column, row) = (i % columns, i / columns);
-        let x = MARGIN + column * (card_width + 2 * GAP);
-        let y = header + row * (card_height + 2 * GAP);
-        canvas.fill(x, y, card_width, card_height, CARD);
-        let place = inspector.look(i as usize)?;
-        canvas.write(place.class.as_deref().unwrap_or("no label"), x + GAP, y + 6, side, 18.0, Face::Text, INK);
-        let name = format!("{}  in  {}", place.entry, place.shard);
-        canvas.write(&name, x + 2 * GAP + side, y + 10, card_width - side - 3 * GAP, 12.0, Face::Mono, FAINT);
-        let top = y + 30;
-        match place.seen {
-            Err(damage) => {
-                let (left, width) = (x + GAP, card_width - 2 * GAP);
-                canvas.write("damaged, replaced in training", left, top + 20, width, 16.0, Face::Text, WARM);
-                canvas.write(&damage.to_string(), left, top + 44, width, 12.0, Face::Mono, FAINT);
-            }
-            Ok(Seen { original, views }) => {
-                canvas.put(&original, x + GAP, top, side);
-                let size = format!("{}×{}, {:.0} kB", original.width, original.height, place.bytes as f64 / 1e3);
-                canvas.write(&size, x + GAP, top + side + GAP, side, 12.0, Face::Mono, FAINT);
-                for (view, (picture, steps)) in views.iter().enumerate() {
-                    let left = x + GAP + (view as u32 + 1) * (side + GAP);
-                    canvas.put(picture, left, top, side);
-                    for (line, text) in captions(steps).iter().enumerate() {
-                        let y = top + side + GAP + line as u32 * LINE;
-                        canvas.write(text, left, y, side, 12.0, Face::Mono, FAINT);
-                    }
-                }
-            }
+impl Run for PreviewArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let config = self.config.load()?;
+        let source = open::source(config.stream(), &config.machine)?;
+        if self.images == 0 {
+            return Err(Error::input("--images 0: at least one is wanted"));
         }
+        let sheet = contact_sheet(&source, self.batch, self.images)?;
+        write_whole(&self.out, &drawn::png(&sheet))
+            .map_err(|error| Error::input(format!("{}: cannot write the picture: {error}", self.out.display())))?;
+        let object = json!({ "out": self.out, "batch": self.batch, "plan_digest": source.plan.digest, "width": sheet.width, "height": sheet.height });
+        output.result(&object, || self.out.display().to_string());
+        Ok(ExitStatus::Success)
     }
-    Ok(canvas.into_image())
-}
-
-/// A line for each step; the colour changes take two.
-fn captions(steps: &[Step]) -> Vec<String> {
-    let mut lines = Vec::new();
-    for step in steps {
-        let text = step.to_string();
-        match (step, text.match_indices(' ').nth(1)) {
-            (Step::Colors(changes), Some((middle, _))) if changes.len() > 2 => {
-                lines.push(text[..middle].to_owned());
-                lines.push(text[middle + 1..].to_owned());
-            }
-            _ => lines.push(text),
-        }
-    }
-    lines
 }

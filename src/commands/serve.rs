@@ -1,77 +1,109 @@
 //! `serve`: the data service on this machine, until it is told to stop.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context;
-use pipeline::service::{Service, server};
+use clap::Args;
 use serde_json::json;
+use simclr_data::source::DamagePolicy;
+use simclr_ground::error::Context;
+use simclr_ground::error::{Error, Result};
+use simclr_service::{Service, server};
 
-use super::Voice;
-use crate::cli::ServeArgs;
-use crate::pages::{self, Pages};
-use crate::{Ending, stream};
+use super::Run;
+use super::args::ConfigArgs;
+use crate::open;
+use crate::output::ExitStatus;
+use crate::output::Output;
+use crate::web::{self, Pages};
 
-pub fn run(args: &ServeArgs, voice: Voice) -> anyhow::Result<Ending> {
-    let mut config = args.config.load()?;
-    let machine = &mut config.machine;
-    for (flag, key) in [
-        (&args.token, &mut machine.service.token),
-        (&args.certificate, &mut machine.service.certificate),
-        (&args.key, &mut machine.service.key),
-        (&args.client_ca, &mut machine.service.client_ca),
-    ] {
-        if let Some(flag) = flag {
-            key.clone_from(flag);
+/// Serve batches to trainers on other machines, over Arrow Flight; they name this node with --feed.
+#[derive(Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Where clients connect; port 0 takes a free one. Beyond this machine, think of TLS and a token.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8815")]
+    pub listen: String,
+    /// Where /metrics, /livez, /readyz, /status and a page are served.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
+    pub metrics: String,
+    /// A file with the bearer token that clients must show; short for machine.service.token.
+    #[arg(long, value_name = "FILE")]
+    pub token: Option<PathBuf>,
+    /// The certificate chain, for TLS; short for machine.service.certificate.
+    #[arg(long, value_name = "PEM", requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// The certificate's private key; short for machine.service.key.
+    #[arg(long, value_name = "PEM", requires = "certificate")]
+    pub key: Option<PathBuf>,
+    /// Who may vouch for clients, which then need a certificate too; short for machine.service.client_ca.
+    #[arg(long, value_name = "PEM", requires = "certificate")]
+    pub client_ca: Option<PathBuf>,
+}
+
+impl Run for ServeArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let mut config = self.config.load()?;
+        let machine = &mut config.machine;
+        for (flag, key) in [
+            (&self.token, &mut machine.service.token),
+            (&self.certificate, &mut machine.service.certificate),
+            (&self.key, &mut machine.service.key),
+            (&self.client_ca, &mut machine.service.client_ca),
+        ] {
+            if let Some(flag) = flag {
+                key.clone_from(flag);
+            }
         }
+        let machine = &config.machine;
+        let doors = server::Doors::open(&machine.service)?;
+        // How much damage a run bears is the trainer's to say; the service tells it what it met.
+        let source = open::source_with(config.stream(), machine, DamagePolicy::Any)?;
+        let runtime = open::runtime()?;
+        let threads = if machine.threads == 0 { open::cores() } else { machine.threads };
+        let listener = web::listen("--listen", &self.listen)?;
+        let address = listener.local_addr()?;
+        let guarded = doors.has_tls() && doors.guard.wants_token();
+        if !address.ip().is_loopback() && !guarded {
+            tracing::warn!("{address} can be reached from other machines; TLS and a token keep strangers out");
+        }
+        let plan = source.plan.digest.clone();
+        let service =
+            Service::start(source.clone(), machine.service.clone(), threads, machine.batches_ahead, runtime.handle())?;
+        let pages = Pages {
+            alive: Arc::new({
+                let service = service.clone();
+                move || if service.alive() { Ok(()) } else { Err("a worker thread died".into()) }
+            }),
+            ready: Arc::new({
+                let service = service.clone();
+                move || service.ready()
+            }),
+            status: Arc::new({
+                let service = service.clone();
+                move || service.status()
+            }),
+            source: Arc::new({
+                let source = source.clone();
+                move || Some(source.clone())
+            }),
+            guard: doors.guard.clone(),
+        };
+        let metrics = web::serve("--metrics", &self.metrics, pages, runtime.handle())?;
+        runtime.spawn(drain_on_signals(service.clone()));
+        let url = format!("{}://{address}", if doors.has_tls() { "grpcs" } else { "grpc" });
+        let object = json!({ "listen": url, "metrics": format!("http://{metrics}/metrics"), "plan_digest": plan });
+        output.result(&object, || format!("{url} serves plan {plan}\nhttp://{metrics}/ tells how it goes"));
+        let served = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).context("cannot listen")?;
+            Ok::<_, Error>(server::serve(service, listener, doors).await?)
+        });
+        // A thread that waits for storage that does not answer must not keep the program from ending.
+        runtime.shutdown_background();
+        served?;
+        Ok(ExitStatus::Success)
     }
-    let machine = &config.machine;
-    let doors = server::Doors::open(&machine.service)?;
-    let mut source = stream::open(config.stream(), machine)?;
-    // How much damage a run bears is the trainer's to say; the service tells it what it met.
-    stream::bear_all(&mut source);
-    let runtime = stream::runtime()?;
-    let threads = if machine.threads == 0 { stream::cores() } else { machine.threads };
-    let listener = pages::listen("--listen", &args.listen)?;
-    let address = listener.local_addr()?;
-    let guarded = doors.has_tls() && doors.guard.wants_token();
-    if !address.ip().is_loopback() && !guarded {
-        tracing::warn!("{address} can be reached from other machines; TLS and a token keep strangers out");
-    }
-    let plan = source.plan.digest.clone();
-    let service =
-        Service::start(source.clone(), machine.service.clone(), threads, machine.batches_ahead, runtime.handle())?;
-    let pages = Pages {
-        alive: Arc::new({
-            let service = service.clone();
-            move || if service.alive() { Ok(()) } else { Err("a worker thread died".into()) }
-        }),
-        ready: Arc::new({
-            let service = service.clone();
-            move || service.ready()
-        }),
-        status: Arc::new({
-            let service = service.clone();
-            move || service.status()
-        }),
-        source: Arc::new({
-            let source = source.clone();
-            move || Some(source.clone())
-        }),
-        guard: doors.guard.clone(),
-    };
-    let metrics = pages::serve("--metrics", &args.metrics, pages, runtime.handle())?;
-    runtime.spawn(drain_on_signals(service.clone()));
-    let url = format!("{}://{address}", if doors.has_tls() { "grpcs" } else { "grpc" });
-    let object = json!({ "listen": url, "metrics": format!("http://{metrics}/metrics"), "plan_digest": plan });
-    voice.result(&object, || format!("{url} serves plan {plan}\nhttp://{metrics}/ tells how it goes"));
-    let served = runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener).context("cannot listen")?;
-        Ok::<_, anyhow::Error>(server::serve(service, listener, doors).await?)
-    });
-    // A thread that waits for storage that does not answer must not keep the program from ending.
-    runtime.shutdown_background();
-    served?;
-    Ok(Ending::Done)
 }
 
 /// Drains the service at the first SIGTERM or SIGINT, ends the program at the second.

@@ -9,16 +9,18 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int64Type, UInt64Type};
 use arrow_array::{Array, RecordBatch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use pipeline::decode::decode;
-use pipeline::drawn;
-use pipeline::loader::Source;
-use pipeline::order::SampleRef;
+use simclr_data::source::Source;
+use simclr_ground::error::{Error, Result};
+use simclr_ground::sample::SampleRef;
+use simclr_image::decode::decode;
+use simclr_image::drawn;
+use simclr_trainer::error::TrainError;
 use tch::{Kind, Tensor};
 
 use super::{base64, escape};
 use crate::config::Config;
-use crate::picture::{Canvas, Face, INK, PAPER};
-use crate::{WrongInput, stream};
+use crate::drawing::canvas::{Canvas, Face, INK, PAPER};
+use crate::open;
 
 /// Points on a map, at most: more hide each other and make the page large.
 const POINTS: usize = 2000;
@@ -44,11 +46,11 @@ struct Embedding {
 ///
 /// # Errors
 /// If the table is none that `embed` writes, or the images it is made from can't be read.
-pub fn write(page: &mut String, path: &Path, config: &Config) -> anyhow::Result<()> {
+pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let embedding = Embedding::read(path)?;
     let manifest = embedding.manifest.display();
-    let source = stream::open(config.evaluation_stream(embedding.manifest.clone(), [0.0, 1.0], 1), &config.machine)
-        .map_err(|error| WrongInput(format!("{}: was made from {manifest}: {error:#}", path.display())))?;
+    let source = open::source(config.evaluation_stream(embedding.manifest.clone(), [0.0, 1.0], 1), &config.machine)
+        .map_err(|error| Error::input(format!("{}: was made from {manifest}: {error:#}", path.display())))?;
     let classes = &source.store.manifest().classes;
     let rows = embedding.ids.len();
     let chosen: Vec<i64> = (0..POINTS.min(rows)).map(|i| (i * rows / POINTS.min(rows)) as i64).collect();
@@ -59,9 +61,9 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> anyhow::Result<
     page.push_str("<h2>Maps</h2><p class=\"faint\">");
     write!(page, "{} of {rows} pictures of {}, ", chosen.len(), escape(&manifest.to_string()))?;
     page.push_str("each a point; pictures that the encoder takes for alike lie together.</p><div class=\"curves\">");
-    let plane = |values: &Tensor| -> anyhow::Result<Vec<(f64, f64)>> {
+    let plane = |values: &Tensor| -> Result<Vec<(f64, f64)>> {
         let [x, y] = [0, 1].map(|i| Vec::<f64>::try_from(values.select(1, i.min(values.size()[1] - 1))));
-        Ok(x?.into_iter().zip(y?).collect())
+        Ok(x.map_err(TrainError::from)?.into_iter().zip(y.map_err(TrainError::from)?).collect())
     };
     let near = t_sne(&components)?;
     for (name, unit, points) in [
@@ -90,8 +92,8 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> anyhow::Result<
 }
 
 impl Embedding {
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        let wrong = |what: String| WrongInput(format!("--embedding {}: {what}", path.display()));
+    fn read(path: &Path) -> Result<Self> {
+        let wrong = |what: String| Error::input(format!("--embedding {}: {what}", path.display()));
         let none = |error: &dyn std::fmt::Display| wrong(format!("a table that `embed` wrote is wanted: {error}"));
         let file = File::open(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| none(&error))?;
@@ -111,7 +113,7 @@ impl Embedding {
             labels.extend(label.ok_or_else(|| none(&"it has no column label"))?.iter());
         }
         if ids.len() < 2 {
-            return Err(wrong(format!("it has {} rows; at least 2 are wanted", ids.len())).into());
+            return Err(wrong(format!("it has {} rows; at least 2 are wanted", ids.len())));
         }
         Ok(Self { values: Tensor::cat(&values, 0), ids, labels, manifest })
     }
@@ -131,13 +133,14 @@ fn principal_components(values: &Tensor) -> Tensor {
 }
 
 /// The rows of `components` in the plane, neighbours beside neighbours; it begins with the first two components.
-fn t_sne(components: &Tensor) -> anyhow::Result<Vec<(f64, f64)>> {
-    let (count, directions) = components.size2()?;
+fn t_sne(components: &Tensor) -> Result<Vec<(f64, f64)>> {
+    let (count, directions) = components.size2().map_err(TrainError::from)?;
     let start = components.narrow(1, 0, 2.min(directions)).contiguous();
     let start = &start / start.std(false).clamp_min(1e-12) * 1e-4;
     let start = if directions < 2 { Tensor::cat(&[&start, &start.zeros_like()], 1) } else { start };
-    let start: Vec<f32> = Vec::<f64>::try_from(start.flatten(0, -1))?.into_iter().map(|x| x as f32).collect();
-    let rows = Vec::<Vec<f64>>::try_from(components)?;
+    let start: Vec<f32> =
+        Vec::<f64>::try_from(start.flatten(0, -1)).map_err(TrainError::from)?.into_iter().map(|x| x as f32).collect();
+    let rows = Vec::<Vec<f64>>::try_from(components).map_err(TrainError::from)?;
     let rows: Vec<Vec<f32>> = rows.iter().map(|row| row.iter().map(|&x| x as f32).collect()).collect();
     // A neighbourhood is a part of the whole.
     let perplexity = (count as f32 / 4.0).clamp(1.0, 30.0);
@@ -175,7 +178,7 @@ fn color(class: usize, classes: usize) -> String {
 }
 
 /// Rows of a picture and those most like it.
-fn neighbours(embedding: &Embedding, source: &Source) -> anyhow::Result<pipeline::decode::RgbImage> {
+fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::decode::RgbImage> {
     const SIDE: u32 = 96;
     const GAP: u32 = 10;
     const NAME: u32 = 20;
@@ -191,8 +194,8 @@ fn neighbours(embedding: &Embedding, source: &Source) -> anyhow::Result<pipeline
     let itself = Tensor::from_slice(&queries).unsqueeze(1);
     let similarity = similarity.scatter_value(1, &itself, f64::NEG_INFINITY);
     let (_, nearest) = similarity.topk(neighbours as i64, 1, true, true);
-    let nearest = Vec::<Vec<i64>>::try_from(nearest)?;
-    let storage = stream::runtime()?;
+    let nearest = Vec::<Vec<i64>>::try_from(nearest).map_err(TrainError::from)?;
+    let storage = open::runtime()?;
     let manifest = source.store.manifest();
     let pick = |id: u64| {
         let mut left = id;
@@ -205,7 +208,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> anyhow::Result<pipeline
             None
         });
         found.ok_or_else(|| {
-            WrongInput(format!("the embedding names sample {id}, its manifest has {}", manifest.samples))
+            Error::input(format!("the embedding names sample {id}, its manifest has {}", manifest.samples))
         })
     };
     let columns = 1 + neighbours as u32;

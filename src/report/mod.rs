@@ -5,10 +5,11 @@ mod embedding;
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::Context;
-use pipeline::files::write_whole;
+use simclr_ground::error::{Context, Error, Result};
+use simclr_ground::files::write_whole;
+use simclr_trainer::run::{MetricsLine, RunFolder, RunRecord};
 
-use crate::run::{MetricsLine, RunFolder};
+use crate::config::Config;
 
 const STYLE: &str = "
 :root { --paper: #fbfbf9; --ink: #1c1e22; --faint: #6b7280; --line: #e2e2dc; --one: #2563eb; --pale: #2563eb33; --good: #15803d; }
@@ -32,8 +33,8 @@ type Curve = (&'static str, &'static str, fn(&MetricsLine) -> f64);
 ///
 /// # Errors
 /// If the files can't be read or the report can't be written.
-pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> anyhow::Result<()> {
-    let record = folder.record()?;
+pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> Result<()> {
+    let record: RunRecord<Config> = folder.record()?;
     let metrics = folder.metrics()?;
     let evaluations = folder.evaluations();
     let mut page = String::new();
@@ -107,7 +108,7 @@ pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> anyhow
             base64(&picture)
         )?;
     }
-    let settings = toml::to_string(&record.config).context("the configuration cannot be shown")?;
+    let settings = toml::to_string(&record.config).map_err(Error::from_foreign)?;
     write!(page, "<h2>Settings</h2><pre>{}</pre>", escape(&settings))?;
     let versions = &record.versions;
     write!(
@@ -124,7 +125,7 @@ pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> anyhow
 ///
 /// # Errors
 /// If the run's metrics can't be read or the table can't be written.
-pub fn write_table(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
+pub fn write_table(folder: &RunFolder, out: &Path) -> Result<()> {
     const COLUMNS: [&str; 13] = [
         "step",
         "epoch",
@@ -142,7 +143,7 @@ pub fn write_table(folder: &RunFolder, out: &Path) -> anyhow::Result<()> {
     ];
     let mut table = COLUMNS.join(",") + "\n";
     for line in folder.metrics()? {
-        let values = serde_json::to_value(&line)?;
+        let values = serde_json::to_value(&line).expect("a line is plain data");
         table += &(COLUMNS
             .map(|column| if values[column].is_null() { String::new() } else { values[column].to_string() })
             .join(",")

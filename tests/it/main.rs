@@ -3,6 +3,7 @@
 mod dashboards;
 mod data;
 mod errors;
+mod layers;
 #[cfg(feature = "trainer")]
 mod pages;
 #[cfg(feature = "trainer")]

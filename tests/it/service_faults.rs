@@ -298,7 +298,7 @@ fn who_makes_streams_of_another_version_is_told_so() {
     until("it is ready", || node.get("/readyz").0 == 200);
     let plan = tiny_plan(&manifest);
     assert_eq!(plan.digest, node.plan_digest);
-    let version = pipeline::plan::STREAM_VERSION;
+    let version = simclr_plan::STREAM_VERSION;
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let mut flight = flight(&node).await;
@@ -328,8 +328,8 @@ fn who_makes_streams_of_another_version_is_told_so() {
 }
 
 /// The plan of the tests' small stream, as the program makes it.
-fn tiny_plan(manifest: &str) -> pipeline::plan::Plan {
-    use pipeline::plan::{Plan, StreamConfig, Traversal};
+fn tiny_plan(manifest: &str) -> simclr_plan::Plan {
+    use simclr_plan::{Plan, StreamConfig, Traversal};
     let mut preset: toml::Table = include_str!("../../config/cifar10-resnet18.toml").parse().unwrap();
     fn table<T: serde::de::DeserializeOwned>(preset: &mut toml::Table, key: &str) -> T {
         preset.remove(key).unwrap().try_into().unwrap()
@@ -344,7 +344,7 @@ fn tiny_plan(manifest: &str) -> pipeline::plan::Plan {
     // What `TINY` sets of it.
     let Traversal::Shuffled(order) = &mut config.traversal else { unreachable!("set above") };
     (order.lanes, config.batch.size, config.recipe.size) = (4, 8, 16);
-    Plan::new(&pipeline::manifest::Manifest::read(std::path::Path::new(manifest)).unwrap(), config).unwrap()
+    Plan::new(&simclr_data::manifest::Manifest::read(std::path::Path::new(manifest)).unwrap(), config).unwrap()
 }
 
 #[test]

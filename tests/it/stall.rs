@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
-use pipeline::drawn;
 use serde_json::Value;
+use simclr_image::drawn;
 
 use crate::service::Node;
 use crate::sources::Bucket;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use pipeline::drawn;
 use serde_json::Value;
+use simclr_image::drawn;
 
 /// A test's own folder; it goes with the test.
 pub struct World {
@@ -74,7 +74,10 @@ impl World {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_simclr-pipeline"));
+        // Another build can be held against the same tests, such as the last release.
+        let binary = std::env::var("SIMCLR_PIPELINE_BINARY");
+        let binary = binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_simclr-pipeline"));
+        let mut command = Command::new(binary);
         command
             .args(args)
             .current_dir(self.folder.path())

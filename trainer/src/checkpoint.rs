@@ -5,14 +5,15 @@
 
 use std::path::{Path, PathBuf};
 
-use pipeline::files::{digest, sync_folder, write_whole};
 use serde::{Deserialize, Serialize};
+use simclr_ground::batch_stream::StreamSummary;
+use simclr_ground::files::{digest, sync_folder, write_whole};
 use tch::Tensor;
 
 use crate::error::TrainError;
+use crate::model::parameters::Parameters;
+use crate::model::probe::PREFIX;
 use crate::optimizer::Optimizer;
-use crate::parameters::Parameters;
-use crate::probe::PREFIX;
 
 /// The version of the checkpoint format that this build reads and writes.
 const VERSION: u32 = 1;
@@ -147,8 +148,8 @@ pub fn read_state(path: &Path) -> Result<State, TrainError> {
 }
 
 /// The state of a checkpoint about to be written.
-pub fn state(step: u64, next_batch: u64, plan: &pipeline::plan::Plan) -> State {
-    let (plan_digest, manifest_digest) = (plan.digest.clone(), plan.manifest_digest.clone());
+pub fn state(step: u64, next_batch: u64, stream: &StreamSummary) -> State {
+    let (plan_digest, manifest_digest) = (stream.plan_digest.clone(), stream.manifest_digest.clone());
     State { version: VERSION, step, next_batch, plan_digest, manifest_digest, files: Default::default() }
 }
 

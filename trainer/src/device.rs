@@ -2,17 +2,18 @@
 //!
 //! The binary links libtorch's CPU library only. CUDA's is loaded at run time when it is asked for, so that one
 //! binary serves machines with and without a GPU.
-#![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use pipeline::batch::{Batch, Slab};
 use serde::{Deserialize, Serialize};
+use simclr_ground::batch::{Batch, Slab};
+use simclr_torch::cuda;
+use simclr_torch::memory::{self, HostBytes};
 use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::error::{TrainError, of_torch};
-pub use crate::shim::stream::Moment;
-use crate::shim::stream::SideStream;
+pub use simclr_torch::streams::Moment;
+use simclr_torch::streams::SideStream;
 
 /// The precision of convolutions and matrix products; everything else is f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,14 +41,14 @@ pub fn open_nth(name: &str, nth: usize) -> Result<Device, TrainError> {
     let missing = |why: String| TrainError::Device { asked: name.to_owned(), why };
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
-        "auto" if load_cuda().is_err() => return Ok(Device::Cpu),
+        "auto" if cuda::load().is_err() => return Ok(Device::Cpu),
         "auto" | "cuda" => nth,
         _ => {
             let number = name.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok());
             number.ok_or_else(|| missing("cpu, cuda, cuda:N or auto is wanted".into()))?
         }
     };
-    load_cuda().map_err(missing)?;
+    cuda::load().map_err(missing)?;
     let count = Cuda::device_count();
     if index as i64 >= count {
         return Err(missing(format!("the driver offers {count} GPUs, numbered from 0")));
@@ -60,52 +61,14 @@ pub fn gpus() -> i64 {
     Cuda::device_count()
 }
 
-/// Loads libtorch's CUDA library; the error says what is missing.
-fn load_cuda() -> Result<(), String> {
-    static LOADED: std::sync::OnceLock<Result<(), String>> = std::sync::OnceLock::new();
-    let load = || {
-        use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-        // SAFETY: libtorch_cuda registers its kernels when it is loaded, as libtorch means it to; it is of the same
-        // build as the CPU library beside it and is never unloaded.
-        let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
-        let library = library.map_err(|error| {
-            format!(
-                "libtorch's CUDA library cannot be loaded ({error}); set LD_LIBRARY_PATH to the `lib` folder of a \
-                 PyTorch 2.11.0 with CUDA and to the `nvidia/*/lib` folders beside it"
-            )
-        })?;
-        std::mem::forget(library);
-        if Cuda::is_available() {
-            return Ok(());
-        }
-        Err("libtorch's CUDA library is there, but it finds no usable GPU; `nvidia-smi` tells whether the driver does"
-            .into())
-    };
-    LOADED.get_or_init(load).clone()
-}
-
 /// Makes libtorch compute on the CPU with so many threads, and memory that a step frees stay for the next one.
 pub fn compute_on_cpu(threads: usize) {
     tch::set_num_threads(threads as i32);
-    keep_freed_memory();
-}
-
-/// Makes the allocator keep what is freed. By default large tensors are given back to the system one by one, which maps
-/// and clears their pages anew in every step: a fifth of its time and more (README, Speed).
-fn keep_freed_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets two numbers of the allocator, which it reads at its next calls.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1); // never
-    }
+    memory::keep_freed_memory();
 }
 
 /// Memory for a batch's pixels that the device can read: pinned for a GPU.
-pub struct DeviceSlab {
-    tensor: Tensor,
-    bytes: usize,
-}
+pub struct DeviceSlab(HostBytes);
 
 impl DeviceSlab {
     /// Slabs of `bytes` bytes, for batches bound for `device`.
@@ -113,25 +76,18 @@ impl DeviceSlab {
     /// # Errors
     /// If the memory can't be had.
     pub fn allocate(count: usize, bytes: usize, device: Device) -> Result<Vec<Self>, TrainError> {
-        let slab = || {
-            let tensor = Tensor::f_zeros([bytes as i64], (Kind::Uint8, Device::Cpu))?;
-            let tensor = if device.is_cuda() { tensor.f_pin_memory(device)? } else { tensor };
-            Ok(Self { tensor, bytes })
-        };
-        (0..count).map(|_| slab()).collect()
+        let pinned_for = device.is_cuda().then_some(device);
+        (0..count).map(|_| Ok(Self(HostBytes::zeros(bytes, pinned_for)?))).collect()
     }
 }
 
 impl Slab for DeviceSlab {
     fn bytes(&self) -> &[u8] {
-        // SAFETY: the tensor is a contiguous u8 vector of this many bytes in host memory, owned by this slab alone;
-        // it is written only through `bytes_mut`, which borrows the slab exclusively.
-        unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast::<u8>(), self.bytes) }
+        self.0.as_slice()
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `&mut self` makes this the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.tensor.data_ptr().cast::<u8>(), self.bytes) }
+        self.0.as_mut_slice()
     }
 }
 
@@ -153,7 +109,7 @@ fn pixels(batch: &Batch<DeviceSlab>) -> Result<Tensor, TrainError> {
     let view_bytes = layout.view_bytes[0];
     assert!(layout.view_bytes.iter().all(|&bytes| bytes == view_bytes), "views of one size, not {layout:?}");
     let side = ((view_bytes / 3) as f64).sqrt() as i64;
-    let all = batch.slab().tensor.f_narrow(0, 0, layout.bytes() as i64)?;
+    let all = batch.slab().0.tensor().f_narrow(0, 0, layout.bytes() as i64)?;
     let all = all.f_view([layout.views() as i64, layout.images as i64, side, side, 3])?;
     Ok(all.f_narrow(1, 0, batch.num_images as i64)?)
 }

@@ -1,14 +1,14 @@
 //! What can go wrong while training or evaluating.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use pipeline::loader::LoadError;
-use pipeline::plan::Position;
-
-use crate::ranks::RanksError;
+use simclr_ground::batch_stream::StreamError;
+use simclr_ground::error::{Classify, ErrorClass, InvalidValue};
+use simclr_ground::position::Position;
 
 /// What libtorch said through the shim.
-pub(crate) fn of_torch(said: crate::shim::Said) -> TrainError {
+pub(crate) fn of_torch(said: simclr_torch::Said) -> TrainError {
     TrainError::Torch(tch::TchError::Torch(said))
 }
 
@@ -24,18 +24,11 @@ pub enum TrainError {
         why: String,
     },
     /// A value of the configuration is out of its range.
-    #[error("{key} = {found}: {wanted}")]
-    Value {
-        /// The key in the configuration.
-        key: &'static str,
-        /// The value found.
-        found: String,
-        /// What would be right.
-        wanted: String,
-    },
+    #[error(transparent)]
+    Value(#[from] InvalidValue),
     /// The stream of batches stopped.
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Load(#[from] StreamError),
     /// The loss is no number; nothing of this step is ever saved.
     #[error("the loss of step {step} is {loss}: the last checkpoint is kept; `preview --batch {}` shows the batch", position.batch)]
     NotFinite {
@@ -71,4 +64,101 @@ pub enum TrainError {
     /// A data set that can't be evaluated on.
     #[error("{0}")]
     Evaluation(String),
+}
+
+impl Classify for TrainError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Device { .. } | Self::Checkpoint { .. } | Self::Evaluation(_) => ErrorClass::Input,
+            Self::Value(error) => error.class(),
+            Self::Load(error) => error.class(),
+            Self::Ranks(error) => error.class(),
+            Self::NotFinite { .. } | Self::Torch(_) | Self::CheckpointWrite { .. } => ErrorClass::Runtime,
+        }
+    }
+}
+
+/// Why ranks can't go on together.
+#[derive(Debug, thiserror::Error)]
+pub enum RanksError {
+    /// The store can't be opened or reached.
+    #[error("rank {rank} cannot {what} the store at {host}:{port} (MASTER_ADDR, MASTER_PORT): {why}")]
+    Store {
+        /// Who says so.
+        rank: u32,
+        /// `open` or `reach`.
+        what: &'static str,
+        /// Where.
+        host: String,
+        /// Where there.
+        port: u16,
+        /// What c10d said.
+        why: String,
+    },
+    /// Some ranks have not come.
+    #[error("{} not come within {} s, of a world of {world}; each must be started, and reach {host}:{port}", named(ranks, "has", "have"), waited.as_secs())]
+    Missing {
+        /// Which.
+        ranks: Vec<u32>,
+        /// Of how many.
+        world: u32,
+        /// How long they were waited for.
+        waited: Duration,
+        /// Where the store is.
+        host: String,
+        /// Where there.
+        port: u16,
+    },
+    /// Another rank failed and said why.
+    #[error("rank {rank} failed: {what}")]
+    Failed {
+        /// Which.
+        rank: u32,
+        /// What it said.
+        what: String,
+    },
+    /// Other ranks are gone and said nothing.
+    #[error("{who} gone or stuck; the last checkpoint is kept ({said})")]
+    Lost {
+        /// Which.
+        who: String,
+        /// What c10d said.
+        said: String,
+    },
+    /// NCCL's backend can't be loaded.
+    #[error("several ranks on GPUs need {library}: {why}; `bash trainer/torch/cpp/nccl/build.sh` builds it")]
+    Nccl {
+        /// The library.
+        library: String,
+        /// What the loader said.
+        why: String,
+    },
+}
+
+impl Classify for RanksError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Store { .. } | Self::Nccl { .. } => ErrorClass::Input,
+            Self::Missing { .. } | Self::Failed { .. } | Self::Lost { .. } => ErrorClass::Runtime,
+        }
+    }
+}
+
+/// `rank 1 has`, `ranks 1, 2 have`.
+pub(crate) fn named(ranks: &[u32], one: &str, several: &str) -> String {
+    match ranks {
+        [rank] => format!("rank {rank} {one}"),
+        _ => format!("ranks {} {several}", ranks.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_named() {
+        assert_eq!(named(&[3], "is", "are"), "rank 3 is");
+        assert_eq!(named(&[1, 2], "is", "are"), "ranks 1, 2 are");
+    }
 }

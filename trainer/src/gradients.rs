@@ -3,13 +3,13 @@
 //! Asked for as values, gradients are handed over as the backward pass makes them. Left in the tensors, as torch does
 //! by default, they would be cleared and added to, a pass over all weights each.
 
+use simclr_torch::foreach::List;
 use tch::{Kind, Tensor};
 
+use crate::distributed::{Reducer, World};
 use crate::error::{TrainError, of_torch};
-use crate::parameters::Parameters;
-use crate::probe;
-use crate::ranks::{Reducer, World};
-use crate::shim::lists::List;
+use crate::model::parameters::Parameters;
+use crate::model::probe;
 
 /// Gradients of [`Parameters::learning`], in that order; undefined where the loss does not depend on a tensor.
 #[derive(Default)]

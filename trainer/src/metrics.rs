@@ -6,10 +6,6 @@ use metrics::{
 
 use crate::time_spent::{CAUSES, TimeSpent};
 
-/// Upper bounds of the step time's buckets, in seconds: from a small model on a GPU to a large one on a CPU.
-pub const STEP_SECONDS_BUCKETS: [f64; 14] =
-    [0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
-
 /// Handles of all metrics of this crate; cheap to clone.
 #[derive(Clone)]
 pub struct TrainerMetrics {

@@ -1,6 +1,6 @@
 //! Where a run's time goes: steps, and what keeps the next one waiting, second by second.
 
-use pipeline::stall::Waited;
+use simclr_ground::stall::Waited;
 
 /// What can keep a step waiting, by its name in metrics: first what batches are waited for.
 pub const CAUSES: [&str; 8] =

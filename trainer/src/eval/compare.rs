@@ -1,7 +1,7 @@
 //! Whether one model is better than another on a set of images, or lucky.
 
-use pipeline::rng::{Draws, Purpose};
 use serde::Serialize;
+use simclr_ground::rng::{Draws, Purpose};
 
 use super::measure::mean_average_precision;
 use super::{Answers, Metric};

@@ -1,17 +1,17 @@
 //! Fine-tuning: a classifier on top of an encoder, and both learn from labels.
 
-use pipeline::loader::BatchStream;
 use serde::{Deserialize, Serialize};
+use simclr_ground::batch_stream::BatchStream;
 use tch::{Device, Kind, Tensor};
 
 use crate::device::{self, DeviceSlab};
 use crate::error::TrainError;
 use crate::gradients::Gradients;
+use crate::model::SimClr;
+use crate::model::parameters::Role;
+use crate::model::resnet::Statistics;
+use crate::optimizer::schedule::Schedule;
 use crate::optimizer::{LearningRateRule, Optimizer, OptimizerConfig, OptimizerKind};
-use crate::parameters::Role;
-use crate::resnet::Statistics;
-use crate::schedule::Schedule;
-use crate::simclr::SimClr;
 
 /// How an encoder and its classifier are trained: Nesterov momentum 0.9, no warm-up, the learning rate along a cosine
 /// to zero.
@@ -122,9 +122,9 @@ impl Classifier {
 mod tests {
     use super::*;
     use crate::device::Precision;
-    use crate::projection_head::HeadConfig;
-    use crate::resnet::{Encoder, Initialization, Stem};
-    use crate::simclr::ModelConfig;
+    use crate::model::ModelConfig;
+    use crate::model::projection_head::HeadConfig;
+    use crate::model::resnet::{Encoder, Initialization, Stem};
 
     #[test]
     fn a_classifier_sits_where_it_is_told_and_leaves_the_model_as_it_was() {

@@ -1,8 +1,8 @@
 //! A linear probe on frozen features, with several learning rates trained at the same time.
 
-use pipeline::loader::BatchStream;
-use pipeline::rng::{Draws, Purpose};
 use serde::{Deserialize, Serialize};
+use simclr_ground::batch_stream::BatchStream;
+use simclr_ground::rng::{Draws, Purpose};
 use tch::{Device, Kind, Tensor};
 
 use super::{Answers, Features, classes};

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use pipeline::rng::{Draws, Purpose};
 use serde::{Deserialize, Serialize};
+use simclr_ground::rng::{Draws, Purpose};
 use tch::{Kind, Tensor};
 
 use super::{Answers, Features, Metric, classes};

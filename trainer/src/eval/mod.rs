@@ -8,9 +8,10 @@ mod knn;
 mod linear;
 mod logistic;
 mod measure;
+mod protocol;
 
-use pipeline::batch::Batch;
-use pipeline::loader::Loader;
+use simclr_ground::batch::Batch;
+use simclr_ground::batch_stream::BatchStream;
 use tch::{Device, Tensor};
 
 pub use compare::{CompareConfig, Comparison, compare};
@@ -19,6 +20,10 @@ pub use knn::{KnnConfig, knn, normalized_halves};
 pub use linear::{LinearConfig, LinearResult, linear, linear_on_crops};
 pub use logistic::{LogisticConfig, LogisticResult, logistic};
 pub use measure::{Answers, Measured, Metric};
+pub use protocol::{
+    EvalData, EvalView, FinetuneSettings, Outcome, SetInfo, SetRole, StreamRequest, StreamSize, Task, TransferSettings,
+    encode,
+};
 
 use crate::device::{self, DeviceSlab};
 use crate::error::TrainError;
@@ -27,7 +32,7 @@ use crate::error::TrainError;
 pub struct Features {
     /// `[N, dim]`: f32 on the CPU, unless they were asked for otherwise.
     pub values: Tensor,
-    /// `[N]` i64, on the CPU; of images without a label, [`pipeline::batch::NO_LABEL`].
+    /// `[N]` i64, on the CPU; of images without a label, [`simclr_ground::batch::NO_LABEL`].
     pub labels: Tensor,
     /// Each image's place in the manifest, `[N]`.
     pub ids: Vec<u64>,
@@ -49,12 +54,12 @@ impl Features {
 /// If the stream stops, or nothing in the set can be decoded.
 pub fn features(
     represent: &dyn Fn(&Tensor) -> Tensor,
-    loader: &mut Loader<DeviceSlab>,
+    batches: &mut dyn BatchStream<DeviceSlab>,
     device: Device,
     on_batch: &mut dyn FnMut(usize),
 ) -> Result<Features, TrainError> {
     let (mut values, mut labels, mut ids, mut left_out) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    while let Some(batch) = loader.next_batch()? {
+    while let Some(batch) = batches.next_batch()? {
         let rows = tch::no_grad(|| Ok::<_, TrainError>(represent(&device::upload(&batch, device)?)))?;
         let sound = sound(&batch);
         left_out += batch.replaced.len() as u64;

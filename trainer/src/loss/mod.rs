@@ -7,10 +7,11 @@ mod nt_xent;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+use simclr_ground::error::InvalidValue;
 use tch::{Device, Kind, Tensor};
 
+use crate::distributed::{World, own_parts, parts_together};
 use crate::error::TrainError;
-use crate::ranks::{World, own_parts, parts_together};
 
 /// Which loss, and its parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,7 +60,7 @@ impl LossConfig {
     /// # Errors
     /// Names the key, what was found and what would be right.
     pub fn check(&self) -> Result<(), TrainError> {
-        let wrong = |key, found: String, wanted: &str| Err(TrainError::Value { key, found, wanted: wanted.into() });
+        let wrong = |key, found: String, wanted: &str| Err(TrainError::Value(InvalidValue::new(key, found, wanted)));
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             let wanted = "above 0 is wanted; the paper has 0.1 for ImageNet and 0.5 for CIFAR-10";
             return wrong("loss.temperature", self.temperature.to_string(), wanted);

@@ -3,8 +3,8 @@
 use tch::{Kind, Tensor};
 
 use super::{Contrast, Search, Views};
+use crate::distributed::World;
 use crate::error::TrainError;
-use crate::ranks::World;
 
 /// Bytes of similarities that are looked at together: all 2B × 2B of them would not fit for large batches.
 const CHUNK_BYTES: usize = 64 << 20;
@@ -172,7 +172,7 @@ mod tests {
         }
     }
 
-    /// `cargo test --release -p trainer -- --ignored --nocapture memory_of_large_batches`
+    /// `cargo test --release -p simclr-trainer -- --ignored --nocapture memory_of_large_batches`
     #[test]
     #[ignore = "a measurement"]
     fn memory_of_large_batches() {

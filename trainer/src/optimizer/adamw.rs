@@ -1,7 +1,8 @@
 //! Adam with decoupled weight decay, as torch's `AdamW`.
 
+use simclr_torch::Said;
+
 use super::{OptimizerConfig, Together};
-use crate::shim::Said;
 
 /// Keeps the step finite where a gradient has always been zero; torch's default.
 const EPSILON: f64 = 1e-8;

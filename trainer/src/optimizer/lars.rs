@@ -1,11 +1,11 @@
 //! LARS as the official `lars_optimizer.py`: the decay is added to the gradient, the layer's trust ratio scales the
 //! learning rate, and momentum is classic.
 
+use simclr_torch::Said;
+use simclr_torch::foreach::List;
 use tch::Tensor;
 
 use super::{OptimizerConfig, Together};
-use crate::shim::Said;
-use crate::shim::lists::List;
 
 /// `v ← m·v + lr·trust·(g + wd·w)`, `w ← w − v`; trust is `η·‖w‖ / ‖g + wd·w‖`, and 1 if either norm is zero.
 /// Excluded tensors have neither decay nor trust ratio.

@@ -3,14 +3,16 @@
 mod adamw;
 mod lars;
 mod sgd;
+pub mod schedule;
 
 use serde::{Deserialize, Serialize};
+use simclr_ground::error::InvalidValue;
+use simclr_torch::foreach::List;
 use tch::Tensor;
 
 use crate::error::{TrainError, of_torch};
 use crate::gradients::Gradients;
-use crate::parameters::{Parameter, Parameters, Role};
-use crate::shim::lists::List;
+use crate::model::parameters::{Parameter, Parameters, Role};
 
 /// Which optimiser, and its parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,9 +67,7 @@ impl OptimizerConfig {
     /// # Errors
     /// Names the key, what was found and what would be right.
     pub fn check(&self) -> Result<(), TrainError> {
-        let wrong = |key, found: f64, wanted: &str| {
-            Err(TrainError::Value { key, found: found.to_string(), wanted: wanted.into() })
-        };
+        let wrong = |key, found: f64, wanted: &str| Err(TrainError::Value(InvalidValue::new(key, found, wanted)));
         let positive = |value: f64| value > 0.0 && value.is_finite();
         if !positive(self.learning_rate) {
             return wrong("optimizer.learning_rate", self.learning_rate, "above 0 is wanted");

@@ -1,8 +1,9 @@
 //! Stochastic gradient descent with momentum, as torch's `SGD`.
 
+use simclr_torch::Said;
+use simclr_torch::foreach::List;
+
 use super::{OptimizerConfig, Together};
-use crate::shim::Said;
-use crate::shim::lists::List;
 
 /// `v ← m·v + g + wd·w`, `w ← w − lr·v`, or with Nesterov `w ← w − lr·(g + wd·w + m·v)`. Excluded tensors have no
 /// decay.

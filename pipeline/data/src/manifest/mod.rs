@@ -1,0 +1,420 @@
+//! The manifest: which shards a data set has, every sample in them, and digests that pin both.
+//!
+//! The manifest's digest covers what the samples are (keys, labels, bytes, grouping into shards) and not where or
+//! how they are stored: plain and zstd shards of the same tar streams, in any folder, have the same digest, hence
+//! the same batches.
+
+mod braces;
+mod build;
+mod expand;
+mod foreign;
+mod problem;
+mod scan;
+mod verify;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use build::{BuildOptions, build};
+pub use expand::expand;
+pub use foreign::wids;
+pub use problem::Problem;
+pub use verify::verify;
+
+use simclr_ground::error::{Classify, ErrorClass};
+use simclr_ground::location::Location;
+use simclr_ground::sample::Check;
+use simclr_ground::sample::SampleRef;
+use simclr_plan::Catalog;
+
+use crate::frames::Frames;
+use crate::objects;
+
+/// The value of a manifest's `kind` key.
+pub const KIND: &str = "simclr-pipeline-manifest";
+/// The version of the manifest format that this build reads and writes.
+pub const VERSION: u32 = 1;
+
+/// A data set as a list of shards, each with its samples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Always [`KIND`].
+    pub kind: String,
+    /// Always [`VERSION`].
+    pub version: u32,
+    /// BLAKE3 over the content of the data set, in hex; see [`Manifest::content_digest`].
+    pub digest: String,
+    /// Number of samples over all shards.
+    pub samples: u64,
+    /// Where the data came from, for people.
+    pub source: String,
+    /// The name of class `i`; empty if the classes have no names.
+    pub classes: Vec<String>,
+    /// The shards, in order.
+    pub shards: Vec<Shard>,
+    /// The folder that relative locations start from.
+    #[serde(skip)]
+    pub base: Location,
+}
+
+/// One shard and its samples, by column: entry `i` of each column belongs to sample `i`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// Where the shard is: a URL, or a path, absolute or relative to the manifest's folder.
+    pub location: String,
+    /// Size of the file as stored.
+    pub bytes: u64,
+    /// BLAKE3 of the file as stored, in hex.
+    pub blake3: String,
+    /// Size of the tar stream inside.
+    pub tar_bytes: u64,
+    /// BLAKE3 of the tar stream inside, in hex.
+    pub tar_blake3: String,
+    /// The name of each sample's image entry.
+    pub entries: Vec<String>,
+    /// The class of each sample; absent for a set without labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<u32>>,
+    /// Where each image's bytes begin in the tar stream.
+    pub offsets: Vec<u64>,
+    /// How many bytes each image has.
+    pub sizes: Vec<u32>,
+    /// XXH3-64 of each image's bytes.
+    pub checks: Vec<Check>,
+    /// Where each image's data may be entered, so that a crop is decoded without all of it; empty for an image that is
+    /// no sound baseline JPEG. Worked out from the images' bytes, it is no part of the content and changes no batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<Vec<String>>,
+    /// Where the frames of a zstd shard with a seek table are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames: Option<Frames>,
+    /// Image entries of the shard that the manifest leaves out on purpose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excluded: Vec<String>,
+}
+
+impl Shard {
+    /// Number of samples in the shard.
+    pub fn num_samples(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The class of sample `i`, if the set is labelled.
+    pub fn label(&self, i: usize) -> Option<u32> {
+        self.labels.as_ref().map(|labels| labels[i])
+    }
+
+    /// The row index of image `i`, if it has one.
+    pub fn rows(&self, i: usize) -> Option<&str> {
+        self.rows.as_ref().map(|rows| rows[i].as_str()).filter(|rows| !rows.is_empty())
+    }
+}
+
+impl Catalog for Manifest {
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn num_shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    fn shard_samples(&self, shard: u32) -> u32 {
+        self.shards[shard as usize].num_samples() as u32
+    }
+
+    fn shard_bytes(&self, shard: u32) -> u64 {
+        self.shards[shard as usize].bytes
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn num_classes(&self) -> usize {
+        Manifest::num_classes(self)
+    }
+
+    fn is_labelled(&self) -> bool {
+        Manifest::is_labelled(self)
+    }
+
+    fn label(&self, sample: SampleRef) -> Option<u32> {
+        self.shards[sample.shard as usize].label(sample.index as usize)
+    }
+
+    fn entry(&self, sample: SampleRef) -> &str {
+        &self.shards[sample.shard as usize].entries[sample.index as usize]
+    }
+}
+
+/// A shard that is to be read, and what is said of it where it was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedShard {
+    /// Where it is.
+    pub place: Location,
+    /// How many samples it is said to have.
+    pub samples: Option<u64>,
+    /// How many bytes it is said to have.
+    pub bytes: Option<u64>,
+    /// The MD5 it is said to have, in hex.
+    pub md5: Option<String>,
+}
+
+impl NamedShard {
+    /// A shard of which nothing is said.
+    pub fn at(place: Location) -> Self {
+        Self { place, samples: None, bytes: None, md5: None }
+    }
+}
+
+/// What can be wrong with a manifest or the shards it is made of. All of it is wrong input.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// A file that can't be read or written.
+    #[error("{}: {what}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that is no manifest.
+    #[error("{}: not a manifest: {why}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what would be right.
+        why: String,
+    },
+    /// A manifest whose digest is not that of its content.
+    #[error("{}: its digest says {said}, its content gives {content}: it was changed by hand or damaged; build it again", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// The digest written in the file.
+        said: String,
+        /// The digest of what the file holds.
+        content: String,
+    },
+    /// A pattern that names no shard.
+    #[error("{pattern}: {why}")]
+    NoShards {
+        /// The path, glob or brace range.
+        pattern: String,
+        /// What was looked for.
+        why: String,
+    },
+    /// Shards that can't be put into a manifest.
+    #[error("{} problems in the shards:\n{}", problems.len(), list(problems))]
+    Unsound {
+        /// Every problem found.
+        problems: Vec<Problem>,
+    },
+}
+
+impl Classify for ManifestError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Io { source, .. } => source.class(),
+            _ => ErrorClass::Input,
+        }
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    const SHOWN: usize = 20;
+    let mut lines: Vec<String> = problems.iter().take(SHOWN).map(|p| format!("  {p}")).collect();
+    if problems.len() > SHOWN {
+        lines.push(format!("  … and {} more", problems.len() - SHOWN));
+    }
+    lines.join("\n")
+}
+
+impl Manifest {
+    /// A manifest of these shards, with its digest.
+    pub fn new(source: String, classes: Vec<String>, shards: Vec<Shard>, base: Location) -> Self {
+        let samples = shards.iter().map(|shard| shard.num_samples() as u64).sum();
+        let (kind, version) = (KIND.to_owned(), VERSION);
+        let mut manifest = Self { kind, version, digest: String::new(), samples, source, classes, shards, base };
+        manifest.digest = manifest.content_digest();
+        manifest
+    }
+
+    /// Reads and checks the manifest at `path`, which may be a URL.
+    ///
+    /// # Errors
+    /// If the file can't be read, is no manifest of this version, contradicts itself, or lists no sample.
+    pub fn read(path: &Path) -> Result<Self, ManifestError> {
+        let format = |why: String| ManifestError::Format { path: path.to_owned(), why };
+        let place = Location::parse(&path.to_string_lossy()).map_err(|error| format(error.to_string()))?;
+        let text = objects::read_whole(&place).map_err(|source| ManifestError::Io {
+            path: path.to_owned(),
+            what: "cannot read the manifest".into(),
+            source,
+        })?;
+        let mut manifest: Self = serde_json::from_slice(&text).map_err(|error| format(error.to_string()))?;
+        if manifest.kind != KIND {
+            return Err(format(format!("its kind is {:?}, {KIND:?} is wanted", manifest.kind)));
+        }
+        if manifest.version != VERSION {
+            return Err(format(format!("its version is {}, this build reads version {VERSION}", manifest.version)));
+        }
+        manifest.base = place.folder();
+        for shard in &manifest.shards {
+            manifest.base.join(&shard.location).map_err(|error| format(error.to_string()))?;
+            let n = shard.num_samples();
+            let labels = shard.labels.as_ref().map_or(n, Vec::len);
+            let rows = shard.rows.as_ref().map_or(n, Vec::len);
+            if [shard.offsets.len(), shard.sizes.len(), shard.checks.len(), labels, rows] != [n; 5] {
+                return Err(format(format!("the columns of shard {} differ in length", shard.location)));
+            }
+            let end = |i: usize| shard.offsets[i].checked_add(shard.sizes[i].into());
+            if let Some(i) = (0..n).find(|&i| end(i).is_none_or(|end| end > shard.tar_bytes)) {
+                let (entry, bytes) = (&shard.entries[i], shard.tar_bytes);
+                return Err(format(format!(
+                    "entry {entry} of shard {} ends after the shard's {bytes} bytes",
+                    shard.location
+                )));
+            }
+        }
+        let counted: u64 = manifest.shards.iter().map(|shard| shard.num_samples() as u64).sum();
+        if manifest.samples != counted {
+            return Err(format(format!("it says {} samples and lists {counted}", manifest.samples)));
+        }
+        if counted == 0 {
+            return Err(format(format!(
+                "it lists {} shards and no sample; at least one is wanted",
+                manifest.shards.len()
+            )));
+        }
+        let content = manifest.content_digest();
+        if manifest.digest != content {
+            return Err(ManifestError::Digest { path: path.to_owned(), said: manifest.digest, content });
+        }
+        Ok(manifest)
+    }
+
+    /// Writes the manifest to `path`: aside, synced, then renamed, so that it is never there in half.
+    ///
+    /// # Errors
+    /// If a file in that folder can't be written.
+    pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
+        let io = |source| ManifestError::Io { path: path.to_owned(), what: "cannot write the manifest".into(), source };
+        let mut text = serde_json::to_vec(self).expect("a manifest is plain data");
+        text.push(b'\n');
+        simclr_ground::files::write_whole(path, &text).map_err(io)
+    }
+
+    /// BLAKE3 of the data set's content: classes, and per shard its tar stream's digest and every sample's entry,
+    /// label, place and check.
+    pub fn content_digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let text = |hasher: &mut blake3::Hasher, text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        text(&mut hasher, KIND);
+        hasher.update(&u64::from(VERSION).to_le_bytes());
+        hasher.update(&(self.classes.len() as u64).to_le_bytes());
+        for class in &self.classes {
+            text(&mut hasher, class);
+        }
+        hasher.update(&(self.shards.len() as u64).to_le_bytes());
+        for shard in &self.shards {
+            text(&mut hasher, &shard.tar_blake3);
+            hasher.update(&shard.tar_bytes.to_le_bytes());
+            hasher.update(&(shard.num_samples() as u64).to_le_bytes());
+            for i in 0..shard.num_samples() {
+                text(&mut hasher, &shard.entries[i]);
+                hasher.update(&shard.label(i).map_or(u64::MAX, u64::from).to_le_bytes());
+                hasher.update(&shard.offsets[i].to_le_bytes());
+                hasher.update(&u64::from(shard.sizes[i]).to_le_bytes());
+                hasher.update(&shard.checks[i].0.to_le_bytes());
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// Where shard `i` is.
+    pub fn shard_place(&self, i: usize) -> Location {
+        self.base.join(&self.shards[i].location).expect("locations are checked when a manifest is read or built")
+    }
+
+    /// Whether every sample has a label.
+    pub fn is_labelled(&self) -> bool {
+        self.shards.iter().all(|shard| shard.labels.is_some())
+    }
+
+    /// One more than the largest label, or the number of class names if that is larger; 0 without labels.
+    pub fn num_classes(&self) -> usize {
+        let labels = self.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten();
+        self.classes.len().max(labels.max().map_or(0, |&max| max as usize + 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(location: &str) -> Shard {
+        Shard {
+            location: location.into(),
+            bytes: 10,
+            blake3: "x".into(),
+            tar_bytes: 2048,
+            tar_blake3: "y".into(),
+            entries: vec!["a.jpg".into()],
+            labels: Some(vec![2]),
+            offsets: vec![512],
+            sizes: vec![4],
+            checks: vec![Check(1)],
+            frames: None,
+            rows: None,
+            excluded: vec![],
+        }
+    }
+
+    #[test]
+    fn digest_is_of_the_content_not_of_the_place() {
+        let one = Manifest::new("here".into(), vec![], vec![shard("a.tar")], Location::default());
+        let mut packed = shard("elsewhere/b.tar.zst");
+        packed.bytes = 5;
+        packed.blake3 = "z".into();
+        let other = Manifest::new("there".into(), vec![], vec![packed], Location::default());
+        assert_eq!(one.digest, other.digest);
+        let mut relabelled = shard("a.tar");
+        relabelled.labels = Some(vec![1]);
+        assert_ne!(one.digest, Manifest::new("here".into(), vec![], vec![relabelled], Location::default()).digest);
+    }
+
+    #[test]
+    fn reading_refuses_what_contradicts_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.json");
+        let good =
+            Manifest::new("here".into(), vec!["a".into()], vec![shard("a.tar")], Location::File(dir.path().to_owned()));
+        good.write(&path).unwrap();
+        assert_eq!(Manifest::read(&path).unwrap(), good);
+        let check = |from: &str, to: &str, wanted: &str| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.contains(from));
+            let bad = dir.path().join("bad.json");
+            std::fs::write(&bad, text.replacen(from, to, 1)).unwrap();
+            let message = Manifest::read(&bad).unwrap_err().to_string();
+            assert!(message.contains(wanted), "{message}");
+        };
+        check("\"version\":1", "\"version\":9", "this build reads version 1");
+        check("\"sizes\":[4]", "\"sizes\":[4,5]", "differ in length");
+        check("\"sizes\":[4]", "\"sizes\":[4000]", "ends after");
+        check("\"labels\":[2]", "\"labels\":[1]", "changed by hand or damaged");
+        check("\"kind\"", "\"kid\"", "unknown field");
+        check("{", "[", "not a manifest");
+    }
+}

@@ -1,0 +1,131 @@
+//! Holds a manifest against the shards it names, and lists every difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use simclr_ground::location::Location;
+use simclr_ground::sample::split_name;
+
+use super::problem::Problem;
+use super::scan::scan_all;
+use super::{Manifest, ManifestError, Shard};
+use crate::shard::{self, Extras, ShardProblem, ShardScan};
+
+/// Re-reads every shard of `manifest`, `threads` at a time, and returns all differences (none for a sound set).
+///
+/// # Errors
+/// Only on a failure that keeps a shard from being read at all; a missing shard is a difference.
+pub fn verify(
+    manifest: &Manifest,
+    threads: usize,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<Problem>, ManifestError> {
+    let places: Vec<Location> = (0..manifest.shards.len()).map(|i| manifest.shard_place(i)).collect();
+    let is_there = |place: &Location| match place {
+        Location::File(path) => path.is_file(),
+        // Asking a server twice would tell no more than reading does.
+        Location::Url(_) => true,
+    };
+    let (present, missing): (Vec<usize>, Vec<usize>) = (0..places.len()).partition(|&i| is_there(&places[i]));
+    let named: Vec<Location> = present.iter().map(|&i| places[i].clone()).collect();
+    let rows = manifest.shards.iter().any(|shard| shard.rows.is_some());
+    let scans = scan_all(&named, threads, progress, |place| {
+        // A shard that can't be read is one more difference.
+        let unreadable = |error: std::io::Error| {
+            let what = format!("cannot be read: {error}");
+            ShardScan { problems: vec![ShardProblem { entry: None, offset: 0, what }], ..ShardScan::default() }
+        };
+        Ok(shard::scan(place, Extras { md5: false, rows }).unwrap_or_else(unreadable))
+    })?;
+    let mut problems = Vec::new();
+    for &i in &missing {
+        let what = format!("no such file: {}", places[i]);
+        problems.push(Problem { shard: manifest.shards[i].location.clone(), entry: None, offset: 0, what });
+    }
+    for (&i, scan) in present.iter().zip(&scans) {
+        compare(&manifest.shards[i], scan, &mut problems);
+    }
+    Ok(problems)
+}
+
+fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
+    let before = problems.len();
+    let mut problem = |entry: Option<&str>, offset: u64, what: String| {
+        problems.push(Problem { shard: shard.location.clone(), entry: entry.map(str::to_owned), offset, what });
+    };
+    for found in &scan.problems {
+        problem(found.entry.as_deref(), found.offset, found.what.clone());
+    }
+    if scan.blake3.is_empty() {
+        return;
+    }
+    let found: BTreeMap<&str, usize> = scan.samples.iter().enumerate().map(|(i, s)| (s.entry.as_str(), i)).collect();
+    let broken_off = scan.problems.iter().any(|p| p.what.contains("breaks off") || p.what.contains("truncated"));
+    let (mut lost, mut moved) = (Vec::new(), Vec::new());
+    for (i, entry) in shard.entries.iter().enumerate() {
+        let Some(&at) = found.get(entry.as_str()) else {
+            lost.push((entry, shard.offsets[i]));
+            continue;
+        };
+        let sample = &scan.samples[at];
+        if sample.size != shard.sizes[i] {
+            problem(Some(entry), sample.offset, format!("{} bytes, {} expected", sample.size, shard.sizes[i]));
+        } else if sample.check != shard.checks[i] {
+            let what = format!("its bytes changed: XXH3 {}, {} expected", sample.check, shard.checks[i]);
+            problem(Some(entry), sample.offset, what);
+        } else if shard.rows.as_ref().is_some_and(|rows| rows[i] != sample.rows) {
+            problem(Some(entry), sample.offset, "the manifest's row index is not this image's".into());
+        }
+        if sample.offset != shard.offsets[i] {
+            moved.push((entry, sample.offset, shard.offsets[i]));
+        }
+        match (sample.label, shard.label(i)) {
+            (found, expected) if found == expected => {}
+            (Some(found), Some(expected)) => {
+                problem(Some(entry), sample.offset, format!("class {found}, {expected} expected"))
+            }
+            // The scan has named it already if its neighbours have labels.
+            (None, Some(_)) if scan.problems.iter().any(|p| p.entry.as_ref() == Some(entry)) => {}
+            (None, Some(expected)) => {
+                let what = format!("its label {}.cls is missing, class {expected} expected", split_name(entry).0);
+                problem(Some(entry), sample.offset, what);
+            }
+            (Some(found), None) => problem(Some(entry), sample.offset, format!("class {found}, no label expected")),
+            (None, None) => unreachable!("equal labels were handled above"),
+        }
+    }
+    // What is taken out or put in moves everything behind it; the first one says where.
+    if let Some((entry, found, expected)) = moved.first() {
+        let others = match moved.len() - 1 {
+            0 => String::new(),
+            n => format!("; {n} others have moved too"),
+        };
+        problem(Some(entry), *found, format!("begins at byte {found}, {expected} expected{others}"));
+    }
+    if let Some((entry, offset)) = lost.first() {
+        if broken_off && lost.len() > 1 {
+            let what = format!("lost with the {} samples after it, behind the break", lost.len() - 1);
+            problem(Some(entry), *offset, what);
+        } else {
+            for (entry, offset) in &lost {
+                problem(Some(entry), *offset, "is missing from the shard".into());
+            }
+        }
+    }
+    let expected: BTreeSet<&str> = shard.entries.iter().chain(&shard.excluded).map(String::as_str).collect();
+    for sample in scan.samples.iter().filter(|sample| !expected.contains(sample.entry.as_str())) {
+        problem(Some(&sample.entry), sample.offset, "is in the shard but not in the manifest".into());
+    }
+    if scan.bytes != shard.bytes {
+        problem(None, scan.bytes, format!("the file has {} bytes, {} expected", scan.bytes, shard.bytes));
+    } else if scan.blake3 != shard.blake3 {
+        problem(None, 0, format!("the file's BLAKE3 is {}, {} expected", scan.blake3, shard.blake3));
+    }
+    if scan.blake3 == shard.blake3 && scan.frames != shard.frames {
+        let what = "the manifest's table of zstd frames is not the shard's";
+        problems.push(Problem { shard: shard.location.clone(), entry: None, offset: 0, what: what.into() });
+    }
+    if problems.len() == before && scan.tar_blake3 != shard.tar_blake3 {
+        let what = format!("its tar stream's BLAKE3 is {}, {} expected", scan.tar_blake3, shard.tar_blake3);
+        problems.push(Problem { shard: shard.location.clone(), entry: None, offset: 0, what });
+    }
+}

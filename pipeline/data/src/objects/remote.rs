@@ -1,0 +1,457 @@
+//! Bytes of objects on storage servers: ranges, retried until they come or patience ends.
+//!
+//! `object_store` speaks the protocols and signs; everything about failing servers is here: retries with backoff and
+//! jitter, `Retry-After`, fewer requests after a refusal ([`Pace`]), and a second request for one that is stuck.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{
+    ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
+};
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::http::HttpBuilder;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use tokio::sync::mpsc;
+use url::Url;
+
+use super::pace::Pace;
+use crate::metrics::PipelineMetrics;
+
+/// Whole objects are read in ranges of this many bytes.
+const RANGE_BYTES: u64 = 4 << 20;
+
+/// Ranges of one object that are under way at the same time.
+const RANGES_AT_A_TIME: usize = 8;
+
+/// A request may take [`RemoteOptions::attempt_timeout`] and the time its bytes need at this rate.
+const SLOWEST_BYTES_PER_SECOND: u64 = 100_000;
+
+/// How patient we are with storage servers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RemoteOptions {
+    /// Requests to one server at a time, at most.
+    pub requests: usize,
+    /// When one read has failed for this long the run stops.
+    pub give_up_after: Duration,
+    /// Mean wait before the second attempt; it doubles with each further one.
+    pub first_backoff: Duration,
+    /// The longest wait between two attempts.
+    pub longest_backoff: Duration,
+    /// A request that takes longer than this, and than four times the usual, gets a second one beside it.
+    pub hedge_after: Duration,
+    /// A request that takes longer than this has failed.
+    pub attempt_timeout: Duration,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        Self {
+            requests: 64,
+            give_up_after: Duration::from_secs(120),
+            first_backoff: Duration::from_millis(100),
+            longest_backoff: Duration::from_secs(10),
+            hedge_after: Duration::from_secs(1),
+            attempt_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Why bytes can't be had from a server.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FetchError {
+    /// There is no such object.
+    #[error("no such object: {0}")]
+    NotFound(String),
+    /// The server knows us not, or not any more.
+    #[error("access is refused: {0}; check the credentials in the environment and what they allow")]
+    Denied(String),
+    /// The server answers with whole objects only.
+    #[error("the server gives whole objects only, no ranges")]
+    NoRanges,
+    /// The object has another size than it should.
+    #[error("{found} bytes, {expected} expected")]
+    Size {
+        /// Its size now.
+        found: u64,
+        /// Its size in the manifest.
+        expected: u64,
+    },
+    /// Too many attempts failed.
+    #[error("gave up after {seconds:.0} s and {attempts} attempts: {story}")]
+    GaveUp {
+        /// Time since the first attempt.
+        seconds: f64,
+        /// Requests sent.
+        attempts: usize,
+        /// What went wrong how often.
+        story: String,
+    },
+    /// The server can't be spoken to at all.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// Storage servers, each with its pace.
+pub struct Remote {
+    options: RemoteOptions,
+    metrics: PipelineMetrics,
+    servers: Mutex<HashMap<String, Arc<Server>>>,
+}
+
+struct Server {
+    store: Arc<dyn ObjectStore>,
+    pace: Pace,
+    no_ranges: AtomicBool,
+}
+
+/// What a server's answer says beyond what `object_store` reports.
+#[derive(Debug, thiserror::Error)]
+enum Answer {
+    #[error("{status}")]
+    Busy { status: http::StatusCode, retry_after: Option<Duration> },
+    #[error("a whole object where a range was asked for")]
+    WholeOnly,
+}
+
+/// Why one attempt failed.
+enum Failure {
+    Final(FetchError),
+    Passing { reason: &'static str, detail: String, pause: Option<Duration> },
+}
+
+impl Remote {
+    /// No server is contacted yet.
+    pub fn new(options: RemoteOptions, metrics: PipelineMetrics) -> Self {
+        Self { options, metrics, servers: Mutex::default() }
+    }
+
+    /// Reads objects below `origin` (`scheme://host`) from `store` from now on.
+    pub fn register(&self, origin: &str, store: Arc<dyn ObjectStore>) {
+        let server = Server { store, pace: Pace::new(self.options.requests), no_ranges: AtomicBool::new(false) };
+        self.servers.lock().expect("no panic while held").insert(origin.to_owned(), Arc::new(server));
+    }
+
+    /// Whether the object's server is known to give whole objects only.
+    pub fn has_no_ranges(&self, url: &Url) -> bool {
+        self.server(url).is_ok_and(|(server, _)| server.no_ranges.load(Ordering::Relaxed))
+    }
+
+    /// A part of an object, which must have `size` bytes in all if that is known.
+    ///
+    /// # Errors
+    /// If it is not there, is refused, has another size, or can't be had for too long.
+    pub async fn range(&self, url: &Url, range: Range<u64>, size: Option<u64>) -> Result<Bytes, FetchError> {
+        let (server, path) = self.server(url)?;
+        if server.no_ranges.load(Ordering::Relaxed) {
+            return Err(FetchError::NoRanges);
+        }
+        self.persist(&server, range.end - range.start, || get_range(&server, &path, range.clone(), size)).await
+    }
+
+    /// All bytes of an object that has `size` of them, in order and in pieces, into `pieces`. An error is the last
+    /// piece.
+    pub async fn pieces(&self, url: &Url, size: u64, pieces: mpsc::Sender<Result<Bytes, FetchError>>) {
+        let starts = (0..size).step_by(RANGE_BYTES as usize);
+        let ranges = starts.map(|start| start..(start + RANGE_BYTES).min(size));
+        let mut parts =
+            futures::stream::iter(ranges).map(|range| self.range(url, range, Some(size))).buffered(RANGES_AT_A_TIME);
+        while let Some(part) = parts.next().await {
+            let part = match part {
+                Err(FetchError::NoRanges) => self.whole(url, size).await,
+                part => part,
+            };
+            // Without ranges the first piece is all of it.
+            let last = part.as_ref().map_or(true, |bytes| bytes.len() as u64 == size);
+            if pieces.send(part).await.is_err() || last {
+                return;
+            }
+        }
+    }
+
+    /// An object at once, from a server that gives no ranges.
+    async fn whole(&self, url: &Url, size: u64) -> Result<Bytes, FetchError> {
+        let (server, path) = self.server(url)?;
+        self.persist(&server, size, || get_whole(&server, &path, Some(size))).await
+    }
+
+    /// A small object such as a manifest.
+    ///
+    /// # Errors
+    /// As [`Remote::range`].
+    pub async fn read(&self, url: &Url) -> Result<Bytes, FetchError> {
+        let (server, path) = self.server(url)?;
+        self.persist(&server, RANGE_BYTES, || get_whole(&server, &path, None)).await
+    }
+
+    /// An object's size in bytes.
+    ///
+    /// # Errors
+    /// As [`Remote::range`].
+    pub async fn size(&self, url: &Url) -> Result<u64, FetchError> {
+        let (server, path) = self.server(url)?;
+        let head = || async { Ok(server.store.head(&path).await.map_err(|error| failure(&server, &error))?.size) };
+        self.persist(&server, 0, head).await
+    }
+
+    /// The URLs of all objects below `url`.
+    ///
+    /// # Errors
+    /// As [`Remote::range`]; a web server lists nothing unless it speaks WebDAV.
+    pub async fn list(&self, url: &Url) -> Result<Vec<Url>, FetchError> {
+        let (server, path) = self.server(url)?;
+        let objects = || async {
+            let list = server.store.list(Some(&path)).try_collect::<Vec<_>>().await;
+            list.map_err(|error| failure(&server, &error))
+        };
+        let objects = self.persist(&server, 0, objects).await?;
+        let url_of = |path: &Path| {
+            let mut found = url.clone();
+            found.set_path(path.as_ref());
+            found
+        };
+        Ok(objects.iter().map(|object| url_of(&object.location)).collect())
+    }
+
+    /// Repeats `attempt` until it succeeds, fails for good, or patience ends.
+    async fn persist<T, F>(&self, server: &Server, bytes: u64, attempt: impl Fn() -> F) -> Result<T, FetchError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let options = &self.options;
+        let timeout = options.attempt_timeout + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
+        let began = Instant::now();
+        let (mut attempts, mut backoff) = (0, options.first_backoff);
+        let mut failures: BTreeMap<String, usize> = BTreeMap::new();
+        loop {
+            let permit = server.pace.enter().await;
+            attempts += 1;
+            let result = tokio::time::timeout(timeout, self.hedged(server, &attempt)).await;
+            let result = result.unwrap_or_else(|_| {
+                let detail = format!("no answer within {:.1} s", timeout.as_secs_f64());
+                Err(Failure::Passing { reason: "timeout", detail, pause: None })
+            });
+            let (reason, detail, pause) = match result {
+                Ok(value) => {
+                    permit.succeeded();
+                    return Ok(value);
+                }
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing { reason, detail, pause }) => (reason, detail, pause),
+            };
+            drop(permit);
+            self.metrics.add_retry(reason);
+            tracing::debug!(reason, detail, attempts, "storage request failed");
+            *failures.entry(detail).or_default() += 1;
+            if matches!(reason, "busy" | "timeout") {
+                server.pace.slow_down(pause);
+            }
+            if began.elapsed() + backoff > options.give_up_after {
+                let story: Vec<String> = failures.iter().map(|(what, times)| format!("{times} × {what}")).collect();
+                let seconds = began.elapsed().as_secs_f64();
+                return Err(FetchError::GaveUp { seconds, attempts, story: story.join("; ") });
+            }
+            // Between half and one and a half times the backoff, so that many readers do not come back together.
+            tokio::time::sleep(backoff.mul_f64(0.5 + jitter())).await;
+            backoff = (backoff * 2).min(options.longest_backoff);
+        }
+    }
+
+    /// One attempt, and a second one beside it if the first takes unusually long.
+    async fn hedged<T, F>(&self, server: &Server, attempt: &impl Fn() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let usual = server.pace.usual_time().unwrap_or_default();
+        let mut first = std::pin::pin!(attempt());
+        tokio::select! {
+            result = &mut first => return result,
+            () = tokio::time::sleep(self.options.hedge_after.max(usual * 4)) => {}
+        }
+        let Some(_permit) = server.pace.try_enter() else { return first.await };
+        self.metrics.add_retry("hedge");
+        let mut second = std::pin::pin!(attempt());
+        let (result, other_is_first) = tokio::select! {
+            result = &mut first => (result, false),
+            result = &mut second => (result, true),
+        };
+        match result {
+            Err(Failure::Passing { .. }) if other_is_first => first.await,
+            Err(Failure::Passing { .. }) => second.await,
+            result => result,
+        }
+    }
+
+    fn server(&self, url: &Url) -> Result<(Arc<Server>, Path), FetchError> {
+        let setup = |error: &dyn std::fmt::Display| FetchError::Setup(format!("{url}: {error}"));
+        let path = Path::from_url_path(url.path()).map_err(|error| setup(&error))?;
+        let origin = url[..url::Position::BeforePath].to_owned();
+        if let Some(server) = self.servers.lock().expect("no panic while held").get(&origin) {
+            return Ok((server.clone(), path));
+        }
+        let store = connect(url, &origin).map_err(|error| setup(&error))?;
+        self.register(&origin, store);
+        Ok((self.servers.lock().expect("no panic while held")[&origin].clone(), path))
+    }
+}
+
+/// A bucket of a server on this machine.
+#[cfg(test)]
+pub(crate) fn test_bucket(endpoint: &str, bucket: &str, secret: &str) -> Arc<dyn ObjectStore> {
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let builder = AmazonS3Builder::new().with_bucket_name(bucket).with_endpoint(endpoint).with_allow_http(true);
+    let builder = builder.with_region("us-east-1").with_access_key_id("key").with_secret_access_key(secret);
+    Arc::new(builder.with_retry(retry).with_http_connector(Listening).build().unwrap())
+}
+
+/// Opens a connection pool to the server of `url`; credentials come from the environment.
+fn connect(url: &Url, origin: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
+    // Retrying is ours, so that every failure is counted and paced.
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    Ok(match url.scheme() {
+        "s3" => {
+            let named = ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"];
+            let plain = named.iter().filter_map(|name| std::env::var(name).ok()).any(|at| at.starts_with("http://"));
+            let builder = AmazonS3Builder::from_env().with_url(origin).with_retry(retry).with_http_connector(Listening);
+            let builder = if plain { builder.with_allow_http(true) } else { builder };
+            Arc::new(builder.build()?)
+        }
+        "gs" => {
+            let builder = GoogleCloudStorageBuilder::from_env().with_url(origin);
+            Arc::new(builder.with_retry(retry).with_http_connector(Listening).build()?)
+        }
+        "az" => {
+            let builder = MicrosoftAzureBuilder::from_env().with_url(origin);
+            Arc::new(builder.with_retry(retry).with_http_connector(Listening).build()?)
+        }
+        "http" | "https" => {
+            let options = ClientOptions::new().with_allow_http(url.scheme() == "http");
+            let builder = HttpBuilder::new().with_url(origin).with_client_options(options);
+            Arc::new(builder.with_retry(retry).with_http_connector(Listening).build()?)
+        }
+        other => {
+            let source = format!("no server is known for {other}://").into();
+            return Err(object_store::Error::Generic { store: "memory", source });
+        }
+    })
+}
+
+async fn get_range(server: &Server, path: &Path, range: Range<u64>, size: Option<u64>) -> Result<Bytes, Failure> {
+    let wanted = range.end - range.start;
+    let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+    let bytes = get(server, path, options, size).await?;
+    if bytes.len() as u64 == wanted {
+        return Ok(bytes);
+    }
+    let detail = format!("{} bytes in answer to a request for {wanted}", bytes.len());
+    Err(Failure::Passing { reason: "truncated", detail, pause: None })
+}
+
+async fn get_whole(server: &Server, path: &Path, size: Option<u64>) -> Result<Bytes, Failure> {
+    let bytes = get(server, path, GetOptions::default(), size).await?;
+    match size {
+        Some(wanted) if bytes.len() as u64 != wanted => {
+            let detail = format!("{} of the object's {wanted} bytes", bytes.len());
+            Err(Failure::Passing { reason: "truncated", detail, pause: None })
+        }
+        _ => Ok(bytes),
+    }
+}
+
+async fn get(server: &Server, path: &Path, options: GetOptions, size: Option<u64>) -> Result<Bytes, Failure> {
+    let answer = server.store.get_opts(path, options).await.map_err(|error| failure(server, &error))?;
+    // A body of unknown length reports none; the bytes are counted when they are all there.
+    let found = answer.meta.size;
+    if let Some(expected) = size.filter(|&expected| expected != found && found > 0) {
+        return Err(Failure::Final(FetchError::Size { found, expected }));
+    }
+    answer.bytes().await.map_err(|error| failure(server, &error))
+}
+
+/// What an error means for the next attempt.
+fn failure(server: &Server, error: &object_store::Error) -> Failure {
+    use object_store::Error;
+    let text = root(error);
+    match error {
+        Error::NotFound { path, .. } => return Failure::Final(FetchError::NotFound(path.clone())),
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+            return Failure::Final(FetchError::Denied(text));
+        }
+        Error::NotSupported { .. } | Error::NotImplemented { .. } | Error::InvalidPath { .. } => {
+            return Failure::Final(FetchError::Setup(text));
+        }
+        _ => {}
+    }
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        match cause.downcast_ref::<Answer>() {
+            Some(Answer::Busy { retry_after, .. }) => {
+                return Failure::Passing { reason: "busy", detail: text, pause: *retry_after };
+            }
+            Some(Answer::WholeOnly) => {
+                server.no_ranges.store(true, Ordering::Relaxed);
+                return Failure::Final(FetchError::NoRanges);
+            }
+            None => source = cause.source(),
+        }
+    }
+    Failure::Passing { reason: "connection", detail: text, pause: None }
+}
+
+/// The innermost message, where the fact is; what wraps it names URLs and ranges that differ with each request.
+fn root(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A number in [0, 1) for waiting times; nothing in the stream depends on it.
+fn jitter() -> f64 {
+    (RandomState::new().hash_one(0) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Connects as usual, and listens to what the answers say.
+#[derive(Debug)]
+struct Listening;
+
+impl HttpConnector for Listening {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(Listener { inner: ReqwestConnector::default().connect(options)? }))
+    }
+}
+
+#[derive(Debug)]
+struct Listener {
+    inner: HttpClient,
+}
+
+#[async_trait::async_trait]
+impl HttpService for Listener {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let ranged = request.headers().contains_key(http::header::RANGE);
+        let response = self.inner.execute(request).await?;
+        let status = response.status();
+        let answer = match status.as_u16() {
+            200 if ranged => Answer::WholeOnly,
+            429 | 500..=599 => {
+                let header = response.headers().get(http::header::RETRY_AFTER);
+                let seconds = header.and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
+                Answer::Busy { status, retry_after: seconds.map(Duration::from_secs) }
+            }
+            _ => return Ok(response),
+        };
+        Err(HttpError::new(HttpErrorKind::Unknown, answer))
+    }
+}

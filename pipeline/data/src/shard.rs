@@ -1,0 +1,476 @@
+//! Reads a shard, a tar of samples in WebDataset layout (plain or zstd), once from end to end, and says what is in
+//! it and what is wrong with it. Knows nothing of manifests, decoding or order.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, Read};
+
+use md5::{Digest, Md5};
+use simclr_ground::location::Location;
+use simclr_ground::sample::{Check, is_image_extension, split_name};
+use simclr_image::decode::jpeg;
+
+use crate::frames::{Frames, MAX_TABLE_BYTES};
+use crate::objects;
+
+/// Entries above this size are refused as no image, before they are read into memory.
+const MAX_ENTRY_BYTES: u64 = 1 << 30;
+
+/// Class indices from here on are refused: tables are as long as the largest one.
+const MAX_CLASSES: u32 = 1 << 20;
+
+/// What one pass over a shard found.
+#[derive(Debug, Clone, Default)]
+pub struct ShardScan {
+    /// Size of the file as stored.
+    pub bytes: u64,
+    /// BLAKE3 of the file as stored, in hex.
+    pub blake3: String,
+    /// Size of the tar stream (differs from `bytes` for a zstd shard).
+    pub tar_bytes: u64,
+    /// BLAKE3 of the tar stream, in hex.
+    pub tar_blake3: String,
+    /// MD5 of the file as stored, in hex, if it was asked for.
+    pub md5: Option<String>,
+    /// The frames of a zstd shard with a seek table.
+    pub frames: Option<Frames>,
+    /// The samples, in the order of their images.
+    pub samples: Vec<ScannedSample>,
+    /// Everything that is not as it should be; empty for a sound shard.
+    pub problems: Vec<ShardProblem>,
+}
+
+/// One sample of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScannedSample {
+    /// The name of the image's entry.
+    pub entry: String,
+    /// Where the image's bytes begin in the tar stream.
+    pub offset: u64,
+    /// How many bytes the image has.
+    pub size: u32,
+    /// The check of the image's bytes.
+    pub check: Check,
+    /// The class index of the `.cls` entry, if there is one.
+    pub label: Option<u32>,
+    /// The row index of a sound baseline JPEG as text, if it was asked for; else empty.
+    pub rows: String,
+}
+
+/// What is worked out beside what a manifest always has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras {
+    /// The MD5 of the file, for indexes that have one.
+    pub md5: bool,
+    /// The row index of each JPEG, which takes about half as long as decoding it.
+    pub rows: bool,
+}
+
+/// Something wrong with a shard: where, and what was found against what would be right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardProblem {
+    /// The entry, where one can be named.
+    pub entry: Option<String>,
+    /// The byte offset in the tar stream.
+    pub offset: u64,
+    /// What was found and what would be right.
+    pub what: String,
+}
+
+/// Reads the shard at `place` from end to end.
+///
+/// # Errors
+/// Only if the file can't be opened or read; whatever is wrong inside it is in `problems`.
+pub fn scan(place: &Location, extras: Extras) -> io::Result<ShardScan> {
+    let mut file = Hashing::new(objects::reader(place)?);
+    file.md5 = extras.md5.then(Md5::new);
+    file.tail = place.is_zstd().then(Vec::new);
+    let mut scan = ShardScan::default();
+    {
+        let buffered = BufReader::with_capacity(1 << 20, &mut file);
+        let mut tar = if place.is_zstd() {
+            Hashing::new(Box::new(zstd::Decoder::with_buffer(buffered)?) as Box<dyn Read + '_>)
+        } else {
+            Hashing::new(Box::new(buffered) as Box<dyn Read + '_>)
+        };
+        scan_tar(&mut tar, extras.rows, &mut scan);
+        scan.tar_bytes = tar.count;
+        scan.tar_blake3 = tar.hasher.finalize().to_hex().to_string();
+    }
+    // What a broken stream left unread still belongs to the file's digest.
+    io::copy(&mut file, &mut io::sink())?;
+    scan.bytes = file.count;
+    scan.blake3 = file.hasher.finalize().to_hex().to_string();
+    scan.md5 = file.md5.map(|md5| md5.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+    scan.frames = file.tail.and_then(|tail| Frames::from_end(&tail, scan.bytes, scan.tar_bytes));
+    Ok(scan)
+}
+
+/// A sample whose entries have not all been seen yet.
+#[derive(Default)]
+struct Group {
+    key: String,
+    first_entry: String,
+    offset: u64,
+    image: Option<ScannedSample>,
+    label: Option<u32>,
+}
+
+fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardScan) {
+    let mut decoder = jpeg::Decoder::default();
+    let mut group = Group::default();
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    let mut content_end = 0u64;
+    let mut archive = tar::Archive::new(&mut *tar);
+    match archive.entries() {
+        Err(error) => scan.problem(None, 0, format!("not readable as tar: {error}")),
+        Ok(entries) => {
+            for entry in entries {
+                let mut entry = match entry {
+                    Ok(entry) => entry,
+                    Err(error) => {
+                        let near = (!group.first_entry.is_empty()).then(|| group.first_entry.clone());
+                        let after = near.as_ref().map_or(String::new(), |n| format!(" (after entry {n})"));
+                        scan.problem(
+                            None,
+                            content_end,
+                            format!("the tar stream breaks off here{after}: {}", root(&error)),
+                        );
+                        break;
+                    }
+                };
+                let offset = entry.raw_file_position();
+                let size = entry.size();
+                let name = match entry_name(&entry) {
+                    Ok(name) => name,
+                    Err((name, what)) => {
+                        scan.problem(Some(name), offset, what);
+                        content_end = offset + size.next_multiple_of(512);
+                        continue;
+                    }
+                };
+                content_end = offset + size.next_multiple_of(512);
+                if entry.header().entry_type().is_dir() {
+                    continue;
+                }
+                if size > MAX_ENTRY_BYTES {
+                    scan.problem(Some(name), offset, format!("{size} bytes; an entry has at most {MAX_ENTRY_BYTES}"));
+                    continue;
+                }
+                let mut data = Vec::with_capacity(size as usize);
+                if let Err(error) = entry.read_to_end(&mut data) {
+                    scan.problem(Some(name), offset, format!("its data breaks off: {}", root(&error)));
+                    break;
+                }
+                if (data.len() as u64) < size {
+                    let found = data.len();
+                    scan.problem(Some(name), offset, format!("truncated: {found} of its {size} bytes are there"));
+                    break;
+                }
+                let (key, extension) = split_name(&name);
+                // WebDataset's metadata, such as `__index__.json`.
+                if !key.contains('/') && key.starts_with("__") && key.ends_with("__") {
+                    continue;
+                }
+                if key != group.key {
+                    finish(std::mem::take(&mut group), scan);
+                    if let Some(first) = seen.insert(key.to_owned(), offset) {
+                        scan.problem(
+                            Some(name.clone()),
+                            offset,
+                            format!("duplicate key {key:?}, first seen at byte {first}"),
+                        );
+                    }
+                    group = Group { key: key.to_owned(), first_entry: name.clone(), offset, ..Group::default() };
+                }
+                if is_image_extension(extension) {
+                    match &group.image {
+                        Some(other) => {
+                            let what = format!("a second image for key {key:?}, beside {}", other.entry);
+                            scan.problem(Some(name.clone()), offset, what);
+                        }
+                        None => {
+                            let check = Check::of(&data);
+                            group.image = Some(ScannedSample {
+                                entry: name.clone(),
+                                offset,
+                                size: size as u32,
+                                check,
+                                label: None,
+                                rows: if rows { row_index(&mut decoder, &data) } else { String::new() },
+                            });
+                        }
+                    }
+                } else if extension == "cls" {
+                    match std::str::from_utf8(&data).ok().and_then(|text| text.trim().parse::<u32>().ok()) {
+                        Some(label) if label < MAX_CLASSES => group.label = Some(label),
+                        Some(label) => {
+                            let what = format!("class index {label}; below {MAX_CLASSES} is wanted");
+                            scan.problem(Some(name.clone()), offset, what);
+                        }
+                        None => {
+                            let found = String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned();
+                            scan.problem(
+                                Some(name.clone()),
+                                offset,
+                                format!("a class index in ASCII digits is wanted, found {found:?}"),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+    finish(group, scan);
+    if scan.problems.is_empty() {
+        check_end(tar, content_end, scan);
+    }
+    let _ = io::copy(tar, &mut io::sink());
+    let unlabelled = scan.samples.iter().filter(|s| s.label.is_none()).count();
+    if unlabelled > 0 && unlabelled < scan.samples.len() {
+        let of = scan.samples.len();
+        let missing: Vec<(String, u64)> =
+            scan.samples.iter().filter(|s| s.label.is_none()).map(|s| (s.entry.clone(), s.offset)).collect();
+        for (entry, offset) in missing {
+            let what = format!(
+                "its label {}.cls is missing; {} of {of} samples have one",
+                split_name(&entry).0,
+                of - unlabelled
+            );
+            scan.problem(Some(entry), offset, what);
+        }
+    }
+}
+
+/// Where the data of a sound baseline JPEG may be entered, as text; nothing for all others.
+fn row_index(decoder: &mut jpeg::Decoder, bytes: &[u8]) -> String {
+    let index = jpeg::Jpeg::parse(bytes).and_then(|jpeg| decoder.index(&jpeg));
+    index.map_or(String::new(), |index| index.to_text())
+}
+
+/// The entry's name as a relative path of plain parts, or its raw name and why it is refused.
+fn entry_name<R: Read>(entry: &tar::Entry<'_, R>) -> Result<String, (String, String)> {
+    let raw = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+    let kind = entry.header().entry_type();
+    if !(kind.is_file() || kind.is_dir()) {
+        let byte = kind.as_byte() as char;
+        return Err((raw, format!("tar entry type {byte:?} refused; a shard holds regular files only")));
+    }
+    let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else {
+        return Err((raw, "its name is not UTF-8".into()));
+    };
+    let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
+    let sound = kind.is_dir() || (!name.is_empty() && name.split('/').all(|part| !matches!(part, "" | "." | "..")));
+    if sound && !name.contains('\0') {
+        Ok(name)
+    } else {
+        Err((raw, "its name is not a relative path of plain parts".into()))
+    }
+}
+
+fn finish(group: Group, scan: &mut ShardScan) {
+    match group.image {
+        Some(mut sample) => {
+            sample.label = group.label;
+            scan.samples.push(sample);
+        }
+        None if !group.key.is_empty() => {
+            let what = format!(
+                "key {:?} has no image; one of .{} is wanted",
+                group.key,
+                simclr_ground::sample::IMAGE_EXTENSIONS.join(" .")
+            );
+            scan.problem(Some(group.first_entry), group.offset, what);
+        }
+        None => {}
+    }
+}
+
+/// After the last entry: two blocks of zeros and nothing else.
+fn check_end(tar: &mut Hashing<Box<dyn Read + '_>>, content_end: u64, scan: &mut ShardScan) {
+    if tar.count < content_end + 512 {
+        let what = "the stream ends without the end-of-archive blocks: truncated between two entries";
+        scan.problem(None, tar.count, what.into());
+        return;
+    }
+    let mut position = tar.count;
+    let mut block = [0u8; 1 << 16];
+    loop {
+        match tar.read(&mut block) {
+            Ok(0) => break,
+            Ok(n) => {
+                if let Some(at) = block[..n].iter().position(|byte| *byte != 0) {
+                    let what = "data after the end of the archive: trailing garbage or a second archive";
+                    scan.problem(None, position + at as u64, what.into());
+                    break;
+                }
+                position += n as u64;
+            }
+            Err(error) => {
+                scan.problem(None, position, format!("the stream breaks off after the last entry: {}", root(&error)));
+                break;
+            }
+        }
+    }
+}
+
+/// The innermost message of an I/O error; tar wraps the same fact several times.
+fn root(error: &io::Error) -> String {
+    let mut source: &dyn std::error::Error = error;
+    while let Some(inner) = source.source() {
+        source = inner;
+    }
+    source.to_string()
+}
+
+impl ShardScan {
+    fn problem(&mut self, entry: Option<String>, offset: u64, what: String) {
+        self.problems.push(ShardProblem { entry, offset, what });
+    }
+}
+
+/// Passes bytes on, counting and hashing them.
+struct Hashing<R> {
+    inner: R,
+    hasher: blake3::Hasher,
+    count: u64,
+    md5: Option<Md5>,
+    /// The last bytes, at least [`MAX_TABLE_BYTES`] of them, where a seek table may be.
+    tail: Option<Vec<u8>>,
+}
+
+impl<R> Hashing<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, hasher: blake3::Hasher::new(), count: 0, md5: None, tail: None }
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        let bytes = &buffer[..n];
+        self.hasher.update(bytes);
+        self.count += n as u64;
+        if let Some(md5) = &mut self.md5 {
+            md5.update(bytes);
+        }
+        if let Some(tail) = &mut self.tail {
+            tail.extend_from_slice(bytes);
+            if tail.len() > 4 * MAX_TABLE_BYTES {
+                tail.drain(..tail.len() - MAX_TABLE_BYTES);
+            }
+        }
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tar_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, data) in entries {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(data.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, name, *data).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn scan_bytes(name: &str, bytes: &[u8]) -> ShardScan {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        scan(&Location::File(path), Extras::default()).unwrap()
+    }
+
+    const GOOD: &[(&str, &[u8])] = &[("a.jpg", b"AAAA"), ("a.cls", b"3\n"), ("d/b.PNG", b"BB"), ("d/b.cls", b"0")];
+
+    #[test]
+    fn samples_have_offset_size_and_label() {
+        let tar = tar_of(GOOD);
+        let scan = scan_bytes("s.tar", &tar);
+        assert_eq!(scan.problems, []);
+        assert_eq!(scan.samples.len(), 2);
+        let b = &scan.samples[1];
+        assert_eq!(
+            (b.entry.as_str(), b.label, &tar[b.offset as usize..][..b.size as usize]),
+            ("d/b.PNG", Some(0), &b"BB"[..])
+        );
+        assert_eq!(scan.blake3, blake3::hash(&tar).to_hex().as_str());
+    }
+
+    #[test]
+    fn a_zstd_shard_has_the_same_samples() {
+        let tar = tar_of(GOOD);
+        let plain = scan_bytes("s.tar", &tar);
+        let zstd = scan_bytes("s.tar.zst", &zstd::encode_all(&tar[..], 3).unwrap());
+        assert_eq!((&plain.samples, &plain.tar_blake3), (&zstd.samples, &zstd.tar_blake3));
+        assert_ne!(plain.blake3, zstd.blake3);
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let check = |bytes: &[u8], wanted: &str| {
+            let problems = scan_bytes("s.tar", bytes).problems;
+            let text = format!("{problems:?}");
+            assert!(text.contains(wanted), "{wanted:?} not in {text}");
+        };
+        let tar = tar_of(GOOD);
+        check(&tar[..tar.len() - 1024], "without the end-of-archive");
+        check(&tar[..515], "a.jpg");
+        check(&[&tar[..], b"junk"].concat(), "data after the end");
+        check(&[&tar[..], &tar[..]].concat(), "second archive");
+        check(&tar_of(&[("a.jpg", b"A"), ("a.cls", b"1"), ("b.jpg", b"B")]), "label b.cls is missing");
+        check(&tar_of(&[("a.jpg", b"A"), ("a.cls", b"cat")]), "ASCII digits");
+        check(&tar_of(&[("a.cls", b"1"), ("b.jpg", b"A"), ("b.cls", b"1")]), "has no image");
+        check(&tar_of(&[("a.jpg", b"A"), ("b.jpg", b"A"), ("a.jpg", b"A")]), "duplicate key");
+        check(&tar_of(&[("a.jpg", b"A"), ("a.png", b"A")]), "second image");
+        let mut broken = tar.clone();
+        broken[1024] ^= 1;
+        check(&broken, "checksum");
+    }
+
+    #[test]
+    fn long_names_are_read_in_both_ways_that_tars_have() {
+        let long = format!("{}/a.jpg", "folder".repeat(40));
+        let gnu = scan_bytes("s.tar", &tar_of(&[(&long, b"A")]));
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_pax_extensions([("path", long.as_bytes())]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_path("short.jpg").unwrap();
+        header.set_size(1);
+        header.set_cksum();
+        builder.append(&header, &b"A"[..]).unwrap();
+        let pax = scan_bytes("s.tar", &builder.into_inner().unwrap());
+        for scan in [gnu, pax] {
+            assert_eq!((scan.samples[0].entry.as_str(), &scan.problems), (long.as_str(), &vec![]));
+        }
+    }
+
+    #[test]
+    fn links_devices_and_paths_upwards_are_refused() {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Char);
+        header.set_path("device.jpg").unwrap();
+        header.set_size(0);
+        header.set_cksum();
+        builder.append(&header, &b""[..]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Link);
+        header.set_size(0);
+        builder.append_link(&mut header, "a.jpg", "/etc/passwd").unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.as_mut_bytes()[..9].copy_from_slice(b"../up.jpg");
+        header.set_size(1);
+        header.set_cksum();
+        builder.append(&header, &b"A"[..]).unwrap();
+        let text = format!("{:?}", scan_bytes("s.tar", &builder.into_inner().unwrap()).problems);
+        assert!(
+            text.matches("regular files only").count() == 2 && text.contains("relative path of plain parts"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,98 @@
+//! What a stream is read from: one plan, the storage under it, and where damage is recorded.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use simclr_ground::batch_stream::StreamError;
+use simclr_ground::error::{Classify, Context, ErrorClass, InvalidValue, Result};
+use simclr_plan::Plan;
+use simclr_plan::StreamConfig;
+
+use crate::manifest::Manifest;
+use crate::metrics::PipelineMetrics;
+use crate::quarantine::{BudgetSpent, Quarantine};
+use crate::store::{Store, StoreError, StoreOptions};
+
+/// What the loader reads and where it reports to; shared by its threads.
+pub struct Source {
+    /// Which batches.
+    pub plan: Plan,
+    /// Where the bytes come from.
+    pub store: Store,
+    /// Where damage is recorded.
+    pub quarantine: Quarantine,
+    /// What is counted.
+    pub metrics: PipelineMetrics,
+}
+
+/// How many damaged samples a stream bears, and where it writes them down.
+#[derive(Debug, Clone, Copy)]
+pub enum DamagePolicy<'a> {
+    /// As many as `data.max_damaged` allows; nothing is written down.
+    Budget,
+    /// As many as `data.max_damaged` allows; each is a line of the ledger at this path, whose lines so far count.
+    Ledger(&'a Path),
+    /// Any number.
+    Any,
+}
+
+impl Source {
+    /// Opens the stream that `config` describes; the manifest that it names is read, and nothing else yet.
+    ///
+    /// # Errors
+    /// If the manifest or the ledger can't be read, the plan can't be made, or more samples are damaged already than
+    /// the budget allows.
+    pub fn open(
+        config: StreamConfig,
+        storage: &StoreOptions,
+        damage: DamagePolicy<'_>,
+        metrics: PipelineMetrics,
+    ) -> Result<Arc<Self>> {
+        let manifest = Manifest::read(&config.data.manifest)?;
+        let plan = Plan::new(&manifest, config)?;
+        let store = Store::new(Arc::new(manifest), storage, metrics.clone())?;
+        let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
+        let quarantine = match damage {
+            DamagePolicy::Budget => Quarantine::new(allowed, metrics.clone()),
+            DamagePolicy::Any => Quarantine::new(plan.num_samples(), metrics.clone()),
+            DamagePolicy::Ledger(path) => Quarantine::with_ledger(allowed, path, metrics.clone())
+                .with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        quarantine.check_budget()?;
+        Ok(Arc::new(Self { plan, store, quarantine, metrics }))
+    }
+}
+
+/// Why the stream stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A value of the configuration is out of its range.
+    #[error(transparent)]
+    Value(#[from] InvalidValue),
+    /// Samples can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Too many samples are damaged.
+    #[error(transparent)]
+    Budget(#[from] BudgetSpent),
+    /// No sample of the data set can be decoded.
+    #[error("none of the {0} samples can be decoded")]
+    NothingSound(u64),
+    /// Whoever else should make the batches does not.
+    #[error(transparent)]
+    Elsewhere(#[from] StreamError),
+    /// A worker thread died; its message is on stderr.
+    #[error("a worker thread died while it made batch {0}")]
+    Worker(u64),
+}
+
+impl Classify for LoadError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Value(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::Elsewhere(error) => error.class(),
+            Self::Budget(_) | Self::NothingSound(_) | Self::Worker(_) => ErrorClass::Runtime,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Why bytes can't be had.
+
+use std::path::PathBuf;
+
+use simclr_ground::error::{Classify, ErrorClass};
+use simclr_ground::location::Location;
+
+use crate::objects::remote::FetchError;
+
+/// Why bytes can't be had. The message names the shard, and the entry where there is one.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The shard can't be opened or read.
+    #[error("shard {place}: cannot be read: {why}")]
+    Io {
+        /// The shard.
+        place: String,
+        /// Why.
+        why: String,
+    },
+    /// The shard is not the one that the manifest describes.
+    #[error(
+        "shard {place}: {what}; it is not the shard that the manifest describes: `manifest verify` lists every difference"
+    )]
+    Changed {
+        /// The shard.
+        place: String,
+        /// What was found and what was expected.
+        what: String,
+    },
+    /// The shards that must be held at the same time do not fit.
+    #[error(
+        "the shards in use at the same time need {needed} bytes, but machine.{key} = {allowed}: raise it, or lower order.lanes or order.shuffle_block_shards, or store the shards uncompressed"
+    )]
+    Memory {
+        /// Bytes that the shards in use need.
+        needed: u64,
+        /// The key that bounds them.
+        key: &'static str,
+        /// Bytes allowed.
+        allowed: u64,
+    },
+    /// The cache folder can't be used.
+    #[error("machine.cache_dir = {}: {why}", folder.display())]
+    Cache {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Classify for StoreError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Input
+    }
+}
+
+/// A fetch's failure with the shard's name.
+pub(super) fn fetch_error(place: &Location, error: FetchError) -> StoreError {
+    let place = place.to_string();
+    match error {
+        FetchError::Size { .. } => StoreError::Changed { place, what: error.to_string() },
+        error => StoreError::Io { place, why: error.to_string() },
+    }
+}

@@ -1,0 +1,117 @@
+//! Slabs out of a bounded amount of memory; who wants one waits until there is room.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use simclr_ground::batch::Slab;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Memory is counted in units of this, since a semaphore counts to 2³².
+const UNIT: u64 = 4096;
+
+/// A bounded amount of memory.
+pub(super) struct Memory {
+    limit: u64,
+    room: Arc<Semaphore>,
+    used: AtomicU64,
+    spare: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A slab; dropping it makes room for another.
+pub(super) struct Lent {
+    bytes: Vec<u8>,
+    memory: Arc<Memory>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Memory {
+    /// `limit` bytes, none of them in use.
+    pub fn new(limit: u64) -> Arc<Self> {
+        let units = usize::try_from(limit / UNIT).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let room = Arc::new(Semaphore::new(units));
+        Arc::new(Self { limit, room, used: AtomicU64::new(0), spare: Mutex::default() })
+    }
+
+    /// Bytes in all.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// A slab of `bytes` bytes, as soon as there is room.
+    ///
+    /// # Panics
+    /// If it is larger than all the memory there is.
+    pub async fn take(self: &Arc<Self>, bytes: usize) -> Lent {
+        assert!(bytes as u64 <= self.limit, "a slab of {bytes} bytes out of {}", self.limit);
+        let units = u32::try_from((bytes as u64).div_ceil(UNIT)).expect("a slab of less than 16 TiB");
+        let permit = self.room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed");
+        self.used.fetch_add(bytes as u64, Ordering::Relaxed);
+        let slab = self.spare().pop_if(|slab| slab.len() == bytes);
+        // What is spare beside the memory in use was counted when it was kept; a slab of another size takes its place.
+        let bytes = slab.unwrap_or_else(|| {
+            self.spare().clear();
+            vec![0; bytes]
+        });
+        Lent { bytes, memory: self.clone(), _permit: permit }
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+        self.spare.lock().expect("no panic while held")
+    }
+}
+
+impl Slab for Lent {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let bytes = self.bytes.len() as u64;
+        let used = self.memory.used.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        let mut spare = self.memory.spare();
+        // Fresh memory costs more than the pixels written into it, so a slab is kept while others are in use; an idle
+        // service keeps none.
+        let kept: u64 = spare.iter().map(|slab| slab.len() as u64).sum();
+        if used == 0 {
+            spare.clear();
+        } else if used + kept + bytes <= self.memory.limit {
+            spare.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_more_than_there_is_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let memory = Memory::new(3 * UNIT);
+            let first = memory.take(2 * UNIT as usize).await;
+            let second = memory.take(UNIT as usize).await;
+            let third = memory.take(UNIT as usize);
+            tokio::pin!(third);
+            let soon = std::time::Duration::from_millis(20);
+            assert!(tokio::time::timeout(soon, &mut third).await.is_err(), "there is no room yet");
+            drop(second);
+            let third = third.await;
+            assert_eq!(memory.used(), 3 * UNIT);
+            drop((first, third));
+            assert_eq!(memory.used(), 0);
+            assert!(memory.spare().is_empty());
+        });
+    }
+}

@@ -1,0 +1,138 @@
+//! The images of an evaluation: two manifests, read as a run's configuration says.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use simclr_data::loader::{Loader, LoaderOptions};
+use simclr_data::manifest::Manifest;
+use simclr_ground::batch_stream::BatchStream;
+use simclr_ground::error::{Error, Result};
+use simclr_ground::position::Share;
+use simclr_plan::{Plan, StreamConfig};
+use simclr_trainer::device::DeviceSlab;
+use simclr_trainer::eval::{EvalData, EvalView, SetInfo, SetRole, StreamRequest, StreamSize};
+use tch::Device;
+
+use crate::config::Config;
+use crate::open;
+use crate::output::Output;
+use crate::telemetry::progress::Progress;
+
+/// A labeled set.
+struct LabeledSet {
+    path: PathBuf,
+    manifest: Manifest,
+    info: SetInfo,
+}
+
+/// Two labeled sets, read as a run's configuration says.
+pub struct ManifestData<'a> {
+    config: &'a Config,
+    sets: [LabeledSet; 2],
+    runtime: &'a tokio::runtime::Handle,
+    output: Output,
+    progress: Mutex<Option<(&'static str, Progress)>>,
+}
+
+impl<'a> ManifestData<'a> {
+    /// The sets whose manifests are at `train` and `test`.
+    ///
+    /// # Errors
+    /// If a manifest can't be read.
+    pub fn open(
+        config: &'a Config,
+        train: &Path,
+        test: &Path,
+        runtime: &'a tokio::runtime::Handle,
+        output: Output,
+    ) -> Result<Self> {
+        let set = |path: &Path| -> Result<LabeledSet> {
+            let manifest = Manifest::read(path)?;
+            let info = SetInfo { samples: manifest.samples, num_classes: manifest.num_classes() };
+            Ok(LabeledSet { path: path.to_owned(), manifest, info })
+        };
+        Ok(Self { config, sets: [set(train)?, set(test)?], runtime, output, progress: Mutex::default() })
+    }
+
+    /// What a set lists.
+    pub fn manifest(&self, set: SetRole) -> &Manifest {
+        &self.set(set).manifest
+    }
+
+    fn set(&self, set: SetRole) -> &LabeledSet {
+        match set {
+            SetRole::Train => &self.sets[0],
+            SetRole::Test => &self.sets[1],
+        }
+    }
+
+    /// The stream that is asked for.
+    fn stream(&self, request: &StreamRequest) -> Result<StreamConfig> {
+        let set = self.set(request.set);
+        if request.view == EvalView::Center {
+            return Ok(self.config.evaluation_stream(set.path.clone(), request.part, request.seed));
+        }
+        let mut data = self.config.evaluation_data(set.path.clone());
+        (data.part, data.subset) = (request.part, request.subset.clone());
+        let mut stream = self.config.supervised_stream(data, request.view, request.seed);
+        let images = Plan::new(&set.manifest, stream.clone())?.num_samples();
+        stream.batch.size = images.min(request.batch.into()) as u32;
+        Ok(stream)
+    }
+}
+
+impl EvalData for ManifestData<'_> {
+    fn info(&self, set: SetRole) -> &SetInfo {
+        &self.set(set).info
+    }
+
+    fn size(&self, request: &StreamRequest) -> Result<StreamSize> {
+        let stream = self.stream(request)?;
+        let batch = stream.batch.size;
+        Ok(StreamSize { images: Plan::new(&self.set(request.set).manifest, stream)?.num_samples(), batch })
+    }
+
+    fn open(&self, request: &StreamRequest, device: Device) -> Result<Box<dyn BatchStream<DeviceSlab>>> {
+        let set = self.set(request.set);
+        if !set.manifest.is_labelled() {
+            return Err(Error::input(format!(
+                "{}: lists samples without labels; evaluations need a .cls for every sample",
+                set.path.display()
+            )));
+        }
+        let (stream, machine) = (self.stream(request)?, &self.config.machine);
+        open_stream(stream, machine, device, request.batches, self.runtime)
+    }
+
+    fn progress(&self, what: &'static str, done: u64, total: u64, message: &dyn Fn() -> String) {
+        let mut current = self.progress.lock().expect("no panic while held");
+        if current.as_ref().is_none_or(|(known, _)| *known != what) {
+            *current = Some((what, Progress::new(what, 0, total, self.output.quiet)));
+        }
+        let (_, progress) = current.as_ref().expect("set above");
+        progress.set(done, total, message);
+        if done >= total {
+            progress.finish();
+            *current = None;
+        }
+    }
+}
+
+/// A stream in the device's slabs, on all threads that the machine gives; it ends after `batches` batches, if that is
+/// given.
+///
+/// # Errors
+/// If it can't be opened.
+pub fn open_stream(
+    stream: StreamConfig,
+    machine: &crate::config::MachineConfig,
+    device: Device,
+    batches: Option<u64>,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Box<dyn BatchStream<DeviceSlab>>> {
+    let source = open::source(stream, machine)?;
+    let threads = if machine.threads == 0 { open::cores() } else { machine.threads };
+    let options = LoaderOptions { threads, from_batch: 0, to_batch: batches, share: Share::ALL };
+    let slabs = DeviceSlab::allocate(machine.batches_ahead + 1, source.plan.slab_bytes(Share::ALL), device)?;
+    Ok(Box::new(Loader::start(source, slabs, options, runtime)?))
+}

@@ -1,0 +1,28 @@
+//! `eval knn`.
+
+use clap::Args;
+use simclr_ground::error::Result;
+use simclr_trainer::eval::{KnnConfig, Outcome, Task};
+
+use super::Protocol;
+use crate::commands::trainer::model::OpenModel;
+
+#[derive(Args)]
+pub struct KnnArgs {
+    /// Neighbours; the run's configuration decides if not given.
+    #[arg(long)]
+    pub k: Option<u32>,
+    /// Temperature of the votes; the run's configuration decides if not given.
+    #[arg(long)]
+    pub temperature: Option<f64>,
+}
+
+impl Protocol for KnnArgs {
+    const NAME: &'static str = "knn";
+
+    fn evaluate(&self, task: &Task<'_>, model: &OpenModel, _: u64) -> Result<Outcome> {
+        let base = &model.config.eval.knn;
+        let (k, temperature) = (self.k.unwrap_or(base.k), self.temperature.unwrap_or(base.temperature));
+        task.knn(&KnnConfig { k, temperature })
+    }
+}

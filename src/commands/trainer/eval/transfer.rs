@@ -1,0 +1,55 @@
+//! `eval transfer`.
+
+use clap::{Args, ValueEnum};
+use simclr_ground::error::Result;
+use simclr_trainer::eval::{Outcome, Task, TransferSettings};
+
+use super::Protocol;
+use crate::commands::trainer::model::OpenModel;
+
+#[derive(Args)]
+pub struct TransferArgs {
+    /// What is transferred.
+    #[arg(long, value_enum, default_value = "linear")]
+    pub method: TransferMethod,
+    /// Steps of fine-tuning; 20000, or 40000 with --untrained.
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// Images per step of fine-tuning.
+    #[arg(long, default_value_t = 256)]
+    pub batch: u32,
+    /// Learning rates that fine-tuning tries; the paper's 7 if not given.
+    #[arg(long, value_delimiter = ',', value_name = "RATE,…")]
+    pub learning_rates: Vec<f64>,
+    /// Weight decays that fine-tuning tries, divided by the learning rate; the paper's 8 if not given.
+    #[arg(long, value_delimiter = ',', value_name = "DECAY,…")]
+    pub weight_decays: Vec<f64>,
+}
+
+/// What is transferred to another data set.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TransferMethod {
+    /// Frozen features: logistic regression.
+    Linear,
+    /// The whole encoder: fine-tuning.
+    Finetune,
+}
+
+impl Protocol for TransferArgs {
+    const NAME: &'static str = "transfer";
+
+    fn evaluate(&self, task: &Task<'_>, _: &OpenModel, seed: u64) -> Result<Outcome> {
+        match self.method {
+            TransferMethod::Linear => task.logistic(seed),
+            TransferMethod::Finetune => {
+                let settings = TransferSettings {
+                    steps: self.steps,
+                    batch: self.batch,
+                    learning_rates: self.learning_rates.clone(),
+                    weight_decays: self.weight_decays.clone(),
+                };
+                task.transfer(&settings, seed)
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! `import`: an encoder that another library trained becomes a run, to be evaluated, exported or trained on.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use simclr_ground::error::{Context, Error, Result};
+use simclr_plan::STREAM_VERSION;
+use simclr_trainer::checkpoint;
+use simclr_trainer::model::{SimClr, interop};
+use simclr_trainer::optimizer::Optimizer;
+use simclr_trainer::run::{Imported, RunFolder, Versions};
+use tch::Device;
+
+use crate::commands::Run;
+use crate::commands::args::ConfigArgs;
+use crate::output::ExitStatus;
+use crate::output::Output;
+
+/// Make a run of an encoder that another library trained: its names, depth, width and stem are found out.
+#[derive(Args)]
+pub struct ImportArgs {
+    /// A safetensors file with the names of torchvision, timm, Hugging Face, lightly, solo-learn, VISSL, MoCo or the
+    /// official TensorFlow code.
+    pub file: PathBuf,
+    /// The run folder to make.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// What stands before the encoder's names, where the file holds several encoders.
+    #[arg(long)]
+    pub prefix: Option<String>,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+impl Run for ImportArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let folder = RunFolder::at(&self.run);
+        if folder.holds_run() {
+            return Err(Error::input(format!("{}: holds a run already; name another folder", self.run.display())));
+        }
+        let found = interop::find(&self.file, self.prefix.as_deref())?;
+        let mut config = self.config.load()?;
+        config.data.manifest = std::path::absolute(&config.data.manifest)?;
+        (config.model.encoder, config.model.width, config.model.stem) = (found.encoder, found.width, found.stem);
+        let model = SimClr::new(&config.model, config.seed, Device::Cpu, config.machine.precision())?;
+        let left = found.copy_to(&model.parameters)?;
+        let bytes = std::fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let imported = Imported {
+            file: self.file.clone(),
+            digest: simclr_ground::files::digest(&bytes),
+            names: found.names.clone(),
+        };
+        let _lock = folder.lock()?;
+        let optimizer = Optimizer::new(&config.optimizer, &model.parameters);
+        let checkpoint = folder.checkpoints().save(&checkpoint::imported(), &model.parameters, &optimizer, 1)?;
+        folder.start_imported(&config, Versions::current(STREAM_VERSION), imported)?;
+        if !left.is_empty() {
+            tracing::info!("tensors that no encoder has were left out: {}", left.join(" "));
+        }
+        let object = json!({
+            "out": self.run, "checkpoint": checkpoint, "encoder": config.model.encoder, "width": config.model.width,
+            "stem": config.model.stem, "dim": model.encoder.dim(), "names": found.names, "left_out": left,
+        });
+        output.result(&object, || {
+            let name = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
+            format!(
+                "{} of width {} with the {} stem, found by {} names; {} tensors of the file are no encoder's\n{}",
+                name("encoder"),
+                config.model.width,
+                name("stem"),
+                found.names,
+                left.len(),
+                self.run.display()
+            )
+        });
+        Ok(ExitStatus::Success)
+    }
+}

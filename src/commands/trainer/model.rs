@@ -1,0 +1,68 @@
+//! A run's model, opened as a command's arguments and the run's record say.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use simclr_ground::error::{Error, Result};
+use simclr_trainer::device;
+use simclr_trainer::run::model::{Chosen, Loaded, find};
+use simclr_trainer::run::{RunFolder, RunRecord};
+
+use crate::config::Config;
+use crate::open;
+
+/// Which trained model.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// The run folder; its newest checkpoint is taken.
+    #[arg(long, required_unless_present = "checkpoint")]
+    pub run: Option<PathBuf>,
+    /// A checkpoint folder in a run folder, instead of the newest.
+    #[arg(long, conflicts_with = "run")]
+    pub checkpoint: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The run folder, and the checkpoint that is meant; none for the initial weights.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn find(&self, untrained: bool) -> Result<(RunFolder, Option<Chosen>)> {
+        find(self.run.as_deref(), self.checkpoint.as_deref(), untrained)
+    }
+}
+
+/// A model and the run that it is of.
+pub struct OpenModel {
+    /// The run's folder.
+    pub folder: RunFolder,
+    /// The run's configuration, changed where that is allowed.
+    pub config: Config,
+    /// The plan that it was trained on.
+    pub plan_digest: String,
+    /// The model.
+    pub loaded: Loaded,
+}
+
+impl OpenModel {
+    /// The model that is asked for: its representations, or what so many layers of the head make of them.
+    ///
+    /// # Errors
+    /// If there is none, or `settings` change what it is.
+    pub fn open(args: &ModelArgs, untrained: bool, layers: usize, settings: &[String]) -> Result<Self> {
+        let (folder, chosen) = args.find(untrained)?;
+        let record: RunRecord<Config> = folder.record()?;
+        let recorded = record.config;
+        let config = recorded.with(settings, &folder.join("run.json").display().to_string())?;
+        let stray: Vec<String> =
+            recorded.differences(&config, &[]).into_iter().filter(|d| !d.starts_with("eval.")).collect();
+        if !stray.is_empty() {
+            let stray = stray.join("; ");
+            return Err(Error::input(format!("--set here takes [eval] and [machine] only, not {stray}")));
+        }
+        let device = device::open(&config.machine.device)?;
+        device::compute_on_cpu(open::torch_threads(&config.machine, 1));
+        let loaded = Loaded::new(&config.model, chosen, layers, config.seed, (device, config.machine.precision()))?;
+        Ok(Self { folder, config, plan_digest: record.plan_digest, loaded })
+    }
+}

@@ -1,0 +1,192 @@
+//! `quickstart`: the whole job on pictures that the program draws itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+use simclr_data::pack::{PackOptions, pack};
+use simclr_ground::error::{Context, Error, Result};
+use simclr_ground::files::write_whole;
+use simclr_image::drawn;
+use simclr_trainer::checkpoint;
+use simclr_trainer::device;
+use simclr_trainer::eval::{LinearConfig, SetRole, StreamRequest, encode, knn, linear};
+use simclr_trainer::metrics::TrainerMetrics;
+use simclr_trainer::model::SimClr;
+use simclr_trainer::run::RunFolder;
+use simclr_trainer::step::End;
+use tch::{Device, Tensor};
+
+use super::eval::ManifestData;
+use super::train::live::Live;
+use super::train::{show, stop_on_signals, train};
+use crate::commands::Run;
+use crate::config::Config;
+use crate::drawing::contact_sheet::contact_sheet;
+use crate::output::ExitStatus;
+use crate::output::Output;
+use crate::telemetry::progress::Progress;
+use crate::{open, report};
+
+/// Do the whole job with nothing at hand: draw pictures, pack, train, evaluate, report; about two minutes.
+#[derive(Args)]
+pub struct QuickstartArgs {
+    /// The folder to create; runs/quickstart-1, -2, … if not given.
+    #[arg(long)]
+    pub run: Option<PathBuf>,
+    /// Change one value of the quickstart preset; may be repeated.
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Pictures drawn to train on.
+    #[arg(long, default_value_t = 4000)]
+    pub train_images: u64,
+    /// Pictures drawn to test on.
+    #[arg(long, default_value_t = 1000)]
+    pub test_images: u64,
+}
+
+/// Side of a drawn picture in pixels.
+const SIDE: u32 = 40;
+
+impl Run for QuickstartArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let began = Instant::now();
+        let say = |text: String| {
+            if !output.quiet {
+                eprintln!("{text}");
+            }
+        };
+        let mut config = Config::load(Some("quickstart"), &self.settings)?;
+        let path = match &self.run {
+            Some(path) => path.clone(),
+            None => free_name(),
+        };
+        let folder = RunFolder::at(&path);
+        if path.exists() {
+            return Err(Error::input(format!("{}: exists already; name a new folder", path.display())));
+        }
+        let device = device::open(&config.machine.device)?;
+        device::compute_on_cpu(open::torch_threads(&config.machine, 1));
+        let stop = stop_on_signals()?;
+
+        say(format!(
+            "drawing {} + {} pictures of {} classes and packing them",
+            self.train_images,
+            self.test_images,
+            drawn::CLASSES.len()
+        ));
+        // Pictures of the two sets have different numbers, so none is in both.
+        let data = std::path::absolute(&path)?.join("data");
+        let train_set = draw(&data, "train", 0, self.train_images, config.seed, output)?;
+        let test_set = draw(&data, "test", self.train_images, self.test_images, config.seed, output)?;
+        config.data.manifest = train_set.clone();
+
+        let runtime = open::runtime()?;
+        let live = Arc::new(Live::default());
+        show(&live, &config.machine, 0, runtime.handle(), output)?;
+        let sheet = contact_sheet(&*open::source(config.stream(), &config.machine)?, 0, 8)?;
+        write_whole(&folder.join("preview.png"), &drawn::png(&sheet)).context("cannot write the contact sheet")?;
+
+        let model = SimClr::new(&config.model, config.seed, device, config.machine.precision())?;
+        let metrics = TrainerMetrics::register();
+        let evaluate = |model: &SimClr, step: u64| -> Result<(f64, f64)> {
+            let represent = |views: &Tensor| model.represent(views, 0).to_device(Device::Cpu);
+            let data = ManifestData::open(&config, &train_set, &test_set, runtime.handle(), output)?;
+            let encode = |set, what| encode(&represent, &data, &StreamRequest::centers(set, config.seed), device, what);
+            let (train, test) = (encode(SetRole::Train, "train set")?, encode(SetRole::Test, "test set")?);
+            let neighbours = knn(&train.halves(), &test.halves(), &config.eval.knn)?.measure()?;
+            let settings = LinearConfig { epochs: 30, batch: 256, seed: config.seed, ..LinearConfig::default() };
+            let probe = linear(&train, &test, &settings)?.answers.measure()?;
+            metrics.knn_accuracy.set(neighbours.top1);
+            for (name, top1, top5) in [("knn", neighbours.top1, neighbours.top5), ("linear", probe.top1, probe.top5)] {
+                folder.add_evaluation(&json!({
+                    "evaluation": name, "step": step, "top1": top1, "top5": top5, "train": train_set, "test": test_set,
+                    "train_images": train.labels.size()[0], "test_images": test.labels.size()[0],
+                }))?;
+            }
+            Ok((neighbours.top1, probe.top1))
+        };
+        if stop.load(Ordering::Relaxed) {
+            return Ok(ExitStatus::Interrupted);
+        }
+        let (knn_before, linear_before) = evaluate(&model, 0)?;
+        if stop.load(Ordering::Relaxed) {
+            return Ok(ExitStatus::Interrupted);
+        }
+        say(format!("untrained encoder: kNN {:.1} %, linear {:.1} %", 100.0 * knn_before, 100.0 * linear_before));
+
+        let outcome = train(&config, &folder, false, (&stop, &live, None), runtime.handle(), output)?;
+        if outcome.end == End::Interrupted || stop.load(Ordering::Relaxed) {
+            say(format!("stopped at step {}; `train --run {} --resume` goes on", outcome.step, path.display()));
+            return Ok(ExitStatus::Interrupted);
+        }
+        let (newest, _) = folder.checkpoints().newest();
+        let (newest, _) = newest.ok_or_else(|| Error::runtime("the run has written no checkpoint"))?;
+        checkpoint::load(&newest, &model.parameters, None)?;
+        let (knn_after, linear_after) = evaluate(&model, outcome.step)?;
+        if stop.load(Ordering::Relaxed) {
+            return Ok(ExitStatus::Interrupted);
+        }
+        let report = folder.join("report.html");
+        report::write(&folder, None, &report)?;
+        let object = json!({
+            "run": path, "report": report, "steps": outcome.step, "loss": outcome.loss, "seconds": began.elapsed().as_secs_f64(),
+            "knn_top1_before": knn_before, "knn_top1": knn_after, "linear_top1_before": linear_before, "linear_top1": linear_after,
+        });
+        output.result(&object, || {
+            format!(
+                "{} steps in {:.0} s\n              untrained   trained\nkNN top-1       {:5.1} %   {:5.1} %\nlinear top-1    {:5.1} %   {:5.1} %\nlook at {}",
+                outcome.step, began.elapsed().as_secs_f64(), 100.0 * knn_before, 100.0 * knn_after, 100.0 * linear_before,
+                100.0 * linear_after, report.display()
+            )
+        });
+        Ok(ExitStatus::Success)
+    }
+}
+
+fn free_name() -> PathBuf {
+    let names = (1..).map(|i| PathBuf::from(format!("runs/quickstart-{i}")));
+    names.into_iter().find(|path| !path.exists()).expect("there are more numbers than folders")
+}
+
+/// Draws pictures into class folders, packs them, and removes the folders; the manifest of the packed set.
+fn draw(data: &Path, name: &'static str, first: u64, count: u64, seed: u64, output: Output) -> Result<PathBuf> {
+    let classes = drawn::CLASSES.len() as u64;
+    if count < classes {
+        return Err(Error::input(format!(
+            "{count} {name} pictures; at least one of each of {classes} classes is wanted"
+        )));
+    }
+    std::fs::create_dir_all(data)
+        .map_err(|error| Error::input(format!("{}: cannot create the folder: {error}", data.display())))?;
+    let folder = tempfile::Builder::new().prefix(".drawing-").tempdir_in(data)?;
+    for class in drawn::CLASSES {
+        std::fs::create_dir(folder.path().join(class))?;
+    }
+    let progress = Progress::new("drawing", 0, count, output.quiet);
+    let threads = open::cores() as u64;
+    let done = std::sync::atomic::AtomicU64::new(0);
+    let draw_some = &|thread: u64| -> std::io::Result<()> {
+        for i in (first + thread..first + count).step_by(threads as usize) {
+            let class = (i % classes) as usize;
+            let png = drawn::png(&drawn::picture(seed, class, i, SIDE));
+            std::fs::write(folder.path().join(drawn::CLASSES[class]).join(format!("{i:06}.png")), png)?;
+            progress.set(done.fetch_add(1, Ordering::Relaxed) + 1, count, || "pictures".into());
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || draw_some(thread))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("drawing does not panic"))
+    })
+    .with_context(|| format!("cannot write pictures to {}", data.display()))?;
+    progress.finish();
+    let out = data.join(name);
+    // Shards small enough for there to be several.
+    let options = PackOptions { shard_bytes: 2 << 20, seed, threads: open::cores(), ..PackOptions::default() };
+    pack(folder.path(), &out, &options)?;
+    Ok(out.join("manifest.json"))
+}

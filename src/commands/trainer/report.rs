@@ -1,0 +1,43 @@
+//! `report`: a run as one HTML file, and its logged steps as a table.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use simclr_ground::error::Result;
+use simclr_trainer::run::RunFolder;
+
+use crate::commands::Run;
+use crate::output::ExitStatus;
+use crate::output::Output;
+use crate::report;
+
+/// Write a run's report: one HTML file with curves, settings and evaluations.
+#[derive(Args)]
+pub struct ReportArgs {
+    /// The run folder.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// The HTML to write; report.html in the run folder if not given.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// A table that `embed` wrote: the report gets maps of it, and pictures with their nearest neighbours.
+    #[arg(long, value_name = "PARQUET")]
+    pub embedding: Option<PathBuf>,
+    /// Write the logged steps as a table as well, for spreadsheets and data frames.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+}
+
+impl Run for ReportArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let out = self.out.clone().unwrap_or_else(|| self.run.join("report.html"));
+        let folder = RunFolder::open(&self.run)?;
+        report::write(&folder, self.embedding.as_deref(), &out)?;
+        if let Some(csv) = &self.csv {
+            report::write_table(&folder, csv)?;
+        }
+        output.result(&json!({ "out": out, "csv": self.csv }), || out.display().to_string());
+        Ok(ExitStatus::Success)
+    }
+}

@@ -1,0 +1,240 @@
+//! `train`: from a configuration to a run folder, and on from where a run was stopped.
+
+mod launcher;
+pub mod live;
+mod training;
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use simclr_ground::error::{Error, Result};
+use simclr_service::server::Guard;
+use simclr_trainer::device;
+use simclr_trainer::distributed::{self, Meeting, Place, World};
+use simclr_trainer::run::{RunFolder, RunRecord};
+use simclr_trainer::step::End;
+
+use crate::commands::Run;
+use crate::commands::args::{ConfigArgs, FeedArgs};
+use crate::config::{Config, MachineConfig};
+use crate::output::ExitStatus;
+use crate::output::Output;
+use crate::telemetry::logging;
+use crate::{open, web};
+use live::Live;
+
+pub use training::{Outcome, new_training, train};
+
+/// Train; a run folder holds configuration, metrics, checkpoints and quarantine.
+#[derive(Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The run folder.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// Go on from the newest checkpoint in the run folder, or start it.
+    #[arg(long)]
+    pub resume: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Train with so many processes on this machine, one for each GPU; elsewhere a launcher (torchrun, srun, mpirun)
+    /// starts them.
+    #[arg(long, value_name = "N", conflicts_with = "dry_run")]
+    pub nproc: Option<u32>,
+    /// With --nproc: when a process fails, start all again from the last checkpoint, so many times.
+    #[arg(long, value_name = "K", default_value_t = 0, requires = "nproc")]
+    pub restarts: u32,
+    #[command(flatten)]
+    pub feed: FeedArgs,
+}
+
+/// What may differ when a run goes on: how long, how chatty, how often it saves.
+const MAY_CHANGE: [&str; 9] = [
+    "train.steps",
+    "train.log_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "data.manifest",
+    "data.max_damaged",
+    "eval.every",
+    "eval.train",
+    "eval.test",
+];
+
+impl Run for TrainArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        if let Some(count) = self.nproc {
+            let stop = stop_on_signals()?;
+            return launcher::run(count, self.restarts, &stop);
+        }
+        launcher::follow();
+        let place = if self.dry_run { None } else { distributed::place(|name| std::env::var(name).ok())? };
+        let folder = RunFolder::at(&self.run);
+        let config = configuration(self, &folder)?;
+        if self.dry_run {
+            return dry_run(&config, output);
+        }
+        let (rank, world) = place.as_ref().map_or((0, 1), |place| (place.rank, place.world));
+        logging::of_run(&folder.path().display().to_string(), rank, world);
+        let stop = stop_on_signals()?;
+        let open =
+            |place: &Place| Meeting::open(place, Duration::from_secs(config.machine.rank_timeout_seconds)).map(Rc::new);
+        let meeting = place.as_ref().map(open).transpose()?;
+        // One voice for all ranks.
+        let output = if rank == 0 { output } else { Output { quiet: true, ..output } };
+        let outcome = train_and_show(&config, &folder, self.resume, (&stop, meeting.as_ref()), output);
+        if let (Err(error), Some(meeting)) = (&outcome, &meeting) {
+            meeting.fail(&format!("{error}"));
+        }
+        let (outcome, live) = outcome?;
+        if rank > 0 {
+            return Ok(if outcome.end == End::Interrupted { ExitStatus::Interrupted } else { ExitStatus::Success });
+        }
+        let object = json!({
+            "run": folder.path(), "step": outcome.step, "loss": outcome.loss, "images_per_second": outcome.images_per_second,
+            "interrupted": outcome.end == End::Interrupted, "stalls": outcome.stalls(), "verdict": live.sentence(),
+        });
+        output.result(&object, || {
+            let loss = outcome.loss.map_or("none".into(), |loss| format!("{loss:.4}"));
+            let told =
+                if outcome.images_per_second.is_some() { format!("\n{}", live.sentence()) } else { String::new() };
+            let end = if outcome.end == End::Interrupted { "stopped at" } else { "trained to" };
+            format!("{end} step {}, loss {loss}, in {}{told}", outcome.step, folder.path().display())
+        });
+        Ok(if outcome.end == End::Interrupted { ExitStatus::Interrupted } else { ExitStatus::Success })
+    }
+}
+
+/// As [`train`], with a page that shows it.
+fn train_and_show(
+    config: &Config,
+    folder: &RunFolder,
+    resume: bool,
+    (stop, meeting): (&AtomicBool, Option<&Rc<Meeting>>),
+    output: Output,
+) -> Result<(Outcome, Arc<Live>)> {
+    let runtime = open::runtime()?;
+    let live = Arc::new(Live::default());
+    let local_rank = meeting.map_or(0, |meeting| meeting.place().local_rank);
+    show(&live, &config.machine, local_rank, runtime.handle(), output)?;
+    let outcome = train(config, folder, resume, (stop, &live, meeting), runtime.handle(), output)?;
+    Ok((outcome, live))
+}
+
+/// The configuration: of the flags for a new run; for one that goes on, what was recorded, changed by the flags.
+fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
+    if !folder.holds_run() {
+        let mut config = args.config.load()?;
+        config.data.manifest = std::path::absolute(&config.data.manifest)?;
+        args.feed.apply(&mut config.machine.feed);
+        return Ok(config);
+    }
+    if !args.resume {
+        let path = folder.path().display();
+        return Err(Error::input(format!(
+            "{path}: holds a run already; --resume goes on with it, or name another folder"
+        )));
+    }
+    let record: RunRecord<Config> = folder.record()?;
+    let recorded = record.config;
+    let mut config = match &args.config.config {
+        Some(_) => args.config.load()?,
+        None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
+    };
+    config.data.manifest = std::path::absolute(&config.data.manifest)?;
+    args.feed.apply(&mut config.machine.feed);
+    let mut differences = recorded.differences(&config, &MAY_CHANGE);
+    if record.plan_digest.is_empty() {
+        // Nothing has been trained yet: only what the imported weights are is given.
+        differences.retain(|difference| difference.starts_with("model."));
+    }
+    if !differences.is_empty() {
+        let list = differences.join("; ");
+        return Err(Error::input(format!(
+            "{}: the run was started with another configuration ({list}); start a new one instead",
+            folder.path().display()
+        )));
+    }
+    Ok(config)
+}
+
+/// Serves the pages that show `live` at `machine.metrics`, unless that is empty, and says where. Ranks on one machine take
+/// the ports one after the other.
+pub fn show(
+    live: &Arc<Live>,
+    machine: &MachineConfig,
+    local_rank: u32,
+    runtime: &tokio::runtime::Handle,
+    output: Output,
+) -> Result<()> {
+    if machine.metrics.is_empty() {
+        return Ok(());
+    }
+    let guard = Guard::open(&machine.service)?;
+    let address = match machine.metrics.parse::<std::net::SocketAddr>() {
+        Ok(mut address) if address.port() > 0 => {
+            address.set_port(address.port().saturating_add(local_rank as u16));
+            address.to_string()
+        }
+        _ => machine.metrics.clone(),
+    };
+    let address = web::serve("machine.metrics", &address, live.pages(guard), runtime)?;
+    if !output.quiet {
+        eprintln!("metrics at http://{address}/metrics\na page of it all at http://{address}/");
+    }
+    Ok(())
+}
+
+/// A flag that SIGINT and SIGTERM set; a second one ends the program at once.
+pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, runtime) = (stop.clone(), tokio::runtime::Builder::new_current_thread().enable_all().build()?);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            loop {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                if flag.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+                if !launcher::has_launched() {
+                    eprintln!("stopping after this step; once more to stop at once");
+                }
+            }
+        });
+    })?;
+    Ok(stop)
+}
+
+fn dry_run(config: &Config, output: Output) -> Result<ExitStatus> {
+    let device = device::open(&config.machine.device)?;
+    let source = open::source(config.stream(), &config.machine)?;
+    let training = new_training(config, &training::summary(&source), device, World::alone())?;
+    let plan = &source.plan;
+    let object = json!({
+        "plan_digest": plan.digest, "manifest_digest": plan.manifest_digest, "samples": plan.num_samples(),
+        "batches_per_epoch": plan.batches_per_epoch(), "dropped_per_epoch": plan.dropped_per_epoch(), "steps": training.last_step(),
+        "warmup_steps": training.schedule.warmup_steps, "peak_learning_rate": training.schedule.peak,
+        "parameters": training.model.parameters.num_trainable(), "device": format!("{device:?}"), "config": config,
+    });
+    output.result(&object, || {
+        format!(
+            "{} samples, {} batches per epoch ({} samples dropped), {} steps ({} of warm-up), learning rate up to {}\n{} parameters on {device:?}\nplan {}",
+            plan.num_samples(), plan.batches_per_epoch(), plan.dropped_per_epoch(), training.last_step(), training.schedule.warmup_steps,
+            training.schedule.peak, training.model.parameters.num_trainable(), plan.digest
+        )
+    });
+    Ok(ExitStatus::Success)
+}

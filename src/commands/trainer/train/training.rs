@@ -1,0 +1,287 @@
+//! A training in its folder: what is opened for it, what is written of it, what it may cost the machine.
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+use simclr_data::loader::LoaderOptions;
+use simclr_data::source::{DamagePolicy, Source};
+use simclr_ground::batch_stream::StreamSummary;
+use simclr_ground::error::{Context, Error, Result};
+use simclr_plan::STREAM_VERSION;
+use simclr_trainer::checkpoint;
+use simclr_trainer::device::{self, DeviceSlab};
+use simclr_trainer::distributed::{self, Meeting, World};
+use simclr_trainer::eval::{SetRole, StreamRequest, encode, knn, normalized_halves};
+use simclr_trainer::metrics::TrainerMetrics;
+use simclr_trainer::model::SimClr;
+use simclr_trainer::run::stall::Load;
+use simclr_trainer::run::{MetricsLine, RunFolder, Versions};
+use simclr_trainer::step::{Between, End, Evaluate, StepReport, TrainerConfig, Training};
+use simclr_trainer::time_spent::TimeSpent;
+use tch::{Device, Tensor};
+
+use super::live::Live;
+use crate::commands::trainer::eval::ManifestData;
+use crate::config::{Config, MachineConfig};
+use crate::open;
+use crate::output::Output;
+use crate::telemetry;
+use crate::telemetry::progress::Progress;
+use crate::telemetry::tensorboard::Events;
+
+/// What may differ between ranks: where things lie on their machines.
+const MAY_DIFFER: [&str; 3] = ["data.manifest", "eval.train", "eval.test"];
+
+/// How a training ended.
+pub struct Outcome {
+    pub end: End,
+    pub step: u64,
+    pub loss: Option<f64>,
+    pub images_per_second: Option<f64>,
+    pub spent: TimeSpent,
+}
+
+impl Outcome {
+    /// The share of the time that each cause took, and that of the steps themselves.
+    pub fn stalls(&self) -> serde_json::Map<String, serde_json::Value> {
+        let total = self.spent.total().max(f64::MIN_POSITIVE);
+        let all = self.spent.stalls().into_iter().chain([("steps", self.spent.steps)]);
+        all.map(|(cause, seconds)| (cause.to_owned(), json!(seconds / total))).collect()
+    }
+}
+
+/// Trains in `folder` to the end, or until `stop`; with the ranks of a meeting, if there is one.
+pub fn train(
+    config: &Config,
+    folder: &RunFolder,
+    resume: bool,
+    (stop, live, meeting): (&AtomicBool, &Live, Option<&Rc<Meeting>>),
+    runtime: &tokio::runtime::Handle,
+    output: Output,
+) -> Result<Outcome> {
+    let place = meeting.map(|meeting| meeting.place());
+    let local_world = place.map_or(1, |place| place.local_world as usize);
+    let device = device::open_nth(&config.machine.device, place.map_or(0, |place| place.local_rank as usize))?;
+    device::compute_on_cpu(open::torch_threads(&config.machine, local_world));
+    let share = distributed::share(place);
+    let ledger = folder.ledger(share.rank);
+    let source = open::source_with(config.stream(), &config.machine, DamagePolicy::Ledger(&ledger))?;
+    source.plan.check_share(share)?;
+    let stream = summary(&source);
+    let world = match meeting {
+        Some(meeting) => distributed::join(meeting, config, &source.plan.digest, device, |one: &Config, other| {
+            one.differences(other, &MAY_DIFFER)
+        })?,
+        None => World::alone(),
+    };
+    let mut training = new_training(config, &stream, device, world.clone())?;
+    if config.eval.every > 0 && config.eval.test.as_os_str().is_empty() {
+        let wanted =
+            "eval.test = \"\": with eval.every a manifest of labelled images that are not trained on is wanted";
+        return Err(Error::input(wanted));
+    }
+    let _lock = if world.leads() { Some(folder.lock()?) } else { None };
+    let checkpoints = folder.checkpoints();
+    if resume && world.leads() {
+        go_on(&mut training, folder, &stream, output)?;
+    }
+    training.follow_leader()?;
+    let plan = &source.plan;
+    metrics::describe_gauge!("simclr_run_info", "The run's plan, and which rank of how many this is; always 1.");
+    let [rank, ranks] = [world.rank(), world.size()].map(|number| number.to_string());
+    metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned(), "rank" => rank, "world" => ranks)
+        .set(1.0);
+    let threads = loader_threads(&config.machine, device.is_cuda(), local_world);
+    let options = LoaderOptions {
+        threads,
+        from_batch: training.step,
+        to_batch: Some(training.last_step().max(training.step)),
+        share,
+    };
+    // The one in use, and beside a GPU the one on its way to it.
+    let in_use = if device.is_cuda() { 2 } else { 1 };
+    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + in_use, plan.slab_bytes(share), device)?;
+    let mut batches = open::batches(&source, slabs, &config.machine, options, runtime)?;
+    // Nothing that the user could put right fails from here on: now it is a run.
+    let mut lines = None;
+    if world.leads() {
+        folder.start(config, &stream, Versions::current(STREAM_VERSION))?;
+        lines = Some(folder.metrics_after(training.step)?);
+    }
+    tracing::info!(
+        excluded = training.optimizer.excluded().len(),
+        "tensors without weight decay: {}",
+        training.optimizer.excluded().join(" ")
+    );
+    tracing::info!(device = ?device, threads, parameters = training.model.parameters.num_trainable(), plan = %plan.digest, "training begins");
+
+    let (first, last) = (training.step, training.last_step());
+    let fed = !config.machine.feed.nodes.is_empty();
+    let load = Load { threads: if fed { 0 } else { threads }, fed, ..Load::default() };
+    live.begin(folder.path(), format!("{device:?}").to_lowercase(), source.clone(), (first, last), load);
+    let progress = Progress::new("training", first, last, output.quiet);
+    let (mut loss, mut smooth, mut failed) = (None, None::<(f64, f64)>, None);
+    let mut events = match config.machine.tensorboard && world.leads() {
+        true => Some(Events::create(&folder.join("tensorboard"), first).with_context(|| {
+            format!("cannot write {}; machine.tensorboard = false does without", folder.join("tensorboard").display())
+        })?),
+        false => None,
+    };
+    let events = &RefCell::new(&mut events);
+    let write_events = |step: u64, values: &[(&str, f64)]| match &mut **events.borrow_mut() {
+        Some(events) => events.scalars(step, values.iter().copied()),
+        None => Ok(()),
+    };
+    let mut evaluate = |model: &SimClr, step: u64| {
+        live.turn_to("evaluating");
+        let evaluated = evaluate_neighbours(config, folder, (model, step), device, runtime);
+        live.turn_to("training");
+        let top1 = evaluated?;
+        if let Err(error) = write_events(step, &[("evaluation/knn_top1", top1)]) {
+            tracing::warn!("TensorBoard's file cannot be written: {error}");
+        }
+        Ok(())
+    };
+    let every = u64::from(config.eval.every) * plan.batches_per_epoch();
+    let mut on_step = |report: &StepReport| {
+        let line = MetricsLine::new(report, stream.batches_per_epoch);
+        loss = Some(report.loss);
+        let waited = line.data_wait_seconds / (line.step_seconds + line.data_wait_seconds);
+        let (rate, wait) = smooth.map_or((line.images_per_second, waited), |(rate, wait)| {
+            (0.95 * rate + 0.05 * line.images_per_second, 0.95 * wait + 0.05 * waited)
+        });
+        smooth = Some((rate, wait));
+        let left = (last - report.step) as f64 * report.images as f64 / rate;
+        live.step(&line, report.images as u64 / u64::from(world.size()), &report.spent, rate, left);
+        if report.step.is_multiple_of(config.train.log_every) || report.step == last {
+            let text = serde_json::to_string(&line).expect("a line is plain data");
+            let mut write = || match &mut lines {
+                Some(lines) => writeln!(lines, "{text}").and_then(|()| write_events(line.step, &line.scalars())),
+                None => Ok(()),
+            };
+            let written = write();
+            if let Err(error) = written {
+                failed = Some(error);
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        progress.set(report.step, last, || {
+            format!(
+                "{rate:.0} images/s, loss {:.3}, waits for data {:.0} %, {left:.0} s left",
+                report.loss,
+                100.0 * wait
+            )
+        });
+    };
+    let evaluation = (every > 0).then_some((every, &mut evaluate as Evaluate<'_>));
+    let between = Between { step: &mut on_step, evaluation };
+    let end = training.run(&mut *batches, &stream, &checkpoints, stop, between)?;
+    world.leave()?;
+    progress.finish();
+    live.turn_to(if end == End::Interrupted { "interrupted" } else { "done" });
+    if let Some(error) = failed {
+        return Err(error).with_context(|| format!("cannot write {}", folder.path().display()));
+    }
+    let damaged = source.quarantine.entries().len();
+    if damaged > 0 && !output.quiet {
+        eprintln!("{damaged} damaged samples were replaced; {} names them", folder.ledger(0).display());
+    }
+    // A run that was done already has its last loss on record.
+    let loss = match loss {
+        Some(loss) => Some(loss),
+        None => folder.metrics()?.last().map(|line| line.loss),
+    };
+    Ok(Outcome {
+        end,
+        step: training.step,
+        loss,
+        images_per_second: smooth.map(|(rate, _)| rate),
+        spent: training.spent,
+    })
+}
+
+/// Takes the newest checkpoint that is whole, if there is one.
+fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, output: Output) -> Result<()> {
+    let (newest, mut broken) = folder.checkpoints().newest();
+    if newest.is_none() && !broken.is_empty() {
+        return Err(broken.swap_remove(0)).context("no checkpoint of this run is whole; remove them to start it anew");
+    }
+    for error in broken {
+        tracing::warn!("not taken: {error}");
+    }
+    let Some((path, state)) = newest else { return Ok(()) };
+    if !state.plan_digest.is_empty() && state.plan_digest != stream.plan_digest {
+        let (found, wanted) = (&state.plan_digest, &stream.plan_digest);
+        let path = path.display();
+        return Err(Error::input(format!(
+            "{path}: was trained on plan {found}, the configuration gives plan {wanted}: the data or the recipe changed"
+        )));
+    }
+    // Imported weights begin a run; whatever optimiser it has, it remembers nothing yet.
+    let optimizer = (!state.plan_digest.is_empty()).then_some(&training.optimizer);
+    checkpoint::load(&path, &training.model.parameters, optimizer)?;
+    training.step = state.step;
+    if !output.quiet {
+        eprintln!("going on from step {} ({})", state.step, path.display());
+    }
+    Ok(())
+}
+
+/// The accuracy of nearest neighbours among the sets that `[eval]` names; noted in the run's folder.
+fn evaluate_neighbours(
+    config: &Config,
+    folder: &RunFolder,
+    (model, step): (&SimClr, u64),
+    device: Device,
+    runtime: &tokio::runtime::Handle,
+) -> Result<f64> {
+    let eval = &config.eval;
+    let train = if eval.train.as_os_str().is_empty() { &config.data.manifest } else { &eval.train };
+    // Training shows its progress already.
+    let output = Output { json: false, quiet: true };
+    let represent = |views: &Tensor| normalized_halves(&model.represent(views, 0));
+    let data = ManifestData::open(config, train, &eval.test, runtime, output)?;
+    let encode = |set, what| encode(&represent, &data, &StreamRequest::centers(set, config.seed), device, what);
+    let (voters, asked) = (encode(SetRole::Train, "train set")?, encode(SetRole::Test, "test set")?);
+    let result = knn(&voters, &asked, &eval.knn)?.measure()?;
+    metrics::gauge!("simclr_trainer_knn_accuracy_ratio").set(result.top1);
+    folder.add_evaluation(&json!({
+        "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": i64::from(eval.knn.k).min(voters.labels.size()[0]),
+        "temperature": eval.knn.temperature, "train": train, "test": eval.test,
+        "train_images": voters.labels.size()[0], "test_images": asked.labels.size()[0],
+    }))?;
+    Ok(result.top1)
+}
+
+/// What the trainer needs to know of a source's stream.
+pub fn summary(source: &Source) -> StreamSummary {
+    let manifest = source.store.manifest();
+    source.plan.summary(manifest.is_labelled().then(|| manifest.num_classes()))
+}
+
+/// A model with initial weights on `device`.
+pub fn new_training(config: &Config, stream: &StreamSummary, device: Device, world: Rc<World>) -> Result<Training> {
+    telemetry::recorder();
+    let trainer = TrainerConfig {
+        model: config.model.clone(),
+        loss: config.loss.clone(),
+        optimizer: config.optimizer.clone(),
+        schedule: config.schedule.clone(),
+        train: config.train.clone(),
+        checkpoint: config.checkpoint.clone(),
+    };
+    Ok(Training::new(&trainer, stream, (device, config.machine.precision()), world, TrainerMetrics::register())?)
+}
+
+/// Loader threads beside a trainer, one of so many on this machine: when it computes on the CPU, one is enough and more
+/// would be in its way.
+fn loader_threads(machine: &MachineConfig, cuda: bool, processes: usize) -> usize {
+    match machine.threads {
+        0 if cuda => (open::cores() / processes).saturating_sub(1).max(1),
+        0 => 1,
+        threads => threads,
+    }
+}

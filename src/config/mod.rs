@@ -1,0 +1,460 @@
+//! The configuration of a run: a preset or a TOML file, changed by `--set`, checked once.
+//!
+//! A file need not say everything: what it leaves out comes from the preset that its `extends` key names, or from
+//! `imagenet-resnet50`. The structs that are read here are the ones that do the work.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use simclr_ground::error::{Classify, ErrorClass};
+use simclr_image::augment::{CenterCrop, Interpolation, Op, RecipeConfig};
+use simclr_plan::OrderConfig;
+use simclr_plan::{BatchConfig, DataConfig, StreamConfig, Traversal};
+use simclr_service::ServiceConfig;
+use simclr_service::reach::FeedConfig;
+#[cfg(feature = "trainer")]
+use simclr_trainer::device::Precision;
+#[cfg(feature = "trainer")]
+use simclr_trainer::eval::EvalView;
+use toml::{Table, Value};
+
+/// The presets: name and text.
+pub const PRESETS: [(&str, &str); 3] = [
+    ("imagenet-resnet50", include_str!("../../config/imagenet-resnet50.toml")),
+    ("cifar10-resnet18", include_str!("../../config/cifar10-resnet18.toml")),
+    ("quickstart", include_str!("../../config/quickstart.toml")),
+];
+
+/// The preset that is meant when none is named.
+const DEFAULT: &str = PRESETS[0].0;
+
+#[cfg(feature = "trainer")]
+mod tables {
+    pub use simclr_trainer::eval::KnnConfig;
+    pub use simclr_trainer::loss::LossConfig;
+    pub use simclr_trainer::model::ModelConfig;
+    pub use simclr_trainer::optimizer::OptimizerConfig;
+    pub use simclr_trainer::optimizer::schedule::ScheduleConfig;
+    pub use simclr_trainer::step::{CheckpointConfig, TrainConfig};
+}
+
+/// Without the trainer its tables are carried along unread.
+#[cfg(not(feature = "trainer"))]
+mod tables {
+    pub type KnnConfig = toml::Table;
+    pub type LossConfig = toml::Table;
+    pub type OptimizerConfig = toml::Table;
+    pub type ScheduleConfig = toml::Table;
+    pub type ModelConfig = toml::Table;
+    pub type CheckpointConfig = toml::Table;
+    pub type TrainConfig = toml::Table;
+}
+
+/// Everything that decides a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Decides order, augmentations and initial weights.
+    pub seed: u64,
+    /// Which samples.
+    pub data: DataConfig,
+    /// How they are shuffled.
+    pub order: OrderConfig,
+    /// How many at a time.
+    pub batch: BatchConfig,
+    /// What is done to each.
+    pub recipe: RecipeConfig,
+    /// The model.
+    pub model: tables::ModelConfig,
+    /// The loss.
+    pub loss: tables::LossConfig,
+    /// The optimiser.
+    pub optimizer: tables::OptimizerConfig,
+    /// The learning rate over time.
+    pub schedule: tables::ScheduleConfig,
+    /// How long and how chatty.
+    pub train: tables::TrainConfig,
+    /// How representations are evaluated.
+    pub eval: EvalConfig,
+    /// When checkpoints are written.
+    pub checkpoint: tables::CheckpointConfig,
+    /// What the machine gives; nothing here changes the stream.
+    pub machine: MachineConfig,
+}
+
+/// How representations are evaluated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Side of the central square that is looked at, as a share of the picture's short side.
+    pub center_crop: f64,
+    /// While training, evaluate nearest neighbours every so many epochs; 0: never.
+    pub every: u32,
+    /// The manifest whose labelled images vote then; empty: the one that is trained on.
+    pub train: PathBuf,
+    /// The manifest whose labelled images are classified then.
+    pub test: PathBuf,
+    /// Nearest neighbours.
+    pub knn: tables::KnnConfig,
+}
+
+/// What the machine gives to a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Loader threads; 0: all cores but one, or one when the trainer computes on the CPU.
+    pub threads: usize,
+    /// libtorch's threads on the CPU; 0: all cores.
+    pub torch_threads: usize,
+    /// Finished or unfinished batches beside the one in use; bounds the memory of the pixels.
+    pub batches_ahead: usize,
+    /// Bytes in memory for shards that are held whole: compressed ones, and those on servers.
+    pub memory_bytes: u64,
+    /// A folder for such shards on a local disk, shared by all runs that name it; empty: memory only.
+    pub cache_dir: PathBuf,
+    /// Bytes that the cache folder may take.
+    pub cache_bytes: u64,
+    /// Requests to one storage server at a time, at most.
+    pub storage_requests: usize,
+    /// A read from a server that has failed for this long stops the run.
+    pub storage_patience_seconds: u64,
+    /// With several ranks: one that has not answered for this long is gone.
+    pub rank_timeout_seconds: u64,
+    /// `cpu`, `cuda`, `cuda:N` or `auto`.
+    pub device: String,
+    /// `fp32` or `bf16`.
+    pub precision: String,
+    /// Whether event files for TensorBoard are written into the run's folder.
+    pub tensorboard: bool,
+    /// Address that serves `/metrics`; empty: none.
+    pub metrics: String,
+    /// What the data service may use and whom it lets in.
+    pub service: ServiceConfig,
+    /// Which nodes make the batches, if not this machine.
+    pub feed: FeedConfig,
+}
+
+/// What is wrong with a configuration. All of it is wrong input.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {why}")]
+pub struct ConfigError {
+    place: String,
+    why: String,
+}
+
+impl Classify for ConfigError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Input
+    }
+}
+
+impl ConfigError {
+    fn new(place: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { place: place.into(), why: why.into() }
+    }
+}
+
+#[cfg(feature = "trainer")]
+impl MachineConfig {
+    /// The precision that is named.
+    pub fn precision(&self) -> Precision {
+        if self.precision == "bf16" { Precision::Bf16 } else { Precision::Fp32 }
+    }
+}
+
+impl Config {
+    /// The configuration that a preset's name or a file's path stands for, changed by `settings` (`table.key=value`).
+    ///
+    /// # Errors
+    /// Names the file and key, what was found and what would be right.
+    pub fn load(source: Option<&str>, settings: &[String]) -> Result<Self, ConfigError> {
+        let source = source.unwrap_or(DEFAULT);
+        let (mut table, place) = match preset(source) {
+            Some(table) => (table, format!("preset {source}")),
+            None => (read_file(Path::new(source))?, source.to_owned()),
+        };
+        for setting in settings {
+            set(&mut table, setting)?;
+        }
+        let place =
+            if settings.is_empty() { place } else { format!("{place} with --set {}", settings.join(" --set ")) };
+        Self::from_table(table, &place)
+    }
+
+    /// This configuration changed by `settings`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn with(&self, settings: &[String], place: &str) -> Result<Self, ConfigError> {
+        let mut table = Table::try_from(self).expect("a configuration is a table");
+        for setting in settings {
+            set(&mut table, setting)?;
+        }
+        Self::from_table(table, place)
+    }
+
+    fn from_table(table: Table, place: &str) -> Result<Self, ConfigError> {
+        let config: Self = serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
+            let path = error.path().to_string();
+            let why = hint(&error.inner().to_string());
+            ConfigError::new(if path == "." { place.to_owned() } else { format!("{place}: {path}") }, why)
+        })?;
+        let machine = &config.machine;
+        for (key, found, least, most) in [
+            ("threads", machine.threads, 0, 4096),
+            ("torch_threads", machine.torch_threads, 0, 4096),
+            ("batches_ahead", machine.batches_ahead, 1, 1024),
+            ("storage_requests", machine.storage_requests, 1, 4096),
+            ("rank_timeout_seconds", machine.rank_timeout_seconds as usize, 1, 1_000_000),
+        ] {
+            if !(least..=most).contains(&found) {
+                let wanted = format!("between {least} and {most} is wanted");
+                return Err(ConfigError::new(format!("machine.{key} = {found}"), wanted));
+            }
+        }
+        if !["fp32", "bf16"].contains(&machine.precision.as_str()) {
+            let place = format!("machine.precision = {:?}", machine.precision);
+            return Err(ConfigError::new(place, "fp32 or bf16 is wanted"));
+        }
+        Ok(config)
+    }
+
+    /// What decides the stream of training batches.
+    pub fn stream(&self) -> StreamConfig {
+        StreamConfig {
+            seed: self.seed,
+            data: self.data.clone(),
+            traversal: Traversal::Shuffled(self.order.clone()),
+            batch: self.batch.clone(),
+            recipe: self.recipe.clone(),
+        }
+    }
+
+    /// The samples of another manifest that this one's settings take: all of the same classes.
+    pub fn evaluation_data(&self, manifest: PathBuf) -> DataConfig {
+        let part = [0.0, 1.0];
+        DataConfig { manifest, limit: 0, subset: PathBuf::new(), part, max_damaged: 1.0, ..self.data.clone() }
+    }
+
+    /// The stream that evaluations see: every sample of a part of `manifest` once, in order, its centre.
+    pub fn evaluation_stream(&self, manifest: PathBuf, part: [f64; 2], seed: u64) -> StreamConfig {
+        let crop =
+            Op::CenterCrop(CenterCrop { fraction: self.eval.center_crop, interpolation: Interpolation::Bicubic });
+        StreamConfig {
+            seed,
+            data: DataConfig { part, ..self.evaluation_data(manifest) },
+            traversal: Traversal::Sequential,
+            batch: BatchConfig { size: 256 },
+            recipe: RecipeConfig { views: 1, ops: vec![crop], branches: vec![], ..self.recipe.clone() },
+        }
+    }
+
+    /// The stream that classifiers learn from: one view of each image, image by image.
+    #[cfg(feature = "trainer")]
+    pub fn supervised_stream(&self, data: DataConfig, view: EvalView, seed: u64) -> StreamConfig {
+        let is_wanted =
+            |op: &&Op| view == EvalView::Recipe || matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_));
+        let ops = self.recipe.ops.iter().filter(is_wanted).cloned().collect();
+        StreamConfig {
+            seed,
+            data,
+            traversal: Traversal::Shuffled(OrderConfig { lanes: 1, ..self.order.clone() }),
+            batch: BatchConfig { size: 1 },
+            recipe: RecipeConfig { views: 1, ops, branches: vec![], ..self.recipe.clone() },
+        }
+    }
+
+    /// The keys, and their values in both, in which two configurations differ, outside of `[machine]`.
+    pub fn differences(&self, other: &Self, except: &[&str]) -> Vec<String> {
+        let mut found = Vec::new();
+        let [one, two] = [self, other].map(|config| Value::try_from(config).expect("a configuration is a table"));
+        compare("", &one, &two, &mut found);
+        found.retain(|(key, _)| !key.starts_with("machine.") && !except.contains(&key.as_str()));
+        found.into_iter().map(|(key, values)| format!("{key}: {values}")).collect()
+    }
+}
+
+fn compare(path: &str, one: &Value, two: &Value, found: &mut Vec<(String, String)>) {
+    match (one, two) {
+        (Value::Table(a), Value::Table(b)) => {
+            for (key, value) in a {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match b.get(key) {
+                    Some(other) => compare(&path, value, other, found),
+                    None => found.push((path, format!("{value} against nothing"))),
+                }
+            }
+        }
+        _ if one != two => found.push((path.to_owned(), format!("{one} against {two}"))),
+        _ => {}
+    }
+}
+
+fn preset(name: &str) -> Option<Table> {
+    let (_, text) = PRESETS.iter().find(|(known, _)| *known == name)?;
+    Some(text.parse().expect("presets are valid TOML"))
+}
+
+fn read_file(path: &Path) -> Result<Table, ConfigError> {
+    let place = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+        ConfigError::new(
+            &place,
+            format!("no file that can be read ({error}) and no preset; presets are {}", names.join(", ")),
+        )
+    })?;
+    let mut own: Table =
+        text.parse().map_err(|error: toml::de::Error| ConfigError::new(&place, error.to_string().trim().to_owned()))?;
+    let base = match own.remove("extends") {
+        None => DEFAULT.to_owned(),
+        Some(Value::String(name)) => name,
+        Some(other) => {
+            return Err(ConfigError::new(place, format!("extends = {other}: the name of a preset is wanted")));
+        }
+    };
+    let mut table =
+        preset(&base).ok_or_else(|| ConfigError::new(&place, format!("extends = {base:?}: no preset of that name")))?;
+    merge(&mut table, own);
+    Ok(table)
+}
+
+fn merge(base: &mut Table, own: Table) {
+    for (key, value) in own {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(base)), Value::Table(own)) => merge(base, own),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Applies one `table.key=value`; a number in the path counts into a list.
+fn set(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
+    let place = format!("--set {setting}");
+    let (path, text) = setting.split_once('=').ok_or_else(|| ConfigError::new(&place, "table.key=value is wanted"))?;
+    // Anything that is no TOML value is meant as a string, so that paths and names need no quotes.
+    let value = format!("x = {text}").parse::<Table>().ok().and_then(|mut parsed| parsed.remove("x"));
+    let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
+    let keys: Vec<&str> = path.trim().split('.').collect();
+    let (last, tables) = keys.split_last().expect("split gives at least one part");
+    let known = known_keys(&Value::Table(table.clone()));
+    let unknown = |key: &str| ConfigError::new(&place, format!("no table {key:?}{}", nearest(path, &known)));
+    let table = descend(table, tables).map_err(unknown)?;
+    // A whole number where a fraction stands is that fraction.
+    let value = match (table.get(*last), value) {
+        (Some(Value::Float(_)), Value::Integer(whole)) => Value::Float(whole as f64),
+        (_, value) => value,
+    };
+    table.insert((*last).to_owned(), value);
+    Ok(())
+}
+
+/// The table that `keys` lead to; a list takes a key and a number. The key that leads nowhere is the error.
+fn descend<'a, 'k>(table: &'a mut Table, keys: &[&'k str]) -> Result<&'a mut Table, &'k str> {
+    match keys {
+        [] => Ok(table),
+        [key, rest @ ..] => match (table.get_mut(*key), rest) {
+            (Some(Value::Table(next)), _) => descend(next, rest),
+            (Some(Value::Array(list)), [number, rest @ ..]) => {
+                match number.parse::<usize>().ok().and_then(|i| list.get_mut(i)) {
+                    Some(Value::Table(next)) => descend(next, rest),
+                    _ => Err(number),
+                }
+            }
+            _ => Err(key),
+        },
+    }
+}
+
+/// All paths of a table.
+fn known_keys(value: &Value) -> Vec<String> {
+    fn walk(path: &str, value: &Value, keys: &mut Vec<String>) {
+        let Value::Table(table) = value else { return keys.push(path.to_owned()) };
+        for (key, value) in table {
+            walk(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, keys);
+        }
+    }
+    let mut keys = Vec::new();
+    walk("", value, &mut keys);
+    keys
+}
+
+fn nearest(word: &str, known: &[String]) -> String {
+    let likeness = |candidate: &String| strsim::jaro_winkler(word, candidate);
+    let best = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    best.map_or(String::new(), |best| format!("; did you mean {best}?"))
+}
+
+/// Adds the nearest right name to serde's message about an unknown one.
+fn hint(message: &str) -> String {
+    // The first line says it all; toml adds the path, which is said already.
+    let message = message.lines().next().unwrap_or_default().trim();
+    let names: Vec<String> = message.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    match names.split_first() {
+        Some((wrong, known)) if message.starts_with("unknown") && !known.is_empty() => {
+            format!("{message}{}", nearest(wrong, known))
+        }
+        _ => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(source: Option<&str>, settings: &[&str]) -> String {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        Config::load(source, &settings).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn presets_are_whole_and_checked() {
+        for (name, _) in PRESETS {
+            let config = Config::load(Some(name), &[]).unwrap();
+            config.recipe.check().unwrap();
+            assert!(config.batch.size.is_multiple_of(config.order.lanes), "{name}");
+        }
+    }
+
+    #[test]
+    fn settings_reach_every_depth() {
+        let settings =
+            ["recipe.ops.2.strength=0.5", "data.manifest=/a b/c.json", "schedule.epochs=3", "model.head.dim=32"];
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        let config = Config::load(None, &settings).unwrap();
+        assert_eq!(config.data.manifest, Path::new("/a b/c.json"));
+        let base = Config::load(None, &[]).unwrap();
+        let differences = config.differences(&base, &[]);
+        assert_eq!(differences.len(), 4, "{differences:?}");
+    }
+
+    #[test]
+    fn a_file_extends_a_preset() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        std::fs::write(&path, "extends = \"cifar10-resnet18\"\nseed = 7\n[batch]\nsize = 64\n").unwrap();
+        let config = Config::load(path.to_str(), &[]).unwrap();
+        assert_eq!((config.seed, config.batch.size, config.recipe.size), (7, 64, 32));
+        std::fs::write(&path, "extends = \"cifar\"\n").unwrap();
+        assert!(error(path.to_str(), &[]).contains("no preset of that name"));
+        std::fs::write(&path, "[batch]\nsize = \"many\"\n").unwrap();
+        assert!(error(path.to_str(), &[]).contains("batch.size"), "{}", error(path.to_str(), &[]));
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_named_with_what_would_be_right() {
+        let check = |settings: &[&str], wanted: &[&str]| {
+            let message = error(None, settings);
+            assert!(wanted.iter().all(|part| message.contains(part)), "{message}");
+        };
+        check(&["machine.thread=2"], &["machine.thread", "did you mean threads?"]);
+        check(&["machin.threads=2"], &["machin", "did you mean machine.threads?"]);
+        check(&["order.lanes=many"], &["order.lanes", "invalid type"]);
+        check(&["order.lanes"], &["table.key=value"]);
+        check(&["recipe.mode=torch"], &["recipe.mode", "did you mean torchvision?"]);
+        check(&["machine.precision=fp16"], &["fp32 or bf16"]);
+        assert!(error(Some("nowhere.toml"), &[]).contains("presets are imagenet-resnet50"));
+    }
+}

@@ -1,0 +1,92 @@
+//! Opens what a configuration describes on this machine: the source of a stream, the batches, the threads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use simclr_data::loader::{Loader, LoaderOptions};
+use simclr_data::metrics::PipelineMetrics;
+use simclr_data::objects::remote::RemoteOptions;
+use simclr_data::source::{DamagePolicy, Source};
+use simclr_data::store::StoreOptions;
+use simclr_ground::batch::Slab;
+use simclr_ground::batch_stream::BatchStream;
+use simclr_ground::error::{Context, Result};
+use simclr_ground::position::Share;
+use simclr_plan::{Plan, StreamConfig};
+use simclr_service::client::Feed;
+
+use crate::config::MachineConfig;
+use crate::telemetry;
+
+/// The source of a stream, which bears as much damage as its configuration allows.
+///
+/// # Errors
+/// If the manifest can't be read or the plan can't be made.
+pub fn source(stream: StreamConfig, machine: &MachineConfig) -> Result<Arc<Source>> {
+    source_with(stream, machine, DamagePolicy::Budget)
+}
+
+/// The source of a stream, with this damage policy.
+///
+/// # Errors
+/// If the manifest or the ledger can't be read, or the plan can't be made.
+pub fn source_with(stream: StreamConfig, machine: &MachineConfig, damage: DamagePolicy<'_>) -> Result<Arc<Source>> {
+    telemetry::recorder();
+    Source::open(stream, &store_options(machine), damage, PipelineMetrics::register())
+}
+
+/// What the machine lets storage use.
+pub fn store_options(machine: &MachineConfig) -> StoreOptions {
+    let remote = RemoteOptions {
+        requests: machine.storage_requests,
+        give_up_after: Duration::from_secs(machine.storage_patience_seconds),
+        ..RemoteOptions::default()
+    };
+    let cache = (!machine.cache_dir.as_os_str().is_empty()).then(|| (machine.cache_dir.clone(), machine.cache_bytes));
+    StoreOptions { memory_bytes: machine.memory_bytes, cache, remote }
+}
+
+/// The stream in the caller's slabs: from the nodes that `machine.feed` names, or made on this machine if it names none.
+///
+/// # Errors
+/// If the shards in use at a time do not fit into memory, or the nodes are named wrongly.
+pub fn batches<S: Slab>(
+    source: &Arc<Source>,
+    slabs: Vec<S>,
+    machine: &MachineConfig,
+    options: LoaderOptions,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Box<dyn BatchStream<S>>> {
+    if machine.feed.nodes.is_empty() {
+        return Ok(Box::new(Loader::start(source.clone(), slabs, options, runtime)?));
+    }
+    let LoaderOptions { from_batch, to_batch, share, .. } = options;
+    Ok(Box::new(Feed::start(source.clone(), slabs, &machine.feed, share, (from_batch, to_batch), runtime)?))
+}
+
+/// Plain memory for the batches of a share.
+pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Vec<Vec<u8>> {
+    vec![vec![0; plan.slab_bytes(share)]; machine.batches_ahead + 1]
+}
+
+/// The number of cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The runtime that storage and web pages run on; computing has threads of its own.
+///
+/// # Errors
+/// If the system gives no threads.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    // Two do for storage; a feed from many nodes takes a core for each 4 GB/s.
+    let threads = (cores() / 8).clamp(2, 8);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).thread_name("io").enable_all().build().context("cannot start the I/O threads")
+}
+
+/// libtorch's threads on the CPU, for one of so many processes on it.
+#[cfg(feature = "trainer")]
+pub fn torch_threads(machine: &MachineConfig, processes: usize) -> usize {
+    if machine.torch_threads == 0 { (cores() / processes).max(1) } else { machine.torch_threads }
+}

@@ -1,0 +1,38 @@
+//! How a command answers: a result on stdout, an exit status.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+/// How a command ended when nothing failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Done; exit code 0.
+    Success,
+    /// Done, and what was looked at is not as it should be; exit code 1.
+    ProblemsFound,
+    /// Stopped by a signal, cleanly; exit code 130.
+    Interrupted,
+}
+
+/// How a command answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// One JSON object on stdout instead of text.
+    pub json: bool,
+    /// No progress.
+    pub quiet: bool,
+}
+
+impl Output {
+    /// Prints a command's result: the object, or the text.
+    pub fn result(self, object: &impl Serialize, text: impl FnOnce() -> String) {
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        // A reader that has gone away is no failure of ours.
+        let _ = match self.json {
+            true => serde_json::to_writer(&mut out, object).map_err(Into::into).and_then(|()| writeln!(out)),
+            false => writeln!(out, "{}", text()),
+        };
+        let _ = out.flush();
+    }
+}

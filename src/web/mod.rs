@@ -1,0 +1,227 @@
+//! What a running program answers over HTTP: metrics and probes for machines, and at `/` a page for people: how fast it
+//! goes, why it waits, whether it learns, and what is in any batch. All of it is read-only.
+
+mod batch;
+mod history;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use simclr_data::source::Source;
+use simclr_ground::error::{Context, Error, Result};
+use simclr_service::server::Guard;
+use tokio::sync::Semaphore;
+
+use crate::telemetry;
+use history::History;
+
+/// The page; everything else it asks for at the addresses below.
+const PAGE: &str = include_str!("index.html");
+
+/// Nothing of the page comes from elsewhere, and nothing of it goes there.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                      img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Damaged samples listed, the last ones found.
+const LISTED: usize = 100;
+
+/// Batches looked into at the same time: people look, workers work.
+const LOOKING: usize = 1;
+
+/// Whether something is as it should be; if not, why.
+type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the pages tell beside the metrics.
+#[derive(Clone)]
+pub struct Pages {
+    /// `/livez`: whether the program works at all.
+    pub alive: Check,
+    /// `/readyz`: whether it can do its work now.
+    pub ready: Check,
+    /// `/status`: how things stand.
+    pub status: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// `/batch` and `/quarantine`: what is streamed, as soon as it is known.
+    pub source: Arc<dyn Fn() -> Option<Arc<Source>> + Send + Sync>,
+    /// Who may see samples and settings.
+    pub guard: Guard,
+}
+
+/// What the answers are made from.
+struct Shown {
+    pages: Pages,
+    history: History,
+    looking: Semaphore,
+    runtime: tokio::runtime::Handle,
+}
+
+/// Listens at `address`, which `key` names.
+///
+/// # Errors
+/// If the address is none or is taken.
+pub fn listen(key: &str, address: &str) -> Result<std::net::TcpListener> {
+    let wanted: SocketAddr = address
+        .parse()
+        .map_err(|_| Error::input(format!("{key} = {address:?}: an address such as 127.0.0.1:9464 is wanted")))?;
+    let listener = std::net::TcpListener::bind(wanted)
+        .map_err(|error| Error::input(format!("{key} = {address:?}: cannot listen there: {error}")))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves all pages for the life of `runtime`; the address. Metrics and probes are for everyone, the rest for whom the
+/// guard lets in.
+///
+/// # Errors
+/// If the address is none or is taken.
+pub fn serve(key: &str, address: &str, pages: Pages, runtime: &tokio::runtime::Handle) -> Result<SocketAddr> {
+    telemetry::recorder();
+    let listener = listen(key, address)?;
+    let bound = listener.local_addr()?;
+    let shown = Arc::new(Shown {
+        pages,
+        history: History::default(),
+        looking: Semaphore::new(LOOKING),
+        runtime: runtime.clone(),
+    });
+    let guarded = Router::new()
+        .route("/status", get(status))
+        .route("/history", get(past))
+        .route("/quarantine", get(quarantine))
+        .route("/batch/{number}", get(look_at_batch))
+        .route("/batch/{number}/{image}/{picture}", get(look_at_picture))
+        .layer(middleware::from_fn_with_state(shown.clone(), let_in));
+    let router = Router::new()
+        .route(
+            "/",
+            get(async || ([(CONTENT_TYPE, "text/html; charset=utf-8"), (CONTENT_SECURITY_POLICY, POLICY)], PAGE)),
+        )
+        .route("/metrics", get(metrics))
+        .route("/livez", get(async |State(shown): State<Arc<Shown>>| probe(&shown.pages.alive)))
+        .route("/readyz", get(async |State(shown): State<Arc<Shown>>| probe(&shown.pages.ready)))
+        .merge(guarded)
+        .with_state(shown.clone());
+    let _guard = runtime.enter();
+    let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve pages")?;
+    runtime.spawn(async move { axum::serve(listener, router).await });
+    runtime.spawn(async move {
+        let mut every = tokio::time::interval(history::EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            // What is only known when it is asked for.
+            (shown.pages.status)();
+            shown.history.note(&telemetry::render());
+        }
+    });
+    Ok(bound)
+}
+
+async fn let_in(State(shown): State<Arc<Shown>>, request: Request, next: Next) -> Response {
+    if shown.pages.guard.lets_in(request.headers()) {
+        return next.run(request).await;
+    }
+    (StatusCode::UNAUTHORIZED, "the bearer token is wanted\n").into_response()
+}
+
+fn probe(check: &Check) -> (StatusCode, String) {
+    match check() {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+async fn metrics(State(shown): State<Arc<Shown>>) -> impl IntoResponse {
+    // What is only known when it is asked for.
+    (shown.pages.status)();
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry::render())
+}
+
+fn answer(value: &Value) -> Response {
+    ([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], format!("{value}\n")).into_response()
+}
+
+async fn status(State(shown): State<Arc<Shown>>) -> Response {
+    answer(&(shown.pages.status)())
+}
+
+#[derive(Deserialize)]
+struct Past {
+    #[serde(default)]
+    after: u64,
+}
+
+async fn past(State(shown): State<Arc<Shown>>, Query(Past { after }): Query<Past>) -> Response {
+    answer(&shown.history.after(after))
+}
+
+async fn quarantine(State(shown): State<Arc<Shown>>) -> Response {
+    let entries = (shown.pages.source)().map(|source| source.quarantine.entries()).unwrap_or_default();
+    let newest: Vec<_> = entries.iter().rev().take(LISTED).collect();
+    answer(&json!({ "total": entries.len(), "entries": newest }))
+}
+
+#[derive(Deserialize)]
+struct Which {
+    #[serde(default)]
+    from: usize,
+    #[serde(default = "a_few")]
+    images: usize,
+}
+
+fn a_few() -> usize {
+    8
+}
+
+async fn look_at_batch(
+    State(shown): State<Arc<Shown>>,
+    Path(number): Path<u64>,
+    Query(Which { from, images }): Query<Which>,
+) -> Response {
+    let look = move |source: &Source, storage| batch::describe(source, number, from, images, storage);
+    match shown.look(look).await {
+        Ok(value) => answer(&value),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn look_at_picture(
+    State(shown): State<Arc<Shown>>,
+    Path((number, image, name)): Path<(u64, usize, String)>,
+) -> Response {
+    let Some(which) = name.strip_suffix(".png").map(str::to_owned) else {
+        return (StatusCode::NOT_FOUND, "original.png or a view's number and .png is wanted\n").into_response();
+    };
+    let look = move |source: &Source, storage| batch::picture(source, number, image, &which, storage);
+    match shown.look(look).await {
+        // A batch is a value: what is at an address never changes while this program runs.
+        Ok(png) => {
+            ([(CONTENT_TYPE, "image/png"), (CACHE_CONTROL, "private, max-age=3600")], Body::from(png)).into_response()
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+impl Shown {
+    /// Looks into the stream, on a thread that may block.
+    async fn look<T: Send + 'static>(
+        self: &Arc<Self>,
+        look: impl FnOnce(&Source, tokio::runtime::Handle) -> Result<T, batch::Refusal> + Send + 'static,
+    ) -> Result<T, batch::Refusal> {
+        let unavailable = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
+        let source = (self.pages.source)().ok_or_else(|| unavailable("the stream is not open yet"))?;
+        let _turn = self.looking.acquire().await.map_err(|_| unavailable("the program ends"))?;
+        let storage = self.runtime.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&source, storage)).await;
+        looked.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "looking at it failed".to_owned()))?
+    }
+}

@@ -1,0 +1,103 @@
+//! The model that is trained: an encoder and a projection head.
+
+pub mod interop;
+pub mod parameters;
+pub mod probe;
+pub mod projection_head;
+pub mod resnet;
+
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::device::Precision;
+use crate::distributed::World;
+use crate::error::TrainError;
+use crate::model::parameters::Parameters;
+use crate::model::projection_head::{HeadConfig, ProjectionHead};
+use crate::model::resnet::{Encoder, Initialization, ResNet, Statistics, Stem};
+
+/// The shape of a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Depth of the encoder.
+    pub encoder: Encoder,
+    /// Multiplies the encoder's channels: 1, 2 and 4 in the paper, less than 1 for small machines.
+    pub width: f64,
+    /// How the encoder begins.
+    pub stem: Stem,
+    /// How the encoder's weights begin.
+    pub initialization: Initialization,
+    /// The projection head.
+    pub head: HeadConfig,
+}
+
+/// An encoder with its projection head.
+pub struct SimClr {
+    /// From views to representations `h`.
+    pub encoder: ResNet,
+    /// From `h` to projections `z`.
+    pub head: ProjectionHead,
+    /// All tensors of both.
+    pub parameters: Parameters,
+    precision: Precision,
+}
+
+impl SimClr {
+    /// A model with initial weights drawn from `seed`.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense.
+    pub fn new(config: &ModelConfig, seed: u64, device: Device, precision: Precision) -> Result<Self, TrainError> {
+        Self::of_ranks(config, seed, device, precision, World::alone())
+    }
+
+    /// As [`SimClr::new`]; batch norm's statistics are those of all images of `world`.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense.
+    pub fn of_ranks(
+        config: &ModelConfig,
+        seed: u64,
+        device: Device,
+        precision: Precision,
+        world: Rc<World>,
+    ) -> Result<Self, TrainError> {
+        let mut parameters = Parameters::of_ranks(device, seed, world);
+        let encoder = ResNet::new(&mut parameters, config.encoder, config.width, config.stem, config.initialization)?;
+        let head = ProjectionHead::new(&mut parameters, encoder.dim(), &config.head)?;
+        Ok(Self { encoder, head, parameters, precision })
+    }
+
+    /// Projections `z`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1].
+    pub fn project(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        self.forward(x, statistics).1
+    }
+
+    /// Representations `h` and projections `z` of views, as [`SimClr::project`].
+    pub fn forward(&self, x: &Tensor, statistics: Statistics) -> (Tensor, Tensor) {
+        let h = self.encoder.forward(x, statistics, self.precision);
+        let z = self.head.forward(&h, statistics, self.precision);
+        (h, z)
+    }
+
+    /// Representations `h`: `[N, dim]` f32, of views `x`, or what the first `layers` layers of the head make of them,
+    /// with running statistics and without gradients.
+    ///
+    /// # Panics
+    /// If the head has not so many layers.
+    pub fn represent(&self, x: &Tensor, layers: usize) -> Tensor {
+        tch::no_grad(|| self.hidden(x, layers, Statistics::Running))
+    }
+
+    /// As [`SimClr::represent`], with gradients and these statistics.
+    ///
+    /// # Panics
+    /// If the head has not so many layers.
+    pub fn hidden(&self, x: &Tensor, layers: usize, statistics: Statistics) -> Tensor {
+        let h = self.encoder.forward(x, statistics, self.precision);
+        self.head.up_to(&h, layers, statistics, self.precision)
+    }
+}

@@ -1,0 +1,211 @@
+//! One step: a batch comes to the device, the device is asked for the step, its numbers are waited for. On a GPU the three
+//! overlap with those of the next batch.
+
+use std::time::{Duration, Instant};
+
+use simclr_ground::batch::Batch;
+use simclr_ground::batch_stream::BatchStream;
+use simclr_ground::stall::Waited;
+use tch::{Device, Kind, Tensor};
+
+use super::gradient_cache;
+use super::training::{StepReport, Training};
+use crate::device::{DeviceSlab, Moment, Uploaded};
+use crate::error::{TrainError, of_torch};
+use crate::gradients::{Backward, Gradients};
+use crate::loss::Contrast;
+use crate::model::resnet::Statistics;
+
+/// A batch, its pixels on their way onto the device.
+pub(super) struct Arrived {
+    batch: Batch<DeviceSlab>,
+    pixels: Uploaded,
+    /// How long was waited for it, and for what.
+    wait: Duration,
+    waited: Waited,
+}
+
+/// A step that the device was asked for.
+pub(super) struct Launched {
+    arrived: Arrived,
+    /// Its numbers, on the device.
+    scalars: Tensor,
+    learning_rate: f64,
+    /// The time that it took to ask; on the CPU, to compute.
+    host_time: Duration,
+    gpu: Option<OnGpu>,
+}
+
+/// Moments of a step on a GPU.
+struct OnGpu {
+    /// It could begin, but for its pixels.
+    ready: Moment,
+    /// They are there.
+    held: Moment,
+    /// It is done.
+    done: Moment,
+}
+
+/// What a batch says.
+struct Told {
+    contrast: Contrast,
+    /// The gradient of the loss, and of the probe's.
+    gradients: Gradients,
+    /// The share of views that the probe recognises.
+    probe_accuracy: Option<Tensor>,
+}
+
+impl Training {
+    /// Waits for the next batch, and begins to bring it onto the device.
+    pub(super) fn fetch(&self, batches: &mut dyn BatchStream<DeviceSlab>) -> Result<Arrived, TrainError> {
+        let (began, before) = (Instant::now(), batches.waited());
+        let batch = batches.next_batch()?.expect("a shuffled stream has no end");
+        assert_eq!(batch.position.batch, self.step, "step and batch go together");
+        let (wait, waited) = (began.elapsed(), batches.waited().since(&before));
+        Ok(Arrived { pixels: self.uploader.begin(&batch)?, batch, wait, waited })
+    }
+
+    /// Asks the device for a step. A GPU has then only begun: nothing here waits for it.
+    ///
+    /// # Errors
+    /// If libtorch fails, or a rank is gone.
+    pub(super) fn launch(&mut self, arrived: Arrived) -> Result<Launched, TrainError> {
+        let began = Instant::now();
+        let ready = self.uploader.now()?;
+        arrived.pixels.hold()?;
+        let held = self.uploader.now()?;
+        let Told { contrast, gradients, probe_accuracy } = self.backward(&arrived)?;
+        let gradient_norm = gradients.norm(&self.model.parameters)?;
+        let spread = embedding_std(&contrast.projections);
+        let probe_accuracy = probe_accuracy.unwrap_or_else(|| Tensor::full([], f64::NAN, (Kind::Float, self.device)));
+        let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread, &probe_accuracy];
+        let scalars = Tensor::stack(&scalars.map(|scalar| scalar.detach().to_kind(Kind::Float)), 0);
+        let learning_rate = self.schedule.learning_rate(self.step);
+        self.step += 1;
+        self.optimizer.step(&gradients, learning_rate, self.step)?;
+        let gpu = match (ready, held, self.uploader.now()?) {
+            (Some(ready), Some(held), Some(done)) => Some(OnGpu { ready, held, done }),
+            _ => None,
+        };
+        Ok(Launched { arrived, scalars, learning_rate, host_time: began.elapsed(), gpu })
+    }
+
+    /// Waits for a step's numbers, and counts its time.
+    ///
+    /// # Errors
+    /// If the loss is no number; nothing of the step is ever saved then.
+    pub(super) fn settle(&mut self, launched: Launched) -> Result<StepReport, TrainError> {
+        let Launched { arrived: Arrived { batch, wait, waited, .. }, scalars, learning_rate, host_time, gpu } =
+            launched;
+        let began = Instant::now();
+        // One transfer for all of them.
+        let scalars = Vec::<f32>::try_from(scalars.to_device(Device::Cpu))?;
+        let [loss, contrastive_accuracy, contrastive_entropy, gradient_norm, embedding_std, probe_accuracy] =
+            std::array::from_fn(|i| f64::from(scalars[i]));
+        if !(loss.is_finite() && gradient_norm.is_finite()) {
+            let loss = if loss.is_finite() { gradient_norm } else { loss };
+            return Err(TrainError::NotFinite { step: self.step, loss, position: batch.position });
+        }
+        let (mut data_wait, mut upload, mut step_time) = (wait, Duration::ZERO, host_time + began.elapsed());
+        if let Some(OnGpu { ready, held, done }) = gpu {
+            upload = ready.until(&held).map_err(of_torch)?;
+            step_time = held.until(&done).map_err(of_torch)?;
+            if let Some(last) = self.last_done.replace(done) {
+                // What was waited for while the last step was still computed has kept nobody waiting.
+                data_wait = wait.min(last.until(&ready).map_err(of_torch)?);
+            }
+        }
+        let waited = of_all(data_wait, &waited);
+        self.spent.waited = self.spent.waited.plus(&waited);
+        self.spent.upload += upload.as_secs_f64();
+        self.spent.steps += step_time.as_secs_f64();
+        let metrics = &self.metrics;
+        metrics.steps.increment(1);
+        metrics.images.increment(batch.num_images as u64);
+        metrics.step_seconds.record(step_time.as_secs_f64());
+        metrics.data_wait_seconds.increment(data_wait.as_secs_f64());
+        metrics.loss.set(loss);
+        metrics.contrastive_accuracy.set(contrastive_accuracy);
+        metrics.contrastive_entropy.set(contrastive_entropy);
+        metrics.learning_rate.set(learning_rate);
+        metrics.gradient_norm.set(gradient_norm);
+        metrics.embedding_std.set(embedding_std);
+        metrics.probe_accuracy.set(probe_accuracy);
+        Ok(StepReport {
+            step: self.step,
+            position: batch.position,
+            loss,
+            contrastive_accuracy,
+            contrastive_entropy,
+            learning_rate,
+            gradient_norm,
+            embedding_std,
+            probe_accuracy: self.probe.is_some().then_some(probe_accuracy),
+            images: batch.num_images * self.world.size() as usize,
+            step_time,
+            data_wait,
+            waited,
+            spent: self.spent,
+        })
+    }
+
+    /// What the batch says to the model.
+    fn backward(&mut self, arrived: &Arrived) -> Result<Told, TrainError> {
+        let Self { model, config, probe, world, reducer, .. } = self;
+        let (batch, loss) = (&arrived.batch, &config.loss);
+        let views = |images| arrived.pixels.views(images);
+        let (images, part) = (batch.num_images as i64, i64::from(config.train.micro_batch));
+        let mut passes = Backward::new(&model.parameters, world, reducer.as_ref());
+        if part > 0 && part < images {
+            let contrast = gradient_cache::backward(model, (images, part), (loss, world), views, &mut passes)?;
+            return Ok(Told { contrast, gradients: passes.gradients(), probe_accuracy: None });
+        }
+        let (h, z) = model.forward(&views(0..images)?, Statistics::Update);
+        let contrast = loss.contrast(&z, world)?;
+        // Gradients become the mean over ranks. The whole batch's loss wants the sum; a probe's is a mean over images.
+        let mut learnt = &contrast.loss * f64::from(world.size());
+        let mut probe_accuracy = None;
+        if let Some(probe) = probe {
+            let (of_probe, accuracy) =
+                probe.loss(&h, &Tensor::from_slice(&batch.labels), config.optimizer.weight_decay);
+            learnt += of_probe;
+            world.sum(&accuracy)?;
+            probe_accuracy = Some(accuracy / f64::from(world.size()));
+        }
+        passes.add(&learnt, true)?;
+        Ok(Told { contrast, gradients: passes.gradients(), probe_accuracy })
+    }
+}
+
+/// What was waited for, over all of the time that it took to be handed the batch.
+fn of_all(wait: Duration, waited: &Waited) -> Waited {
+    match (wait.as_secs_f64(), waited.total()) {
+        (wait, known) if known > 0.0 => waited.times(wait / known),
+        (wait, _) => Waited { decode: wait, ..Waited::default() },
+    }
+}
+
+/// Spread of the normalised projections `z`: `[N, dim]`: the mean over dimensions of their standard deviation, times
+/// √dim.
+fn embedding_std(z: &Tensor) -> Tensor {
+    tch::no_grad(|| {
+        let (_, dim) = z.size2().expect("z is a matrix");
+        let z = z.to_kind(Kind::Float);
+        let z = &z / z.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
+        z.std_dim([0i64].as_slice(), false, false).mean(Kind::Float) * (dim as f64).sqrt()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spread_tells_a_sphere_from_a_point() {
+        tch::manual_seed(1);
+        let sphere = Tensor::randn([2000, 64], (Kind::Float, Device::Cpu));
+        let spread = |z: &Tensor| f64::try_from(embedding_std(z)).unwrap();
+        assert!((spread(&sphere) - 1.0).abs() < 0.05);
+        assert!(spread(&Tensor::ones([2000, 64], (Kind::Float, Device::Cpu))) < 1e-3);
+    }
+}

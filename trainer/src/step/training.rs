@@ -1,0 +1,246 @@
+//! From batch to batch: the training loop, its checkpoints and its guard.
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use simclr_ground::batch_stream::{BatchStream, StreamSummary};
+use simclr_ground::error::{InvalidValue, Result};
+use simclr_ground::position::Position;
+use simclr_ground::stall::Waited;
+use tch::{Device, Tensor};
+
+use super::config::TrainerConfig;
+use crate::checkpoint::{self, Checkpoints};
+use crate::device::{DeviceSlab, Moment, Precision, Uploader};
+use crate::distributed::{Reducer, World};
+use crate::error::TrainError;
+use crate::metrics::TrainerMetrics;
+use crate::model::SimClr;
+use crate::model::probe::Probe;
+use crate::optimizer::Optimizer;
+use crate::optimizer::schedule::Schedule;
+use crate::time_spent::TimeSpent;
+
+/// What one step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// Steps taken, this one included.
+    pub step: u64,
+    /// The batch it was taken on.
+    pub position: Position,
+    /// The loss before the step.
+    pub loss: f64,
+    /// Share of images whose second view was found.
+    pub contrastive_accuracy: f64,
+    /// Entropy of the search, in nats.
+    pub contrastive_entropy: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Norm of all gradients together.
+    pub gradient_norm: f64,
+    /// Spread of the normalised projections: 1 if they fill the sphere, 0 if they have collapsed.
+    pub embedding_std: f64,
+    /// Share of views that the probe recognises, if there is one.
+    pub probe_accuracy: Option<f64>,
+    /// Images in the batch, those of all ranks.
+    pub images: usize,
+    /// Time of the step without the wait.
+    pub step_time: Duration,
+    /// Time waited for the batch.
+    pub data_wait: Duration,
+    /// What was waited for.
+    pub waited: Waited,
+    /// Where the time of all steps went, this one included.
+    pub spent: TimeSpent,
+}
+
+/// Evaluates the model at a step.
+pub type Evaluate<'a> = &'a mut dyn FnMut(&SimClr, u64) -> Result<()>;
+
+/// What else is done between steps.
+pub struct Between<'a> {
+    /// Is told of each step.
+    pub step: &'a mut dyn FnMut(&StepReport),
+    /// Evaluates, every so many steps.
+    pub evaluation: Option<(u64, Evaluate<'a>)>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All steps were taken.
+    Done,
+    /// Somebody asked it to stop; a checkpoint was written.
+    Interrupted,
+}
+
+/// A model in training.
+pub struct Training {
+    /// The model.
+    pub model: SimClr,
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    /// The learning rate over time.
+    pub schedule: Schedule,
+    /// Steps taken.
+    pub step: u64,
+    /// Where the time of the steps taken here went.
+    pub spent: TimeSpent,
+    pub(super) probe: Option<Probe>,
+    pub(super) config: TrainerConfig,
+    pub(super) device: Device,
+    pub(super) uploader: Uploader,
+    /// When the last step was done, on a GPU.
+    pub(super) last_done: Option<Moment>,
+    pub(super) world: Rc<World>,
+    pub(super) reducer: Option<Reducer>,
+    pub(super) metrics: TrainerMetrics,
+}
+
+impl Training {
+    /// A model with initial weights, to be trained by all of `world` on the batches of `stream`.
+    ///
+    /// # Errors
+    /// If a value of the configuration is out of its range, or a rank is gone.
+    pub fn new(
+        config: &TrainerConfig,
+        stream: &StreamSummary,
+        (device, precision): (Device, Precision),
+        world: Rc<World>,
+        metrics: TrainerMetrics,
+    ) -> Result<Self, TrainError> {
+        config.check()?;
+        let sizes = &stream.view_sizes;
+        if !matches!(sizes[..], [first, second] if first == second) {
+            let found = if sizes.len() == 2 { format!("2, of sides {sizes:?}") } else { sizes.len().to_string() };
+            return Err(InvalidValue::new("recipe.views", found, "2 of one side are wanted for training").into());
+        }
+        let together = if config.train.sync_batch_norm { world.clone() } else { World::alone() };
+        let mut model = SimClr::of_ranks(&config.model, stream.seed, device, precision, together)?;
+        let probe = match (config.train.probe, stream.num_classes) {
+            (false, _) => None,
+            (true, Some(classes)) if config.train.micro_batch == 0 => {
+                Some(Probe::new(&mut model.parameters, model.encoder.dim(), classes as i64))
+            }
+            (true, classes) => {
+                let wanted = if classes.is_none() {
+                    "the manifest has no labels, which a probe learns from"
+                } else {
+                    "a probe sees whole batches only; train.micro_batch = 0 is wanted beside it"
+                };
+                return Err(InvalidValue::new("train.probe", true, wanted).into());
+            }
+        };
+        let optimizer = Optimizer::new(&config.optimizer, &model.parameters);
+        let batch_size = stream.batch_size;
+        let peak = config.optimizer.peak_learning_rate(batch_size);
+        let schedule = Schedule::new(&config.schedule, stream.num_samples, batch_size, peak)?;
+        let learning: Vec<&Tensor> = model.parameters.learning().map(|parameter| &parameter.tensor).collect();
+        let reducer = world.reducer(&learning)?;
+        Ok(Self {
+            model,
+            optimizer,
+            schedule,
+            step: 0,
+            spent: TimeSpent::default(),
+            probe,
+            config: config.clone(),
+            device,
+            uploader: Uploader::new(device)?,
+            last_done: None,
+            world,
+            reducer,
+            metrics,
+        })
+    }
+
+    /// Goes where rank 0 is: its weights, momenta and step. To be called by all ranks, once rank 0 has loaded what there
+    /// was to load.
+    ///
+    /// # Errors
+    /// If a rank is gone.
+    pub fn follow_leader(&mut self) -> Result<(), TrainError> {
+        let step = Tensor::from(self.step as i64);
+        self.world.share([&step])?;
+        self.step = i64::try_from(step)? as u64;
+        self.world.share(self.model.parameters.entries().iter().map(|parameter| &parameter.tensor))?;
+        self.world.share(self.optimizer.state().into_iter().map(|(_, tensor)| tensor))
+    }
+
+    /// The step at which the run is done.
+    pub fn last_step(&self) -> u64 {
+        match self.config.train.steps {
+            0 => self.schedule.total_steps,
+            steps => steps.min(self.schedule.total_steps),
+        }
+    }
+
+    /// Trains to the last step, or until `stop` is set on any rank. The stream must begin at batch [`Training::step`].
+    ///
+    /// # Errors
+    /// If the stream stops, the loss is no number, a checkpoint can't be written, or a rank is gone.
+    pub fn run(
+        &mut self,
+        batches: &mut dyn BatchStream<DeviceSlab>,
+        stream: &StreamSummary,
+        checkpoints: &Checkpoints,
+        stop: &AtomicBool,
+        mut between: Between<'_>,
+    ) -> Result<End> {
+        let mut saved = self.step;
+        let mut next = None;
+        while self.step < self.last_step() {
+            let counted = self.spent;
+            let arrived = match next.take() {
+                Some(arrived) => arrived,
+                None => self.fetch(batches)?,
+            };
+            let launched = self.launch(arrived)?;
+            // While a GPU computes, the next batch comes to it. On the CPU the step is done by now.
+            if self.device.is_cuda() && self.step < self.last_step() {
+                next = Some(self.fetch(batches)?);
+            }
+            let report = self.settle(launched)?;
+            (between.step)(&report);
+            if let Some((every, evaluate)) = &mut between.evaluation
+                && self.step.is_multiple_of(*every)
+            {
+                let began = Instant::now();
+                if self.world.leads() {
+                    evaluate(&self.model, self.step)?;
+                }
+                self.world.await_leader(&format!("evaluated/{}", self.step))?;
+                self.spent.evaluation += began.elapsed().as_secs_f64();
+            }
+            self.metrics.add_stalls(&self.spent.since(&counted));
+            let stopped = self.world.any(stop.load(Ordering::Relaxed))?;
+            if self.step.is_multiple_of(self.config.checkpoint.every) || self.step == self.last_step() || stopped {
+                self.save(stream, checkpoints)?;
+                saved = self.step;
+            }
+            if stopped && self.step < self.last_step() {
+                return Ok(End::Interrupted);
+            }
+        }
+        if saved < self.step {
+            self.save(stream, checkpoints)?;
+        }
+        Ok(End::Done)
+    }
+
+    fn save(&mut self, stream: &StreamSummary, checkpoints: &Checkpoints) -> Result<(), TrainError> {
+        if !self.world.leads() {
+            return Ok(());
+        }
+        let (began, counted) = (Instant::now(), self.spent);
+        let state = checkpoint::state(self.step, self.step, stream);
+        checkpoints.save(&state, &self.model.parameters, &self.optimizer, self.config.checkpoint.keep)?;
+        let seconds = began.elapsed().as_secs_f64();
+        self.spent.checkpoint += seconds;
+        self.metrics.checkpoints.increment(1);
+        self.metrics.checkpoint_seconds.set(seconds);
+        self.metrics.add_stalls(&self.spent.since(&counted));
+        Ok(())
+    }
+}
