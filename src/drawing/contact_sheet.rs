@@ -3,7 +3,7 @@
 use simclr_data::inspect::{Inspector, Seen};
 use simclr_data::source::Source;
 use simclr_ground::error::Result;
-use simclr_image::augment::{Op, Step};
+use simclr_image::augment::Step;
 use simclr_image::decode::RgbImage;
 
 use super::canvas::{Canvas, Face};
@@ -29,11 +29,11 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> Result<RgbIm
     let pictures = 1 + sizes.len() as u32;
     let columns = if images > 3 && pictures <= 3 { 2 } else { 1 };
     let rows = (images as u32).div_ceil(columns);
-    // Colour changes and an automatic policy may take two lines.
-    let lines =
-        |ops: &[Op]| ops.iter().map(|op| 1 + u32::from(matches!(op, Op::ColorJitter(_) | Op::AutoAugment(_)))).sum();
-    let ways = std::iter::once(&recipe.ops).chain(recipe.branches.iter().map(|branch| &branch.ops));
-    let lines: u32 = ways.map(|ops| lines(ops)).max().expect("a recipe has views");
+    let storage = crate::open::runtime()?;
+    let mut inspector = Inspector::new(source, batch, storage.handle().clone());
+    let all = (0..images).map(|image| inspector.look(image)).collect::<Result<Vec<_>, _>>()?;
+    let drawn = all.iter().filter_map(|image| image.seen.as_ref().ok()).flat_map(|seen| &seen.views);
+    let lines = drawn.map(|(_, steps)| captions(steps).len() as u32).max().unwrap_or(0);
     let card_width = pictures * side + (pictures + 1) * GAP;
     let card_height = 30 + side + GAP + lines * LINE + GAP;
     let width = 2 * MARGIN + columns * card_width + (columns - 1) * GAP * 2;
@@ -50,14 +50,11 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> Result<RgbIm
         &plan.digest[..16]
     );
     canvas.write(&about, MARGIN, 50, width - 2 * MARGIN, 14.0, Face::Text, FAINT);
-    let storage = crate::open::runtime()?;
-    let mut inspector = Inspector::new(source, batch, storage.handle().clone());
-    for i in 0..images as u32 {
+    for (i, place) in (0u32..).zip(all) {
         let (column, row) = (i % columns, i / columns);
         let x = MARGIN + column * (card_width + 2 * GAP);
         let y = header + row * (card_height + 2 * GAP);
         canvas.fill(x, y, card_width, card_height, CARD);
-        let place = inspector.look(i as usize)?;
         canvas.write(place.class.as_deref().unwrap_or("no label"), x + GAP, y + 6, side, 18.0, Face::Text, INK);
         let name = format!("{}  in  {}", place.entry, place.shard);
         canvas.write(&name, x + 2 * GAP + side, y + 10, card_width - side - 3 * GAP, 12.0, Face::Mono, FAINT);

@@ -82,8 +82,8 @@ fn view(bencher: Bencher, what: &str) {
         "hue" => Some(jitter(&all[3..])),
         "all four" => Some(jitter(&all)),
         "grey" => Some(Step::Colors(vec![Change::Gray])),
-        "blur 0.5" => Some(Step::GaussianBlur(BlurStep { sigma: 0.5, radius: 11 })),
-        "blur 2" => Some(Step::GaussianBlur(BlurStep { sigma: 2.0, radius: 11 })),
+        "blur 0.5" => Some(Step::filter(BlurStep { sigma: 0.5, radius: 11 })),
+        "blur 2" => Some(Step::filter(BlurStep { sigma: 2.0, radius: 11 })),
         _ => None,
     });
     let mut augmenter = Augmenter::new(mode);

@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
 use super::levels::Levels;
+use super::op::check_probability;
 use super::pixelwise::Change;
 use super::warp::Warp;
-use super::{Step, check_probability};
+use super::{Augmentation, Step, ViewContext};
 
 /// Applies one of the 25 pairs of operations that Cubuk et al. (2019) learnt on ImageNet, with a probability. What the
 /// operations do follows torchvision, with nearest neighbours and black outside. The SimCLR paper's table 1 has it in
@@ -66,12 +67,18 @@ const IMAGENET: [[Choice; 2]; 25] = [
     [(Equalize, 0.8, 0), (Equalize, 0.6, 0)],
 ];
 
-impl AutoAugment {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for AutoAugment {
+    fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)
     }
 
-    pub(super) fn draw(&self, draws: &mut Draws, steps: &mut Vec<Step>) {
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        self.drawn(draws, steps);
+    }
+}
+
+impl AutoAugment {
+    fn drawn(&self, draws: &mut Draws, steps: &mut Vec<Step>) {
         if !draws.chance(self.probability) {
             return;
         }
@@ -84,21 +91,35 @@ impl AutoAugment {
 }
 
 impl Operation {
+    /// How much of it a strength of 0 to 9 is, with a sign where it has one: degrees, a shear, a factor's distance from 1,
+    /// bits that are kept, or a threshold as a share of 255.
+    fn amount(self, strength: u32, sign: f64) -> f64 {
+        let share = f64::from(strength) / 9.0;
+        match self {
+            AutoContrast | Equalize | Invert => 0.0,
+            Color | Contrast | Sharpness => sign * 0.9 * share,
+            Posterize => 8.0 - (4.0 * share).round(),
+            Rotate => sign * 30.0 * share,
+            ShearX => sign * 0.3 * share,
+            Solarize => 1.0 - share,
+        }
+    }
+
     /// The operation at a strength of 0 to 9, with a sign where it has one.
     fn step(self, strength: u32, sign: f64) -> Step {
-        let share = f64::from(strength) / 9.0;
-        let factor = (1.0 + sign * 0.9 * share) as f32;
+        let amount = self.amount(strength, sign);
+        let factor = (1.0 + amount) as f32;
         match self {
-            AutoContrast => Step::Levels(Levels::AutoContrast),
+            AutoContrast => Step::filter(Levels::AutoContrast),
             Color => Step::Colors(vec![Change::Saturation(factor)]),
             Contrast => Step::Colors(vec![Change::Contrast(factor)]),
-            Equalize => Step::Levels(Levels::Equalize),
+            Equalize => Step::filter(Levels::Equalize),
             Invert => Step::Colors(vec![Change::Invert]),
-            Posterize => Step::Colors(vec![Change::Posterize(8 - (4.0 * share).round() as u32)]),
-            Rotate => Step::Warp(Warp::RotateNearest(sign * 30.0 * share)),
-            Sharpness => Step::Levels(Levels::Sharpness(factor)),
-            ShearX => Step::Warp(Warp::ShearNearest(sign * 0.3 * share)),
-            Solarize => Step::Colors(vec![Change::Solarize((255.0 * (1.0 - share)) as f32)]),
+            Posterize => Step::Colors(vec![Change::Posterize(amount as u32)]),
+            Rotate => Step::filter(Warp::RotateNearest(amount)),
+            Sharpness => Step::filter(Levels::Sharpness(factor)),
+            ShearX => Step::filter(Warp::ShearNearest(amount)),
+            Solarize => Step::Colors(vec![Change::Solarize((255.0 * amount) as f32)]),
         }
     }
 }
@@ -124,17 +145,7 @@ mod tests {
             let operation: Operation = serde_json::from_value(name.as_str().into()).unwrap();
             for (strength, amount) in amounts.as_array().unwrap().iter().enumerate() {
                 let amount = amount.as_f64().unwrap();
-                let found = match operation.step(strength as u32, 1.0) {
-                    Step::Warp(Warp::RotateNearest(x) | Warp::ShearNearest(x)) => x,
-                    Step::Levels(Levels::Sharpness(x)) => f64::from(x) - 1.0,
-                    Step::Colors(changes) => match changes[..] {
-                        [Change::Saturation(x) | Change::Contrast(x)] => f64::from(x) - 1.0,
-                        [Change::Posterize(bits)] => f64::from(bits),
-                        [Change::Solarize(x)] => f64::from(x) / 255.0,
-                        ref other => panic!("{other:?}"),
-                    },
-                    other => panic!("{other:?}"),
-                };
+                let found = operation.amount(strength as u32, 1.0);
                 assert!((found - amount).abs() < 1e-5, "{name} {strength}: {found} for {amount}");
             }
         }

@@ -1,8 +1,9 @@
 //! The middle of the picture, for evaluation.
 
 use serde::{Deserialize, Serialize};
+use simclr_ground::rng::Draws;
 
-use super::{CropStep, Interpolation};
+use super::{Augmentation, CropStep, Interpolation, Step, ViewContext};
 
 /// Cuts out the central square and resizes it to the view.
 ///
@@ -16,14 +17,24 @@ pub struct CenterCrop {
     pub interpolation: Interpolation,
 }
 
-impl CenterCrop {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for CenterCrop {
+    fn check(&self) -> Result<(), (String, String)> {
         if self.fraction > 0.0 && self.fraction <= 1.0 {
             return Ok(());
         }
         Err((format!("fraction {}", self.fraction), "above 0 and at most 1 is wanted".into()))
     }
 
+    fn draw(&self, context: &ViewContext, _: &mut Draws, steps: &mut Vec<Step>) {
+        steps.push(Step::Crop(self.crop(context.width, context.height)));
+    }
+
+    fn is_crop(&self) -> bool {
+        true
+    }
+}
+
+impl CenterCrop {
     /// The square in a picture of `width` × `height` pixels.
     pub(super) fn crop(&self, width: u32, height: u32) -> CropStep {
         let short = width.min(height);

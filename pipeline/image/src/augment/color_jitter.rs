@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
-use super::check_probability;
+use super::op::check_probability;
 use super::pixelwise::Change;
+use super::{Augmentation, Step, ViewContext};
 
 /// Changes the colours with a probability, by factors drawn anew for each view, in an order drawn anew.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,8 +37,8 @@ pub enum BrightnessRule {
     Add,
 }
 
-impl ColorJitter {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for ColorJitter {
+    fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         for (name, value) in [
             ("strength", self.strength),
@@ -59,8 +60,14 @@ impl ColorJitter {
         Ok(())
     }
 
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(self.drawn(draws).map(Step::Colors));
+    }
+}
+
+impl ColorJitter {
     /// The changes in the order in which they are made; those whose strength is 0 are left out.
-    pub(super) fn draw(&self, draws: &mut Draws) -> Option<Vec<Change>> {
+    fn drawn(&self, draws: &mut Draws) -> Option<Vec<Change>> {
         if !draws.chance(self.probability) {
             return None;
         }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
-use super::{View, check_probability};
+use super::op::check_probability;
+use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
 /// Covers a square of the view with a probability; its centre may lie anywhere in the view, so that some of it may
 /// lie outside (DeVries and Taylor 2017). The SimCLR paper studies it without printing a side; they took half of
@@ -34,8 +35,8 @@ pub struct CutoutStep {
     pub value: u8,
 }
 
-impl Cutout {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for Cutout {
+    fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.side > 0.0 && self.side <= 1.0) {
             return Err((format!("side {}", self.side), "a share of the view's side, above 0 and at most 1".into()));
@@ -43,7 +44,13 @@ impl Cutout {
         Ok(())
     }
 
-    pub(super) fn draw(&self, draws: &mut Draws, size: u32) -> Option<CutoutStep> {
+    fn draw(&self, context: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(self.drawn(draws, context.size).map(Step::filter));
+    }
+}
+
+impl Cutout {
+    fn drawn(&self, draws: &mut Draws, size: u32) -> Option<CutoutStep> {
         if !draws.chance(self.probability) {
             return None;
         }
@@ -58,8 +65,20 @@ impl Cutout {
     }
 }
 
+impl std::fmt::Display for CutoutStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cutout {}×{} at {},{}", self.width, self.height, self.left, self.top)
+    }
+}
+
+impl Filter for CutoutStep {
+    fn apply(&self, _: Mode, view: &mut View) {
+        self.change(view);
+    }
+}
+
 impl CutoutStep {
-    pub(super) fn apply(&self, view: &mut View) {
+    fn change(&self, view: &mut View) {
         let width = view.width;
         for plane in &mut view.planes {
             for row in plane.chunks_exact_mut(width).skip(self.top).take(self.height) {

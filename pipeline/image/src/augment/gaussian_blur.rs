@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
-use super::{Mode, View, check_probability};
+use super::op::check_probability;
+use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 use crate::simd::{vectorized, weigh_symmetric};
 
 /// Blurs with a probability, with a Gaussian whose width is drawn anew for each view.
@@ -27,8 +28,8 @@ pub struct BlurStep {
     pub radius: usize,
 }
 
-impl GaussianBlur {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for GaussianBlur {
+    fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.sigma[0] > 0.0 && self.sigma[0] <= self.sigma[1] && self.sigma[1] <= 1000.0) {
             return Err((format!("sigma {:?}", self.sigma), "from and to, above 0, is wanted".into()));
@@ -42,7 +43,13 @@ impl GaussianBlur {
         Ok(())
     }
 
-    pub(super) fn draw(&self, draws: &mut Draws, size: u32) -> Option<BlurStep> {
+    fn draw(&self, context: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(self.drawn(draws, context.size).map(Step::filter));
+    }
+}
+
+impl GaussianBlur {
+    fn drawn(&self, draws: &mut Draws, size: u32) -> Option<BlurStep> {
         // As the official code: the kernel is a tenth of the side cut to a whole number, its radius half of that cut
         // likewise, which makes 23 taps at 224 pixels.
         let radius = (f64::from(size) * self.kernel) as usize / 2;
@@ -57,9 +64,21 @@ const FOLLOWED: f64 = 3.3;
 /// Bits behind the point of values between the two passes.
 const VALUE_BITS: u32 = 6;
 
+impl std::fmt::Display for BlurStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "blur σ {:.2}", self.sigma)
+    }
+}
+
+impl Filter for BlurStep {
+    fn apply(&self, mode: Mode, view: &mut View) {
+        self.blur(mode, view);
+    }
+}
+
 impl BlurStep {
     /// Blurs all planes: along rows, then along columns, in whole numbers.
-    pub(super) fn apply(&self, mode: Mode, view: &mut View) {
+    fn blur(&self, mode: Mode, view: &mut View) {
         let radius = self.radius.min((FOLLOWED * self.sigma).ceil() as usize);
         let Some(weights) = self.weights(radius) else { return };
         let (width, height) = (view.width, view.height);

@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
-use super::{View, check_probability};
+use super::op::check_probability;
+use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
 /// Adds independent Gaussian noise to each value of the view with a probability. The SimCLR paper studies it without
 /// printing its σ.
@@ -27,8 +28,8 @@ pub struct NoiseStep {
     pub key: u64,
 }
 
-impl GaussianNoise {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for GaussianNoise {
+    fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.sigma[0] >= 0.0 && self.sigma[0] <= self.sigma[1] && self.sigma[1] <= 255.0) {
             return Err((format!("sigma {:?}", self.sigma), "from and to, between 0 and 255, is wanted".into()));
@@ -36,7 +37,13 @@ impl GaussianNoise {
         Ok(())
     }
 
-    pub(super) fn draw(&self, draws: &mut Draws) -> Option<NoiseStep> {
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(self.drawn(draws).map(Step::filter));
+    }
+}
+
+impl GaussianNoise {
+    fn drawn(&self, draws: &mut Draws) -> Option<NoiseStep> {
         draws
             .chance(self.probability)
             .then(|| NoiseStep { sigma: draws.uniform(self.sigma[0], self.sigma[1]), key: draws.bits() })
@@ -46,9 +53,21 @@ impl GaussianNoise {
 /// As many values as noise can have.
 const QUANTILES: usize = 1 << 12;
 
+impl std::fmt::Display for NoiseStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "noise σ {:.1}", self.sigma)
+    }
+}
+
+impl Filter for NoiseStep {
+    fn apply(&self, _: Mode, view: &mut View) {
+        self.change(view);
+    }
+}
+
 impl NoiseStep {
     /// Adds to each value one of the normal distribution's 4096 mid-quantiles, up to 3.67 σ.
-    pub(super) fn apply(&self, view: &mut View) {
+    fn change(&self, view: &mut View) {
         let quantiles = quantiles();
         let sigma = self.sigma as f32;
         for (channel, plane) in view.planes.iter_mut().enumerate() {
@@ -100,7 +119,7 @@ mod tests {
         let noisy = |sigma, key| {
             let mut view = View { width: 128, height: 128, ..View::default() };
             view.planes = std::array::from_fn(|_| vec![128; 128 * 128]);
-            NoiseStep { sigma, key }.apply(&mut view);
+            NoiseStep { sigma, key }.apply(Mode::Torchvision, &mut view);
             view.planes.map(|plane| plane.into_iter().map(|x| f64::from(x) - 128.0).collect::<Vec<_>>())
         };
         let planes = noisy(20.0, 1);

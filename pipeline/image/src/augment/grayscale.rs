@@ -1,6 +1,10 @@
 //! Drops the colour.
 
 use serde::{Deserialize, Serialize};
+use simclr_ground::rng::Draws;
+
+use super::op::check_probability;
+use super::{Augmentation, Change, Step, ViewContext};
 
 /// Drops the colour with this probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -8,4 +12,14 @@ use serde::{Deserialize, Serialize};
 pub struct Grayscale {
     /// In [0, 1]; 0.2 in the paper.
     pub probability: f64,
+}
+
+impl Augmentation for Grayscale {
+    fn check(&self) -> Result<(), (String, String)> {
+        check_probability(self.probability)
+    }
+
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(draws.chance(self.probability).then(|| Step::Colors(vec![Change::Gray])));
+    }
 }

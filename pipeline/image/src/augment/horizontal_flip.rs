@@ -1,6 +1,10 @@
 //! Mirrors left and right.
 
 use serde::{Deserialize, Serialize};
+use simclr_ground::rng::Draws;
+
+use super::op::check_probability;
+use super::{Augmentation, Step, ViewContext};
 
 /// Mirrors left and right with this probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -8,6 +12,16 @@ use serde::{Deserialize, Serialize};
 pub struct HorizontalFlip {
     /// In [0, 1]; 0.5 in the paper.
     pub probability: f64,
+}
+
+impl Augmentation for HorizontalFlip {
+    fn check(&self) -> Result<(), (String, String)> {
+        check_probability(self.probability)
+    }
+
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(draws.chance(self.probability).then_some(Step::HorizontalFlip));
+    }
 }
 
 /// Mirrors a view of side `size` (`size × size × 3` u8) in place.

@@ -1,9 +1,11 @@
 //! Changes that need to know the whole view: equalising its histogram, stretching its contrast, sharpening it.
 
 use serde::{Deserialize, Serialize};
+use simclr_ground::rng::Draws;
 
-use super::View;
 use super::filter::each_plane_framed;
+use super::op::check_probability;
+use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
 /// Equalises each channel's histogram with a probability, as Pillow and torchvision do. Part of the SimCLR paper's
 /// appendix B.2.
@@ -12,6 +14,16 @@ use super::filter::each_plane_framed;
 pub struct Equalize {
     /// In [0, 1].
     pub probability: f64,
+}
+
+impl Augmentation for Equalize {
+    fn check(&self) -> Result<(), (String, String)> {
+        check_probability(self.probability)
+    }
+
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(draws.chance(self.probability).then(|| Step::filter(Levels::Equalize)));
+    }
 }
 
 /// A change of each channel by its own histogram or surroundings.
@@ -26,8 +38,24 @@ pub enum Levels {
     Sharpness(f32),
 }
 
+impl std::fmt::Display for Levels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Levels::Equalize => write!(f, "equalise"),
+            Levels::AutoContrast => write!(f, "autocontrast"),
+            Levels::Sharpness(factor) => write!(f, "sharpness {factor:.2}"),
+        }
+    }
+}
+
+impl Filter for Levels {
+    fn apply(&self, _: Mode, view: &mut View) {
+        self.change(view);
+    }
+}
+
 impl Levels {
-    pub(super) fn apply(self, view: &mut View) {
+    fn change(self, view: &mut View) {
         match self {
             Levels::Equalize => view.planes.iter_mut().for_each(|plane| equalize(plane)),
             Levels::AutoContrast => view.planes.iter_mut().for_each(|plane| stretch(plane)),

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
 use super::filter::each_plane_framed;
-use super::{View, check_probability};
+use super::op::check_probability;
+use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 use crate::simd::{vectorized, weigh_bytes};
 
 /// Blurs the view along a straight line with a probability, as if the camera had moved; its direction is drawn anew
@@ -33,8 +34,8 @@ const WEIGHT_BITS: u32 = 14;
 /// The longest line.
 const LONGEST: f64 = 255.0;
 
-impl MotionBlur {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for MotionBlur {
+    fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.length[0] >= 1.0 && self.length[0] <= self.length[1] && self.length[1] <= LONGEST) {
             let wanted = format!("from and to, between 1 and {LONGEST} pixels, is wanted");
@@ -43,7 +44,13 @@ impl MotionBlur {
         Ok(())
     }
 
-    pub(super) fn draw(&self, draws: &mut Draws) -> Option<MotionStep> {
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(self.drawn(draws).map(Step::filter));
+    }
+}
+
+impl MotionBlur {
+    fn drawn(&self, draws: &mut Draws) -> Option<MotionStep> {
         draws.chance(self.probability).then(|| MotionStep {
             length: draws.uniform(self.length[0], self.length[1]),
             degrees: draws.uniform(0.0, 180.0),
@@ -51,10 +58,22 @@ impl MotionBlur {
     }
 }
 
+impl std::fmt::Display for MotionStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "motion blur {:.1} at {:.0}°", self.length, self.degrees)
+    }
+}
+
+impl Filter for MotionStep {
+    fn apply(&self, _: Mode, view: &mut View) {
+        self.change(view);
+    }
+}
+
 impl MotionStep {
     /// Each pixel becomes the mean of points on the line through its centre, half a pixel or less apart, each between
     /// its four neighbours. Beyond the frame its last values go on.
-    pub(super) fn apply(&self, view: &mut View) {
+    fn change(&self, view: &mut View) {
         let taps = self.taps();
         let weights = fixed_point(taps.iter().map(|tap| tap.weight));
         let radius = taps.iter().map(|tap| tap.x.abs().max(tap.y.abs())).max().unwrap_or(0);
@@ -134,7 +153,7 @@ mod tests {
             let mut view = View { width: 33, height: 33, ..View::default() };
             view.planes = std::array::from_fn(|_| vec![0; 33 * 33]);
             view.planes[1][16 * 33 + 16] = 255;
-            MotionStep { length, degrees }.apply(&mut view);
+            MotionStep { length, degrees }.apply(Mode::Torchvision, &mut view);
             let (mut sum, mut moments) = (0.0, [0.0; 3]);
             for (i, &value) in view.planes[1].iter().enumerate() {
                 let (x, y, value) = ((i % 33) as f64 - 16.0, (i / 33) as f64 - 16.0, f64::from(value));
@@ -158,7 +177,7 @@ mod tests {
         let plane: Vec<u8> = (0..35).map(|i| (i * 37 % 256) as u8).collect();
         let mut view = View { width: 7, height: 5, ..View::default() };
         view.planes = std::array::from_fn(|_| plane.clone());
-        MotionStep { length: 1.0, degrees: 77.0 }.apply(&mut view);
+        MotionStep { length: 1.0, degrees: 77.0 }.apply(Mode::Torchvision, &mut view);
         assert_eq!(view.planes[2], plane);
     }
 }

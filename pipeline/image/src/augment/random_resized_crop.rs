@@ -4,7 +4,7 @@ use fast_image_resize as fir;
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
-use super::Mode;
+use super::{Augmentation, Mode, Step, ViewContext};
 use crate::decode::RgbImage;
 use crate::decode::jpeg::Region;
 
@@ -52,8 +52,8 @@ impl CropStep {
     }
 }
 
-impl RandomResizedCrop {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for RandomResizedCrop {
+    fn check(&self) -> Result<(), (String, String)> {
         let sound = |[low, high]: [f64; 2], max: f64| low > 0.0 && low <= high && high <= max;
         if !sound(self.scale, 1.0) {
             return Err((format!("scale {:?}", self.scale), "from and to, above 0 and at most 1, is wanted".into()));
@@ -64,8 +64,18 @@ impl RandomResizedCrop {
         Ok(())
     }
 
+    fn draw(&self, context: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.push(Step::Crop(self.drawn(context.mode, draws, context.width, context.height)));
+    }
+
+    fn is_crop(&self) -> bool {
+        true
+    }
+}
+
+impl RandomResizedCrop {
     /// Draws the box in a picture of `width` × `height` pixels.
-    pub(super) fn draw(&self, mode: Mode, draws: &mut Draws, width: u32, height: u32) -> CropStep {
+    fn drawn(&self, mode: Mode, draws: &mut Draws, width: u32, height: u32) -> CropStep {
         let (left, top, width, height) = match mode {
             Mode::Torchvision => self.draw_by_area(draws, width, height),
             Mode::Paper => self.draw_by_height(draws, width, height),
@@ -270,7 +280,7 @@ mod tests {
     }
 
     fn boxes(mode: Mode, width: u32, height: u32) -> Vec<CropStep> {
-        (0..3000).map(|i| op().draw(mode, &mut Draws::new(1, Purpose::Augment, &[i]), width, height)).collect()
+        (0..3000).map(|i| op().drawn(mode, &mut Draws::new(1, Purpose::Augment, &[i]), width, height)).collect()
     }
 
     #[test]

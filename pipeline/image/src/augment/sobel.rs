@@ -1,9 +1,11 @@
 //! Keeps the edges.
 
 use serde::{Deserialize, Serialize};
+use simclr_ground::rng::Draws;
 
-use super::View;
 use super::filter::each_plane_framed;
+use super::op::check_probability;
+use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
 /// Replaces the view by the size of its gradient with a probability: in each channel √(x² + y²) of Sobel's two
 /// 3 × 3 differences, cut to 255; the frame is reflected as in `tf.image.sobel_edges`. The SimCLR paper studies Sobel
@@ -15,7 +17,33 @@ pub struct Sobel {
     pub probability: f64,
 }
 
-pub(super) fn apply(view: &mut View) {
+impl Augmentation for Sobel {
+    fn check(&self) -> Result<(), (String, String)> {
+        check_probability(self.probability)
+    }
+
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(draws.chance(self.probability).then(|| Step::filter(Edges)));
+    }
+}
+
+/// The step that does it.
+#[derive(Debug, Clone, Copy)]
+pub struct Edges;
+
+impl std::fmt::Display for Edges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sobel")
+    }
+}
+
+impl Filter for Edges {
+    fn apply(&self, _: Mode, view: &mut View) {
+        keep_edges(view);
+    }
+}
+
+fn keep_edges(view: &mut View) {
     let reflect = |i: i64, n: i64| {
         if i < 0 {
             (-i).min(n - 1)

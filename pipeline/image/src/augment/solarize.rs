@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
-use super::check_probability;
+use super::op::check_probability;
 use super::pixelwise::Change;
+use super::{Augmentation, Step, ViewContext};
 
 /// Inverts values that are at least as large as a threshold, with a probability, as Pillow and torchvision do. Part of
 /// the SimCLR paper's appendix B.2, which prints no threshold; 128 is BYOL's.
@@ -17,8 +18,8 @@ pub struct Solarize {
     pub threshold: f64,
 }
 
-impl Solarize {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for Solarize {
+    fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(0.0..=255.0).contains(&self.threshold) {
             return Err((format!("threshold {}", self.threshold), "between 0 and 255 is wanted".into()));
@@ -26,7 +27,13 @@ impl Solarize {
         Ok(())
     }
 
-    pub(super) fn draw(&self, draws: &mut Draws) -> Option<Change> {
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(self.drawn(draws).map(|change| Step::Colors(vec![change])));
+    }
+}
+
+impl Solarize {
+    fn drawn(&self, draws: &mut Draws) -> Option<Change> {
         draws.chance(self.probability).then_some(Change::Solarize(self.threshold as f32))
     }
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
-use super::{View, check_probability};
+use super::op::check_probability;
+use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
 /// Turns the view about its middle with a probability, by one of these angles, each as likely as the others. The
 /// SimCLR paper studies 90, 180 and 270 degrees. Outside of the view is black.
@@ -27,8 +28,8 @@ pub enum Warp {
     ShearNearest(f64),
 }
 
-impl Rotation {
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+impl Augmentation for Rotation {
+    fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if self.degrees.is_empty() || self.degrees.iter().any(|angle| !(-360.0..=360.0).contains(angle)) {
             let wanted = "at least one angle between -360 and 360 is wanted".into();
@@ -37,15 +38,36 @@ impl Rotation {
         Ok(())
     }
 
-    pub(super) fn draw(&self, draws: &mut Draws) -> Option<Warp> {
+    fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
+        steps.extend(self.drawn(draws).map(Step::filter));
+    }
+}
+
+impl Rotation {
+    fn drawn(&self, draws: &mut Draws) -> Option<Warp> {
         draws
             .chance(self.probability)
             .then(|| Warp::Rotate(self.degrees[draws.below(self.degrees.len() as u64) as usize]))
     }
 }
 
+impl std::fmt::Display for Warp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Warp::Rotate(degrees) | Warp::RotateNearest(degrees) => write!(f, "turn {degrees:+.0}°"),
+            Warp::ShearNearest(shear) => write!(f, "shear {shear:+.2}"),
+        }
+    }
+}
+
+impl Filter for Warp {
+    fn apply(&self, _: Mode, view: &mut View) {
+        self.change(view);
+    }
+}
+
 impl Warp {
-    pub(super) fn apply(&self, view: &mut View) {
+    fn change(&self, view: &mut View) {
         let (width, height) = (view.width, view.height);
         let middle = [width as f64 / 2.0, height as f64 / 2.0];
         // The place in the view that a pixel's centre is taken from, counted in pixels from the first one's centre.

@@ -1,0 +1,166 @@
+//! Which augmentations make the views of an image, as the configuration has them.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use simclr_ground::error::InvalidValue;
+use simclr_ground::rng::{Draws, Purpose};
+
+use super::{
+    Augmentation, BrightnessRule, ColorJitter, GaussianBlur, Grayscale, HorizontalFlip, Interpolation, Mode, Op,
+    RandomResizedCrop, Step, ViewContext,
+};
+use crate::decode::jpeg::Region;
+
+/// How pictures become the pixels of a crop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecodePath {
+    /// Only where crops are, each colour plane at its own resolution, colours converted on the view: fast, and within
+    /// the noise of a JPEG of what `full` gives.
+    Planar,
+    /// All pixels, then the reference library's resize: equal to it.
+    Full,
+}
+
+/// What is done to each picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeConfig {
+    /// Sampling rules and arithmetic.
+    pub mode: Mode,
+    /// How pictures are decoded and resized.
+    pub decode: DecodePath,
+    /// Side of a view in pixels.
+    pub size: u32,
+    /// Views per picture that are made by `ops`; SimCLR has two.
+    pub views: u32,
+    /// What is done, in this order; a crop comes first.
+    pub ops: Vec<Op>,
+    /// Further views of the same picture, made in other ways; they come after those of `ops`, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<Branch>,
+}
+
+/// Views that are made in a way of their own: another side's recipe, or the small crops of multi-crop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Branch {
+    /// Side of a view in pixels.
+    pub size: u32,
+    /// Views per picture.
+    pub views: u32,
+    /// What is done, in this order; a crop comes first.
+    pub ops: Vec<Op>,
+}
+
+impl RecipeConfig {
+    /// The paper's ImageNet recipe at this side: two views, torchvision's arithmetic.
+    pub fn simclr(size: u32) -> Self {
+        let ops = vec![
+            Op::RandomResizedCrop(RandomResizedCrop {
+                scale: [0.08, 1.0],
+                ratio: [0.75, 4.0 / 3.0],
+                interpolation: Interpolation::Bicubic,
+            }),
+            Op::HorizontalFlip(HorizontalFlip { probability: 0.5 }),
+            Op::ColorJitter(ColorJitter {
+                probability: 0.8,
+                strength: 1.0,
+                brightness: 0.8,
+                contrast: 0.8,
+                saturation: 0.8,
+                hue: 0.2,
+                brightness_rule: BrightnessRule::Multiply,
+            }),
+            Op::Grayscale(Grayscale { probability: 0.2 }),
+            Op::GaussianBlur(GaussianBlur { probability: 0.5, sigma: [0.1, 2.0], kernel: 0.1 }),
+        ];
+        Self { mode: Mode::Torchvision, decode: DecodePath::Planar, size, views: 2, ops, branches: vec![] }
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// Names the key, what was found and what would be right.
+    pub fn check(&self) -> Result<(), InvalidValue> {
+        check_way("recipe", self.size, self.views, &self.ops)?;
+        for (i, branch) in self.branches.iter().enumerate() {
+            check_way(&format!("recipe.branches.{i}"), branch.size, branch.views, &branch.ops)?;
+        }
+        if self.count() > MOST_VIEWS as usize {
+            let found = format!("{} views in all", self.count());
+            let wanted = format!("at most {MOST_VIEWS} are wanted");
+            return Err(InvalidValue { key: "recipe.branches".into(), found, wanted });
+        }
+        Ok(())
+    }
+
+    /// Side and ops of each view.
+    fn ways(&self) -> impl Iterator<Item = (u32, &[Op])> {
+        let own = std::iter::repeat_n((self.size, &self.ops[..]), self.views as usize);
+        own.chain(
+            self.branches
+                .iter()
+                .flat_map(|branch| std::iter::repeat_n((branch.size, &branch.ops[..]), branch.views as usize)),
+        )
+    }
+
+    /// Side in pixels of each view of a picture.
+    pub fn sizes(&self) -> impl Iterator<Item = u32> {
+        self.ways().map(|(size, _)| size)
+    }
+
+    /// Views per picture, all branches together.
+    pub fn count(&self) -> usize {
+        self.ways().count()
+    }
+
+    /// The smallest region that the crops of all views lie in.
+    ///
+    /// # Panics
+    /// If there is no view, or one without a crop.
+    pub fn region(steps: &[Vec<Step>]) -> Region {
+        let crop = |steps: &Vec<Step>| match steps.first() {
+            Some(Step::Crop(crop)) => crop.region(),
+            other => panic!("a view begins with a crop, not with {other:?}"),
+        };
+        steps.iter().map(crop).reduce(Region::union).expect("at least one view")
+    }
+
+    /// Draws the steps for each view of a picture of `width` × `height` pixels.
+    pub fn draw(&self, seed: u64, epoch: u64, sample: u64, width: u32, height: u32) -> Vec<Vec<Step>> {
+        let view = |(view, (size, ops)): (usize, (u32, &[Op]))| {
+            let mut draws = Draws::new(seed, Purpose::Augment, &[epoch, sample, view as u64]);
+            let mut steps = Vec::with_capacity(ops.len());
+            let context = ViewContext { mode: self.mode, width, height, size };
+            ops.iter().for_each(|op| op.draw(&context, &mut draws, &mut steps));
+            steps
+        };
+        self.ways().enumerate().map(view).collect()
+    }
+}
+
+/// Bytes of a view of this side: `size × size × 3`.
+pub fn view_bytes(size: u32) -> usize {
+    size as usize * size as usize * 3
+}
+
+/// More views than anybody has wanted of a picture.
+const MOST_VIEWS: u32 = 64;
+
+/// Checks how some of a picture's views are made; `at` is the configuration's key.
+fn check_way(at: &str, size: u32, views: u32, ops: &[Op]) -> Result<(), InvalidValue> {
+    let wrong = |key: &str, found, wanted| Err(InvalidValue { key: Cow::Owned(format!("{at}.{key}")), found, wanted });
+    if !(1..=4096).contains(&size) {
+        return wrong("size", size.to_string(), "a side between 1 and 4096 pixels is wanted".into());
+    }
+    if !(1..=MOST_VIEWS).contains(&views) {
+        return wrong("views", views.to_string(), format!("between 1 and {MOST_VIEWS} views are wanted"));
+    }
+    if !ops.first().is_some_and(Augmentation::is_crop) || ops.iter().skip(1).any(Augmentation::is_crop) {
+        let wanted = "the first op, and only that, is random_resized_crop or center_crop".into();
+        return wrong("ops", format!("{} ops", ops.len()), wanted);
+    }
+    ops.iter().try_for_each(|op| op.check().or_else(|(found, wanted)| wrong("ops", found, wanted)))
+}
