@@ -173,7 +173,7 @@ fn decoding() -> Result<Finding> {
 
 #[cfg(feature = "trainer")]
 fn devices(machine: &MachineConfig) -> Vec<Finding> {
-    use simclr_trainer::device;
+    use simclr_trainer::device::{self, DeviceName};
     let libtorch = env!("CARGO_PKG_VERSION");
     let threads = open::torch_threads(machine, 1);
     let found = format!("libtorch {} in simclr-pipeline {libtorch}", simclr_trainer::run::LIBTORCH);
@@ -181,15 +181,18 @@ fn devices(machine: &MachineConfig) -> Vec<Finding> {
     let mut findings = vec![Finding::new("libtorch", Grade::Good, found, meaning)];
     let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
     let driver = driver.and_then(|text| text.lines().next().map(|line| line.trim().to_owned()));
-    let (grade, found, meaning) = match (&driver, device::open("cuda")) {
+    let (grade, found, meaning) = match (&driver, device::open(DeviceName::Cuda)) {
         (_, Ok(_)) => {
             (Grade::Good, format!("{} usable", device::gpus()), "machine.device = auto takes the first".to_owned())
         }
-        (Some(_), Err(error)) => (Grade::Problem, "a driver, but no CUDA for libtorch".to_owned(), error.to_string()),
-        (None, Err(_)) if machine.device.starts_with("cuda") => {
-            (Grade::Problem, "no NVIDIA driver".to_owned(), format!("machine.device = {:?} needs one", machine.device))
+        (_, Err(error)) if device::gpus_of_driver().is_some() || driver.is_some() => {
+            (Grade::Problem, "a driver, but no CUDA for libtorch".to_owned(), error.to_string())
         }
-        (None, Err(_)) => (
+        (_, Err(_)) if matches!(machine.device, DeviceName::Cuda | DeviceName::CudaNth(_)) => {
+            let device: String = machine.device.into();
+            (Grade::Problem, "no NVIDIA driver".to_owned(), format!("machine.device = {device:?} needs one"))
+        }
+        (_, Err(_)) => (
             Grade::Note,
             "no NVIDIA driver".to_owned(),
             "machine.device = auto trains on the CPU; this machine can still feed others with `serve`".to_owned(),

@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "trainer")]
+use simclr_ground::error::Result;
 use simclr_ground::error::{Classify, ErrorClass};
 use simclr_image::augment::{CenterCrop, Interpolation, Op, RecipeConfig};
 use simclr_plan::OrderConfig;
@@ -13,9 +15,9 @@ use simclr_plan::{BatchConfig, DataConfig, StreamConfig, Traversal};
 use simclr_service::ServiceConfig;
 use simclr_service::reach::FeedConfig;
 #[cfg(feature = "trainer")]
-use simclr_trainer::device::Precision;
-#[cfg(feature = "trainer")]
 use simclr_trainer::eval::EvalView;
+#[cfg(feature = "trainer")]
+use simclr_trainer::run::{RunFolder, RunRecord};
 use toml::{Table, Value};
 
 /// The presets: name and text.
@@ -28,14 +30,23 @@ pub const PRESETS: [(&str, &str); 3] = [
 /// The preset that is meant when none is named.
 const DEFAULT: &str = PRESETS[0].0;
 
+/// The keys that a table has if it is of this kind; `None` if there is no such kind.
+type KeysOf = fn(&str) -> Option<Vec<String>>;
+
 #[cfg(feature = "trainer")]
 mod tables {
+    pub use simclr_trainer::device::{DeviceName, Precision};
     pub use simclr_trainer::eval::KnnConfig;
     pub use simclr_trainer::loss::LossConfig;
     pub use simclr_trainer::model::ModelConfig;
     pub use simclr_trainer::optimizer::OptimizerConfig;
     pub use simclr_trainer::optimizer::schedule::ScheduleConfig;
+    pub use simclr_trainer::run::CONFIG_SCHEMA;
     pub use simclr_trainer::step::{CheckpointConfig, TrainConfig};
+
+    /// The tables whose `kind` decides their keys, and the keys of a kind.
+    pub const KINDS: [(&str, super::KeysOf); 2] =
+        [("loss", LossConfig::keys), ("optimizer", OptimizerConfig::keys)];
 }
 
 /// Without the trainer its tables are carried along unread.
@@ -48,6 +59,10 @@ mod tables {
     pub type ModelConfig = toml::Table;
     pub type CheckpointConfig = toml::Table;
     pub type TrainConfig = toml::Table;
+    pub type DeviceName = String;
+    pub type Precision = String;
+    pub const CONFIG_SCHEMA: u32 = 2;
+    pub const KINDS: [(&str, super::KeysOf); 0] = [];
 }
 
 /// Everything that decides a run.
@@ -121,9 +136,9 @@ pub struct MachineConfig {
     /// With several ranks: one that has not answered for this long is gone.
     pub rank_timeout_seconds: u64,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
-    pub device: String,
-    /// `fp32` or `bf16`.
-    pub precision: String,
+    pub device: tables::DeviceName,
+    /// `fp32`, `tf32` or `bf16`.
+    pub precision: tables::Precision,
     /// Whether event files for TensorBoard are written into the run's folder.
     pub tensorboard: bool,
     /// Address that serves `/metrics`; empty: none.
@@ -154,14 +169,6 @@ impl ConfigError {
     }
 }
 
-#[cfg(feature = "trainer")]
-impl MachineConfig {
-    /// The precision that is named.
-    pub fn precision(&self) -> Precision {
-        if self.precision == "bf16" { Precision::Bf16 } else { Precision::Fp32 }
-    }
-}
-
 impl Config {
     /// The configuration that a preset's name or a file's path stands for, changed by `settings` (`table.key=value`).
     ///
@@ -173,9 +180,7 @@ impl Config {
             Some(table) => (table, format!("preset {source}")),
             None => (read_file(Path::new(source))?, source.to_owned()),
         };
-        for setting in settings {
-            set(&mut table, setting)?;
-        }
+        set_all(&mut table, settings)?;
         let place =
             if settings.is_empty() { place } else { format!("{place} with --set {}", settings.join(" --set ")) };
         Self::from_table(table, &place)
@@ -187,10 +192,22 @@ impl Config {
     /// As [`Config::load`].
     pub fn with(&self, settings: &[String], place: &str) -> Result<Self, ConfigError> {
         let mut table = Table::try_from(self).expect("a configuration is a table");
-        for setting in settings {
-            set(&mut table, setting)?;
-        }
+        set_all(&mut table, settings)?;
         Self::from_table(table, place)
+    }
+
+    /// The configuration that a run's record holds, in whatever form it was written.
+    ///
+    /// # Errors
+    /// Names the file and key, what was found and what would be right.
+    #[cfg(feature = "trainer")]
+    pub fn recorded(folder: &RunFolder) -> Result<RunRecord<Self>> {
+        let record = folder.record::<Table>()?;
+        let place = folder.join("run.json").display().to_string();
+        let mut table = record.config.clone();
+        upgrade(&mut table, record.schema_version, &place)?;
+        let config = Self::from_table(table, &place)?;
+        Ok(record.with_config(config))
     }
 
     fn from_table(table: Table, place: &str) -> Result<Self, ConfigError> {
@@ -211,10 +228,6 @@ impl Config {
                 let wanted = format!("between {least} and {most} is wanted");
                 return Err(ConfigError::new(format!("machine.{key} = {found}"), wanted));
             }
-        }
-        if !["fp32", "bf16"].contains(&machine.precision.as_str()) {
-            let place = format!("machine.precision = {:?}", machine.precision);
-            return Err(ConfigError::new(place, "fp32 or bf16 is wanted"));
         }
         Ok(config)
     }
@@ -264,35 +277,68 @@ impl Config {
         }
     }
 
-    /// The keys, and their values in both, in which two configurations differ, outside of `[machine]`.
-    pub fn differences(&self, other: &Self, except: &[&str]) -> Vec<String> {
+    /// Where two configurations differ, outside of `[machine]`.
+    pub fn differences(&self, other: &Self) -> Vec<Difference> {
         let mut found = Vec::new();
         let [one, two] = [self, other].map(|config| Value::try_from(config).expect("a configuration is a table"));
         compare("", &one, &two, &mut found);
-        found.retain(|(key, _)| !key.starts_with("machine.") && !except.contains(&key.as_str()));
-        found.into_iter().map(|(key, values)| format!("{key}: {values}")).collect()
+        found.retain(|difference| !difference.is_in("machine"));
+        found
     }
 }
 
-fn compare(path: &str, one: &Value, two: &Value, found: &mut Vec<(String, String)>) {
+/// A key in which two configurations differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The key, with its tables.
+    pub key: String,
+    /// Its value in both, as text.
+    values: String,
+}
+
+impl Difference {
+    /// Whether the key is in this table, or in one of its tables.
+    pub fn is_in(&self, table: &str) -> bool {
+        self.key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))
+    }
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.key, self.values)
+    }
+}
+
+/// Differences as one line.
+pub fn listed(differences: &[Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn compare(path: &str, one: &Value, two: &Value, found: &mut Vec<Difference>) {
+    let differ = |key: String, values: String| Difference { key, values };
     match (one, two) {
         (Value::Table(a), Value::Table(b)) => {
+            let inside = |key: &String| if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             for (key, value) in a {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 match b.get(key) {
-                    Some(other) => compare(&path, value, other, found),
-                    None => found.push((path, format!("{value} against nothing"))),
+                    Some(other) => compare(&inside(key), value, other, found),
+                    None => found.push(differ(inside(key), format!("{value} against nothing"))),
                 }
             }
+            for (key, value) in b.iter().filter(|(key, _)| !a.contains_key(*key)) {
+                found.push(differ(inside(key), format!("nothing against {value}")));
+            }
         }
-        _ if one != two => found.push((path.to_owned(), format!("{one} against {two}"))),
+        _ if one != two => found.push(differ(path.to_owned(), format!("{one} against {two}"))),
         _ => {}
     }
 }
 
 fn preset(name: &str) -> Option<Table> {
     let (_, text) = PRESETS.iter().find(|(known, _)| *known == name)?;
-    Some(text.parse().expect("presets are valid TOML"))
+    let mut table: Table = text.parse().expect("presets are valid TOML");
+    table.remove("schema_version");
+    Some(table)
 }
 
 fn read_file(path: &Path) -> Result<Table, ConfigError> {
@@ -315,8 +361,46 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
     };
     let mut table =
         preset(&base).ok_or_else(|| ConfigError::new(&place, format!("extends = {base:?}: no preset of that name")))?;
+    let schema = match own.remove("schema_version") {
+        None => tables::CONFIG_SCHEMA,
+        Some(Value::Integer(version)) if version > 0 => u32::try_from(version).unwrap_or(u32::MAX),
+        Some(other) => {
+            let wanted = format!("schema_version = {other}: expected a number from 1 to {}", tables::CONFIG_SCHEMA);
+            return Err(ConfigError::new(place, wanted));
+        }
+    };
+    for (name, keys) in tables::KINDS {
+        let kind = own.get(name).and_then(|table| table.get("kind")).and_then(Value::as_str);
+        drop_foreign(&mut table, name, keys, kind);
+    }
     merge(&mut table, own);
+    upgrade(&mut table, schema, &place)?;
     Ok(table)
+}
+
+/// Drops the keys of a table that are not of the kind `kind`: what another kind of it left behind.
+fn drop_foreign(table: &mut Table, name: &str, keys: KeysOf, kind: Option<&str>) {
+    let Some(keys) = kind.and_then(keys) else { return };
+    let Some(Value::Table(table)) = table.get_mut(name) else { return };
+    table.retain(|key, _| key == "kind" || keys.iter().any(|own| own == key));
+}
+
+/// Brings a table that was written in an older form to today's.
+fn upgrade(table: &mut Table, schema: u32, place: &str) -> Result<(), ConfigError> {
+    if schema > tables::CONFIG_SCHEMA {
+        let why = format!(
+            "schema_version = {schema} is of a newer simclr-pipeline; this one reads up to {}",
+            tables::CONFIG_SCHEMA
+        );
+        return Err(ConfigError::new(place, why));
+    }
+    if schema < 2 {
+        for (name, keys) in tables::KINDS {
+            let kind = table.get(name).and_then(|table| table.get("kind")).and_then(Value::as_str).map(str::to_owned);
+            drop_foreign(table, name, keys, kind.as_deref());
+        }
+    }
+    Ok(())
 }
 
 fn merge(base: &mut Table, own: Table) {
@@ -328,6 +412,19 @@ fn merge(base: &mut Table, own: Table) {
             }
         }
     }
+}
+
+/// Applies all settings of a command. Where they choose another kind of a table, its other keys are those written here and
+/// that kind's defaults.
+fn set_all(table: &mut Table, settings: &[String]) -> Result<(), ConfigError> {
+    for (name, keys) in tables::KINDS {
+        let chosen = settings.iter().rev().find_map(|setting| {
+            let (path, kind) = setting.split_once('=')?;
+            (path.trim() == format!("{name}.kind")).then_some(kind)
+        });
+        drop_foreign(table, name, keys, chosen.map(|kind| kind.trim().trim_matches('"')));
+    }
+    settings.iter().try_for_each(|setting| set(table, setting))
 }
 
 /// Applies one `table.key=value`; a number in the path counts into a list.
@@ -403,6 +500,8 @@ fn hint(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "trainer")]
+    use serde_json::json;
 
     fn error(source: Option<&str>, settings: &[&str]) -> String {
         let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
@@ -426,7 +525,7 @@ mod tests {
         let config = Config::load(None, &settings).unwrap();
         assert_eq!(config.data.manifest, Path::new("/a b/c.json"));
         let base = Config::load(None, &[]).unwrap();
-        let differences = config.differences(&base, &[]);
+        let differences = config.differences(&base);
         assert_eq!(differences.len(), 4, "{differences:?}");
     }
 
@@ -444,6 +543,37 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "trainer")]
+    fn another_kind_brings_its_own_keys() {
+        let with = |settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+            let config = Config::load(None, &settings).unwrap();
+            serde_json::to_value(&config.optimizer).unwrap()
+        };
+        let paper = json!({ "kind": "lars", "learning_rate": 0.3, "learning_rate_rule": "linear", "momentum": 0.9,
+            "weight_decay": 1e-6, "trust_coefficient": 0.001 });
+        assert_eq!(with(&[]), paper);
+        let mut sgd = paper.clone();
+        sgd["kind"] = json!("sgd");
+        sgd["nesterov"] = json!(true);
+        sgd.as_object_mut().unwrap().remove("trust_coefficient");
+        assert_eq!(with(&["optimizer.nesterov=true", "optimizer.kind=sgd"]), sgd);
+        // A file that chooses another kind, and one of the first form, which has the keys of all kinds.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        std::fs::write(&path, "[optimizer]\nkind = \"adamw\"\nlearning_rate = 0.001\n").unwrap();
+        let config = Config::load(path.to_str(), &[]).unwrap();
+        assert_eq!(serde_json::to_value(&config.optimizer).unwrap()["second_momentum"], json!(0.999));
+        let all = "[optimizer]\nkind = \"sgd\"\nnesterov = true\ntrust_coefficient = 0.001\n";
+        std::fs::write(&path, all).unwrap();
+        assert!(error(path.to_str(), &[]).contains("`trust_coefficient` of kind sgd"));
+        std::fs::write(&path, format!("schema_version = 1\n{all}")).unwrap();
+        Config::load(path.to_str(), &[]).unwrap();
+        std::fs::write(&path, "schema_version = 9\n").unwrap();
+        assert!(error(path.to_str(), &[]).contains("schema_version = 9 is of a newer simclr-pipeline"));
+    }
+
+    #[test]
     fn wrong_keys_and_values_are_named_with_what_would_be_right() {
         let check = |settings: &[&str], wanted: &[&str]| {
             let message = error(None, settings);
@@ -454,7 +584,10 @@ mod tests {
         check(&["order.lanes=many"], &["order.lanes", "invalid type"]);
         check(&["order.lanes"], &["table.key=value"]);
         check(&["recipe.mode=torch"], &["recipe.mode", "did you mean torchvision?"]);
-        check(&["machine.precision=fp16"], &["fp32 or bf16"]);
+        check(&["machine.precision=fp16"], &["machine.precision", "unknown variant `fp16`", "`fp32`, `tf32`, `bf16`"]);
+        check(&["machine.device=tpu"], &["machine.device", "expected cpu, cuda, cuda:N or auto"]);
+        check(&["optimizer.nesterov=true"], &["optimizer: unknown field `nesterov` of kind lars"]);
+        check(&["optimizer.kind=sgd", "optimizer.trust_coefficient=1"], &["`trust_coefficient` of kind sgd"]);
         assert!(error(Some("nowhere.toml"), &[]).contains("presets are imagenet-resnet50"));
     }
 }

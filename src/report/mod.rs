@@ -7,7 +7,8 @@ use std::path::Path;
 
 use simclr_ground::error::{Context, Error, Result};
 use simclr_ground::files::write_whole;
-use simclr_trainer::run::{MetricsLine, RunFolder, RunRecord};
+use simclr_trainer::run::{MetricsLine, RunFolder};
+use simclr_trainer::step_metrics::STEP_METRICS;
 
 use crate::config::Config;
 
@@ -25,16 +26,13 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: 4px 20p
 img { max-width: 100%; border-radius: 6px; } pre { overflow-x: auto; font-size: 13px; background: var(--pale); padding: 14px; border-radius: 6px; }
 ";
 
-/// A curve's name, its unit, and its value at a step.
-type Curve = (&'static str, &'static str, fn(&MetricsLine) -> f64);
-
 /// Writes the report of the run in `folder` to `out`, with maps of the table of representations `embedding` if there is
 /// one.
 ///
 /// # Errors
 /// If the files can't be read or the report can't be written.
 pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> Result<()> {
-    let record: RunRecord<Config> = folder.record()?;
+    let record = Config::recorded(folder)?;
     let metrics = folder.metrics()?;
     let evaluations = folder.evaluations();
     let mut page = String::new();
@@ -53,21 +51,10 @@ pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> Result
     numbers(&mut page, &metrics, &evaluations)?;
     if !metrics.is_empty() {
         page.push_str("<h2>Training</h2><div class=\"curves\">");
-        let curves: [Curve; 7] = [
-            ("Loss", "NT-Xent, nats", |line| line.loss),
-            ("Contrastive accuracy", "share of images whose second view is found", |line| line.contrastive_accuracy),
-            ("Spread of projections", "1 fills the sphere, 0 is collapsed", |line| line.embedding_std),
-            ("Probe", "share of views that a linear classifier beside the encoder recognises", |line| {
-                line.probe_accuracy.unwrap_or(f64::NAN)
-            }),
-            ("Learning rate", "", |line| line.learning_rate),
-            ("Speed", "images per second", |line| line.images_per_second),
-            ("Wait for data", "share of the step's time", |line| {
-                line.data_wait_seconds / (line.data_wait_seconds + line.step_seconds)
-            }),
-        ];
-        for (name, unit, value) in curves {
-            let points: Vec<(f64, f64)> = metrics.iter().map(|line| (line.step as f64, value(line))).collect();
+        for metric in STEP_METRICS {
+            let Some((name, unit)) = metric.curve else { continue };
+            let value = |line: &MetricsLine| (line.step as f64, line.values.get(metric.key));
+            let points: Vec<(f64, f64)> = metrics.iter().map(value).collect();
             if points.iter().all(|(_, value)| value.is_nan()) {
                 continue;
             }
@@ -126,28 +113,15 @@ pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> Result
 /// # Errors
 /// If the run's metrics can't be read or the table can't be written.
 pub fn write_table(folder: &RunFolder, out: &Path) -> Result<()> {
-    const COLUMNS: [&str; 13] = [
-        "step",
-        "epoch",
-        "batch",
-        "loss",
-        "contrastive_accuracy",
-        "contrastive_entropy",
-        "learning_rate",
-        "gradient_norm",
-        "embedding_std",
-        "probe_accuracy",
-        "images_per_second",
-        "step_seconds",
-        "data_wait_seconds",
-    ];
-    let mut table = COLUMNS.join(",") + "\n";
+    let keys: Vec<&str> = STEP_METRICS.iter().map(|metric| metric.key).collect();
+    let mut table = format!("step,batch,{}\n", keys.join(","));
     for line in folder.metrics()? {
-        let values = serde_json::to_value(&line).expect("a line is plain data");
-        table += &(COLUMNS
-            .map(|column| if values[column].is_null() { String::new() } else { values[column].to_string() })
-            .join(",")
-            + "\n");
+        let value = |key: &&str| match line.values.get(key) {
+            value if value.is_nan() => String::new(),
+            value => value.to_string(),
+        };
+        let values: Vec<String> = keys.iter().map(value).collect();
+        table += &format!("{},{},{}\n", line.step, line.batch, values.join(","));
     }
     write_whole(out, table.as_bytes()).with_context(|| format!("cannot write {}", out.display()))
 }
@@ -170,7 +144,7 @@ fn numbers(page: &mut String, metrics: &[MetricsLine], evaluations: &[serde_json
         }
     }
     if let Some(last) = metrics.last() {
-        write!(page, "<div><b>{}</b>steps</div><div><b>{:.3}</b>last loss</div>", last.step, last.loss)?;
+        write!(page, "<div><b>{}</b>steps</div><div><b>{:.3}</b>last loss</div>", last.step, last.values.get("loss"))?;
     }
     page.push_str("</div>");
     Ok(())

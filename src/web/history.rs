@@ -13,16 +13,9 @@ pub const EVERY: Duration = Duration::from_secs(1);
 /// So many points are kept; when there are more, every other one of the older half goes.
 const POINTS: usize = 4096;
 
-/// The series that are shown as they are: name on the page, name of the metric.
-const VALUES: [(&str, &str); 13] = [
-    ("loss", "simclr_trainer_loss"),
-    ("learning_rate", "simclr_trainer_learning_rate"),
-    ("contrastive_accuracy", "simclr_trainer_contrastive_accuracy_ratio"),
-    ("contrastive_entropy", "simclr_trainer_contrastive_entropy"),
-    ("embedding_std", "simclr_trainer_embedding_std"),
-    ("gradient_norm", "simclr_trainer_gradient_norm"),
-    ("knn", "simclr_trainer_knn_accuracy_ratio"),
-    ("probe", "simclr_trainer_probe_accuracy_ratio"),
+/// The series that are shown as they are: name on the page, name of the metric. So are all of the trainer's that have no
+/// labels, under their own names.
+const VALUES: [(&str, &str); 5] = [
     ("threads", "simclr_pipeline_threads"),
     ("slabs", "simclr_pipeline_slabs"),
     ("slabs_ready", "simclr_pipeline_batches_ready"),
@@ -129,6 +122,13 @@ impl Metrics {
         for (key, name) in VALUES {
             if let Some(value) = self.sum(name) {
                 point.insert(key.into(), json!(value));
+            }
+        }
+        for name in self.0.keys() {
+            let Some(key) = name.strip_prefix("simclr_trainer_") else { continue };
+            let is_value = !["_total", "_count", "_sum", "_bucket"].iter().any(|end| key.ends_with(end));
+            if let Some(value) = self.sum(name).filter(|_| is_value) {
+                point.insert(key.trim_end_matches("_ratio").into(), json!(value));
             }
         }
         for (key, name) in RATES {

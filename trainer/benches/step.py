@@ -48,7 +48,7 @@ WARM_UP = 3
 
 
 def ours(args, precision):
-    """Median seconds of a step, and the share of time that it waited for data."""
+    """Median seconds from step to step, the share of time that it waited for data, and MiB of GPU memory."""
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder) / "run"
         preset = "cifar10-resnet18" if args.size <= 64 else "imagenet-resnet50"
@@ -71,8 +71,7 @@ def ours(args, precision):
             sys.exit(f"{' '.join(command)} ended with {process.returncode}")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
         waited = sum(line["data_wait_seconds"] for line in lines)
-        total = waited + sum(line["step_seconds"] for line in lines)
-        return statistics.median(line["step_seconds"] for line in lines), waited / total, memory
+        return statistics.median(line["wall_seconds"] for line in lines), waited / sum(line["wall_seconds"] for line in lines), memory
 
 
 def gpu_memory(pid):

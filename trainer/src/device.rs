@@ -19,41 +19,133 @@ use simclr_torch::streams::SideStream;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 32 bits.
+    /// 32 bits, on GPUs too.
     Fp32,
+    /// 32 bits of which GPUs multiply with 10 bits of mantissa (TF32), several times as fast; on the CPU as `fp32`.
+    Tf32,
     /// bfloat16: twice as fast and more where the processor has instructions for it; weights stay f32.
     Bf16,
 }
 
-/// The device that `name` asks for: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA if it is there.
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceName {
+    /// The processor.
+    Cpu,
+    /// A GPU if there is one, else the processor.
+    Auto,
+    /// A GPU: with several processes on a machine, one each.
+    Cuda,
+    /// The GPU of this number.
+    CudaNth(usize),
+}
+
+impl TryFrom<String> for DeviceName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let nth = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+        match (name.as_str(), nth) {
+            ("cpu", _) => Ok(Self::Cpu),
+            ("auto", _) => Ok(Self::Auto),
+            ("cuda", _) => Ok(Self::Cuda),
+            (_, Some(nth)) => Ok(Self::CudaNth(nth)),
+            _ => Err(format!("invalid device {name:?}: expected cpu, cuda, cuda:N or auto")),
+        }
+    }
+}
+
+impl From<DeviceName> for String {
+    fn from(name: DeviceName) -> Self {
+        match name {
+            DeviceName::Cpu => "cpu".into(),
+            DeviceName::Auto => "auto".into(),
+            DeviceName::Cuda => "cuda".into(),
+            DeviceName::CudaNth(nth) => format!("cuda:{nth}"),
+        }
+    }
+}
+
+/// The device that `name` asks for.
 ///
 /// # Errors
 /// If CUDA is asked for and something is missing; the message says what.
-pub fn open(name: &str) -> Result<Device, TrainError> {
-    open_nth(name, 0)
+pub fn open(name: DeviceName) -> Result<Device, TrainError> {
+    open_for(name, Local::ALONE)
 }
 
-/// As [`open`], for the `nth` process on this machine: `cuda` and `auto` mean the `nth` GPU.
+/// As [`open`], for the process `local.rank` of `local.size` on this machine: `cuda` and `auto` mean a GPU each, unless
+/// each process is shown one alone.
 ///
 /// # Errors
-/// As [`open`].
-pub fn open_nth(name: &str, nth: usize) -> Result<Device, TrainError> {
-    let missing = |why: String| TrainError::Device { asked: name.to_owned(), why };
-    let index = match name {
-        "cpu" => return Ok(Device::Cpu),
-        "auto" if cuda::load().is_err() => return Ok(Device::Cpu),
-        "auto" | "cuda" => nth,
-        _ => {
-            let number = name.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok());
-            number.ok_or_else(|| missing("cpu, cuda, cuda:N or auto is wanted".into()))?
+/// As [`open`]; also if several processes are to share one GPU.
+pub fn open_for(name: DeviceName, local: Local) -> Result<Device, TrainError> {
+    let missing = |why: String| TrainError::Device { asked: name.into(), why };
+    match name {
+        DeviceName::Cpu => return Ok(Device::Cpu),
+        DeviceName::CudaNth(_) if local.size > 1 => {
+            let why = format!(
+                "{} processes on this machine would share it; expected cuda, which gives each its own",
+                local.size
+            );
+            return Err(missing(why));
         }
-    };
-    cuda::load().map_err(missing)?;
-    let count = Cuda::device_count();
-    if index as i64 >= count {
-        return Err(missing(format!("the driver offers {count} GPUs, numbered from 0")));
+        // A GPU that is there and can't be used is not passed over in silence.
+        DeviceName::Auto if cuda::load().is_err() && cuda::gpus_of_driver().is_none() => return Ok(Device::Cpu),
+        _ => {}
     }
+    cuda::load().map_err(|why| match name {
+        DeviceName::Auto => missing(format!("the driver offers a GPU, but {why}; or say machine.device = cpu")),
+        _ => missing(why),
+    })?;
+    let count = Cuda::device_count() as usize;
+    let index = match name {
+        DeviceName::CudaNth(number) => number,
+        // Launchers that show each process its own GPU alone number that one 0.
+        _ if count == 1 && std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() => 0,
+        _ => local.rank,
+    };
+    if index >= count {
+        return Err(missing(format!("the driver offers {count} GPUs, numbered from 0, and this is number {index}")));
+    }
+    cuda::use_gpu(index).map_err(of_torch)?;
     Ok(Device::Cuda(index))
+}
+
+/// Which of the processes on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Local {
+    /// Its number, from 0.
+    pub rank: usize,
+    /// How many there are.
+    pub size: usize,
+}
+
+impl Local {
+    /// The only one.
+    pub const ALONE: Self = Self { rank: 0, size: 1 };
+}
+
+/// How GPUs compute from now on in this process; to be called before a model is made.
+///
+/// # Errors
+/// If libtorch fails.
+pub fn set_precision(precision: Precision) -> Result<(), TrainError> {
+    cuda::arithmetic(precision == Precision::Tf32, true).map_err(of_torch)
+}
+
+/// What the memory of a GPU holds, as text for people: `12.3 of 79.1 GiB`; `None` on the CPU.
+pub fn peak_memory(device: Device) -> Option<String> {
+    let Device::Cuda(gpu) = device else { return None };
+    let memory = cuda::memory(gpu).ok()?;
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    Some(format!("{:.1} of {:.1} GiB", gib(memory.peak), gib(memory.total)))
+}
+
+/// How many GPUs the machine's NVIDIA driver offers; `None` if there is no driver that works.
+pub fn gpus_of_driver() -> Option<usize> {
+    cuda::gpus_of_driver()
 }
 
 /// How many GPUs there are, once CUDA was opened.
@@ -76,8 +168,7 @@ impl DeviceSlab {
     /// # Errors
     /// If the memory can't be had.
     pub fn allocate(count: usize, bytes: usize, device: Device) -> Result<Vec<Self>, TrainError> {
-        let pinned_for = device.is_cuda().then_some(device);
-        (0..count).map(|_| Ok(Self(HostBytes::zeros(bytes, pinned_for)?))).collect()
+        (0..count).map(|_| Ok(Self(HostBytes::zeros(bytes, device.is_cuda())?))).collect()
     }
 }
 
@@ -187,10 +278,10 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there_is_an_error_that_says_what_is_missing() {
-        assert_eq!(open("cpu").unwrap(), Device::Cpu);
-        let message = open("gpu").unwrap_err().to_string();
+        assert_eq!(open(DeviceName::Cpu).unwrap(), Device::Cpu);
+        let message = DeviceName::try_from("gpu".to_owned()).unwrap_err();
         assert!(message.contains("cpu, cuda, cuda:N or auto"), "{message}");
-        match open("cuda:99") {
+        match open(DeviceName::CudaNth(99)) {
             Err(error) => {
                 let message = error.to_string();
                 assert!(message.contains("LD_LIBRARY_PATH") || message.contains("GPU"), "{message}");

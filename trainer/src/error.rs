@@ -42,6 +42,17 @@ pub enum TrainError {
     /// Another rank can't go on, or can't be reached.
     #[error(transparent)]
     Ranks(#[from] RanksError),
+    /// A GPU's memory is too small for what was asked of it.
+    #[error(
+        "the GPU's memory is full: {said}; lower train.micro_batch, the images that pass through the encoder at a time \
+         (the batch stays what it is), or batch.size"
+    )]
+    Memory {
+        /// What libtorch said.
+        said: String,
+        /// Whether it was in the first step, so that it is the configuration that does not fit.
+        first: bool,
+    },
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -73,7 +84,12 @@ impl Classify for TrainError {
             Self::Value(error) => error.class(),
             Self::Load(error) => error.class(),
             Self::Ranks(error) => error.class(),
-            Self::NotFinite { .. } | Self::Torch(_) | Self::CheckpointWrite { .. } => ErrorClass::Runtime,
+            // What does not fit from the first does not fit when it is tried again.
+            Self::Memory { first: true, .. } => ErrorClass::Input,
+            Self::Memory { first: false, .. }
+            | Self::NotFinite { .. }
+            | Self::Torch(_)
+            | Self::CheckpointWrite { .. } => ErrorClass::Runtime,
         }
     }
 }

@@ -80,7 +80,7 @@ impl<'a> Backward<'a> {
             return Ok(());
         };
         if self.sum.is_none() {
-            reducer.clear();
+            reducer.clear().map_err(of_torch)?;
             self.sum = Some(Gradients::default());
         }
         let passed = match last {

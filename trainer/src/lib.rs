@@ -12,12 +12,14 @@
 //! from whatever implements [`simclr_ground::batch_stream::BatchStream`].
 
 pub mod device;
+mod memory;
 pub mod model;
 pub mod loss;
 pub mod gradients;
 pub mod optimizer;
 pub mod checkpoint;
 pub mod time_spent;
+pub mod step_metrics;
 pub mod distributed;
 pub mod step;
 pub mod run;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 /// The C++ of `cpp/`; `torch.h` says what each is for.
-const SOURCES: [&str; 6] =
-    ["store.cpp", "group.cpp", "sync_batch_norm.cpp", "reducer.cpp", "streams.cpp", "foreach.cpp"];
+const SOURCES: [&str; 7] =
+    ["store.cpp", "group.cpp", "sync_batch_norm.cpp", "reducer.cpp", "streams.cpp", "gpu.cpp", "foreach.cpp"];
 
 fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names the folder of libtorch");

@@ -4,7 +4,8 @@
 //! - [`sample`] names samples, [`location`] the places that their bytes lie in.
 //! - [`batch`] is what a stream delivers, [`batch_stream`] how it is asked for.
 //! - [`stall`] says what somebody waited for, from what [`activity`] saw threads do.
-//! - [`error`] says whose an error is; [`files`] writes files whole or not at all.
+//! - [`error`] says whose an error is; [`files`] writes files whole or not at all; [`kinds`] reads tables whose `kind` decides
+//!   which keys they have.
 
 pub mod rng;
 pub mod sample;
@@ -16,3 +17,4 @@ pub mod activity;
 pub mod stall;
 pub mod error;
 pub mod files;
+pub mod kinds;

@@ -48,9 +48,9 @@ impl Run for ExportArgs {
         let (folder, chosen) = self.model.find(false)?;
         let chosen = chosen.expect("without --untrained there is a checkpoint or an error");
         let step = chosen.step;
-        let record: RunRecord<Config> = folder.record()?;
+        let record = Config::recorded(&folder)?;
         let config = &record.config;
-        let model = SimClr::new(&config.model, config.seed, Device::Cpu, config.machine.precision())?;
+        let model = SimClr::new(&config.model, config.seed, Device::Cpu, config.machine.precision)?;
         checkpoint::load(&chosen.path, &model.parameters, None)?;
         let names = match self.names {
             ExportNames::Torchvision | ExportNames::Timm => Names::Torchvision,

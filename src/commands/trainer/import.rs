@@ -43,7 +43,7 @@ impl Run for ImportArgs {
         let mut config = self.config.load()?;
         config.data.manifest = std::path::absolute(&config.data.manifest)?;
         (config.model.encoder, config.model.width, config.model.stem) = (found.encoder, found.width, found.stem);
-        let model = SimClr::new(&config.model, config.seed, Device::Cpu, config.machine.precision())?;
+        let model = SimClr::new(&config.model, config.seed, Device::Cpu, config.machine.precision)?;
         let left = found.copy_to(&model.parameters)?;
         let bytes = std::fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         let imported = Imported {

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use simclr_ground::error::{Error, Result};
 use simclr_trainer::device;
+use simclr_trainer::run::RunFolder;
 use simclr_trainer::run::model::{Chosen, Loaded, find};
-use simclr_trainer::run::{RunFolder, RunRecord};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::open;
 
 /// Which trained model.
@@ -51,18 +51,18 @@ impl OpenModel {
     /// If there is none, or `settings` change what it is.
     pub fn open(args: &ModelArgs, untrained: bool, layers: usize, settings: &[String]) -> Result<Self> {
         let (folder, chosen) = args.find(untrained)?;
-        let record: RunRecord<Config> = folder.record()?;
+        let record = Config::recorded(&folder)?;
         let recorded = record.config;
         let config = recorded.with(settings, &folder.join("run.json").display().to_string())?;
-        let stray: Vec<String> =
-            recorded.differences(&config, &[]).into_iter().filter(|d| !d.starts_with("eval.")).collect();
+        let mut stray = recorded.differences(&config);
+        stray.retain(|difference| !difference.is_in("eval"));
         if !stray.is_empty() {
-            let stray = stray.join("; ");
+            let stray = config::listed(&stray);
             return Err(Error::input(format!("--set here takes [eval] and [machine] only, not {stray}")));
         }
-        let device = device::open(&config.machine.device)?;
+        let device = device::open(config.machine.device)?;
         device::compute_on_cpu(open::torch_threads(&config.machine, 1));
-        let loaded = Loaded::new(&config.model, chosen, layers, config.seed, (device, config.machine.precision()))?;
+        let loaded = Loaded::new(&config.model, chosen, layers, config.seed, (device, config.machine.precision))?;
         Ok(Self { folder, config, plan_digest: record.plan_digest, loaded })
     }
 }

@@ -68,7 +68,7 @@ impl Run for QuickstartArgs {
         if path.exists() {
             return Err(Error::input(format!("{}: exists already; name a new folder", path.display())));
         }
-        let device = device::open(&config.machine.device)?;
+        let device = device::open(config.machine.device)?;
         device::compute_on_cpu(open::torch_threads(&config.machine, 1));
         let stop = stop_on_signals()?;
 
@@ -90,7 +90,7 @@ impl Run for QuickstartArgs {
         let sheet = contact_sheet(&*open::source(config.stream(), &config.machine)?, 0, 8)?;
         write_whole(&folder.join("preview.png"), &drawn::png(&sheet)).context("cannot write the contact sheet")?;
 
-        let model = SimClr::new(&config.model, config.seed, device, config.machine.precision())?;
+        let model = SimClr::new(&config.model, config.seed, device, config.machine.precision)?;
         let metrics = TrainerMetrics::register();
         let evaluate = |model: &SimClr, step: u64| -> Result<(f64, f64)> {
             let represent = |views: &Tensor| model.represent(views, 0).to_device(Device::Cpu);

@@ -11,7 +11,7 @@ use crate::model::SimClr;
 use crate::model::parameters::Role;
 use crate::model::resnet::Statistics;
 use crate::optimizer::schedule::Schedule;
-use crate::optimizer::{LearningRateRule, Optimizer, OptimizerConfig, OptimizerKind};
+use crate::optimizer::{LearningRateRule, Optimizer, OptimizerConfig, OptimizerKind, OptimizerShared, Sgd};
 
 /// How an encoder and its classifier are trained: Nesterov momentum 0.9, no warm-up, the learning rate along a cosine
 /// to zero.
@@ -80,16 +80,13 @@ impl Classifier {
         on_step: &mut dyn FnMut(FineTuneStep),
     ) -> Result<(), TrainError> {
         let schedule = Schedule { peak: config.learning_rate, warmup_steps: 0, total_steps: config.steps };
-        let optimizer = OptimizerConfig {
-            kind: OptimizerKind::Sgd,
+        let shared = OptimizerShared {
             learning_rate: config.learning_rate,
             learning_rate_rule: LearningRateRule::Constant,
             momentum: 0.9,
-            second_momentum: 0.0,
             weight_decay: config.weight_decay,
-            trust_coefficient: 0.001,
-            nesterov: true,
         };
+        let optimizer = OptimizerConfig { kind: OptimizerKind::Sgd(Sgd { nesterov: true }), shared };
         let mut optimizer = Optimizer::new(&optimizer, &self.model.parameters);
         for step in 0..config.steps {
             let batch = batches.next_batch()?.expect("a shuffled stream has no end");

@@ -1,4 +1,4 @@
-//! Contrastive losses: a new one is one file here and one row of [`LossKind`].
+//! Contrastive losses: a new one is one file here and a row of [`LossKind`].
 
 mod margin_triplet;
 mod nt_logistic;
@@ -6,40 +6,76 @@ mod nt_xent;
 
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use simclr_ground::error::InvalidValue;
+use simclr_ground::kinds;
 use tch::{Device, Kind, Tensor};
+
+pub use margin_triplet::MarginTriplet;
+pub use nt_logistic::NtLogistic;
+pub use nt_xent::NtXent;
 
 use crate::distributed::{World, own_parts, parts_together};
 use crate::error::TrainError;
 
 /// Which loss, and its parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LossConfig {
     /// Which loss.
+    #[serde(flatten)]
     pub kind: LossKind,
-    /// τ: similarities are divided by it; 0.1 for ImageNet, 0.5 for CIFAR-10 in the paper. The triplet loss has none.
-    pub temperature: f64,
-    /// Whether projections are brought to length 1 first, so that similarities are cosines (SimCLR, table 5).
-    pub normalize: bool,
-    /// By how much the triplet loss wants the partner to be more similar than others.
-    pub margin: f64,
-    /// Whether of all others only the most similar one counts that is less similar than the partner (Schroff et al.
-    /// 2015; SimCLR, table 4).
-    pub semi_hard: bool,
+    /// What all losses have.
+    #[serde(flatten)]
+    pub shared: LossShared,
 }
 
-/// The losses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossKind {
-    /// Normalised temperature-scaled cross entropy: the paper's.
-    NtXent,
-    /// Normalised temperature-scaled logistic loss.
-    NtLogistic,
-    /// Triplets with a margin.
-    MarginTriplet,
+/// What all losses have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossShared {
+    /// Whether projections are brought to length 1 first, so that similarities are cosines (SimCLR, table 5).
+    pub normalize: bool,
+}
+
+impl Default for LossShared {
+    fn default() -> Self {
+        Self { normalize: true }
+    }
+}
+
+impl LossConfig {
+    /// The keys of a kind of this name, `None` if there is none.
+    pub fn keys(kind: &str) -> Option<Vec<String>> {
+        kinds::known_keys::<LossShared, LossKind>(kind)
+    }
+}
+
+impl<'de> Deserialize<'de> for LossConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (shared, kind) = kinds::deserialize(deserializer)?;
+        Ok(Self { kind, shared })
+    }
+}
+
+simclr_ground::kinds! {
+    /// The losses.
+    LossKind: Loss {
+        /// Normalized temperature-scaled cross entropy: the paper's.
+        NtXent(NtXent) = "nt_xent",
+        /// Normalized temperature-scaled logistic loss.
+        NtLogistic(NtLogistic) = "nt_logistic",
+        /// Triplets with a margin.
+        MarginTriplet(MarginTriplet) = "margin_triplet",
+    }
+}
+
+/// A loss with its parameters.
+trait Loss {
+    /// Checks every value.
+    fn check(&self) -> Result<(), InvalidValue>;
+
+    /// The loss of all ranks' projections, and its gradient for this rank's.
+    fn contrast(&self, views: &Views, world: &World) -> Result<Contrast, TrainError>;
 }
 
 /// A loss and what the paper reports beside it; scalars on the device, the same on all ranks.
@@ -59,21 +95,8 @@ impl LossConfig {
     ///
     /// # Errors
     /// Names the key, what was found and what would be right.
-    pub fn check(&self) -> Result<(), TrainError> {
-        let wrong = |key, found: String, wanted: &str| Err(TrainError::Value(InvalidValue::new(key, found, wanted)));
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            let wanted = "above 0 is wanted; the paper has 0.1 for ImageNet and 0.5 for CIFAR-10";
-            return wrong("loss.temperature", self.temperature.to_string(), wanted);
-        }
-        if !(self.margin >= 0.0 && self.margin.is_finite()) {
-            let wanted = "at least 0 is wanted; the paper tried 0, 0.4, 0.8 and 1.6";
-            return wrong("loss.margin", self.margin.to_string(), wanted);
-        }
-        if self.semi_hard && self.kind == LossKind::NtXent {
-            let wanted = "false is wanted with nt_xent, which weighs all others by their similarity";
-            return wrong("loss.semi_hard", "true".into(), wanted);
-        }
-        Ok(())
+    pub fn check(&self) -> Result<(), InvalidValue> {
+        self.kind.get().check()
     }
 
     /// The loss of all ranks' projections, of which this rank's are `z`: `[2B / world, dim]`, the first views of its
@@ -88,23 +111,24 @@ impl LossConfig {
         let (rows, _) = z.size2().expect("projections are a matrix");
         assert!(rows >= 2 && rows % 2 == 0, "{rows} projections are no pairs");
         let z = if z.kind() == Kind::Double { z.shallow_clone() } else { z.to_kind(Kind::Float) };
-        let u = if self.normalize {
+        let u = if self.shared.normalize {
             let norms = z.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
             z / norms
         } else {
             z
         };
         let views = Views::gather(u, world)?;
-        match self.kind {
-            LossKind::NtXent => nt_xent::nt_xent(&views, self.temperature, world),
-            LossKind::NtLogistic => {
-                between_views(&views, self.temperature, |s| nt_logistic::one_way(s, self.semi_hard))
-            }
-            LossKind::MarginTriplet => {
-                between_views(&views, 1.0, |s| margin_triplet::one_way(s, self.margin, self.semi_hard))
-            }
-        }
+        self.kind.get().contrast(&views, world)
     }
+}
+
+/// Checks a temperature.
+fn check_temperature(temperature: f64) -> Result<(), InvalidValue> {
+    if temperature > 0.0 && temperature.is_finite() {
+        return Ok(());
+    }
+    let wanted = "above 0 is wanted; the paper has 0.1 for ImageNet and 0.5 for CIFAR-10";
+    Err(InvalidValue::new("loss.temperature", temperature, wanted))
 }
 
 /// The projections that are compared, and where this rank's are among them.
@@ -208,7 +232,11 @@ mod tests {
         let cases = golden["pair_losses"].as_array().unwrap();
         assert_eq!(cases.len(), 10);
         for case in cases {
-            let config: LossConfig = serde_json::from_value(case["config"].clone()).unwrap();
+            // The cases have all keys of all kinds.
+            let mut table = case["config"].as_object().unwrap().clone();
+            let known = LossConfig::keys(table["kind"].as_str().unwrap()).unwrap();
+            table.retain(|key, _| key == "kind" || known.contains(key));
+            let config: LossConfig = serde_json::from_value(table.into()).unwrap();
             config.check().unwrap();
             let views: Vec<Vec<f64>> = serde_json::from_value(golden["projections"].clone()).unwrap();
             let z = Tensor::from_slice2(&views).set_requires_grad(true);
@@ -228,15 +256,14 @@ mod tests {
 
     #[test]
     fn wrong_values_are_named() {
-        let right =
-            LossConfig { kind: LossKind::NtXent, temperature: 0.1, normalize: true, margin: 0.8, semi_hard: false };
-        let fails = |config: LossConfig, wanted: &str| {
+        let fails = |text: &str, wanted: &str| {
+            let config: LossConfig = serde_json::from_str(text).unwrap();
             let message = config.check().unwrap_err().to_string();
             assert!(message.contains(wanted), "{message}");
         };
-        right.check().unwrap();
-        fails(LossConfig { temperature: 0.0, ..right.clone() }, "loss.temperature = 0");
-        fails(LossConfig { margin: -1.0, ..right.clone() }, "loss.margin = -1");
-        fails(LossConfig { semi_hard: true, ..right }, "loss.semi_hard = true");
+        fails(r#"{"kind": "nt_xent", "temperature": 0}"#, "loss.temperature = 0");
+        fails(r#"{"kind": "margin_triplet", "margin": -1}"#, "loss.margin = -1");
+        let refused = serde_json::from_str::<LossConfig>(r#"{"kind": "nt_xent", "semi_hard": true}"#).unwrap_err();
+        assert!(refused.to_string().contains("unknown field `semi_hard` of kind nt_xent"), "{refused}");
     }
 }

@@ -1,8 +1,10 @@
 //! NT-Xent: each view must find the other view of its image among all views of the batch.
 
+use serde::{Deserialize, Serialize};
+use simclr_ground::error::InvalidValue;
 use tch::{Kind, Tensor};
 
-use super::{Contrast, Search, Views};
+use super::{Contrast, Loss, Search, Views, check_temperature};
 use crate::distributed::World;
 use crate::error::TrainError;
 
@@ -14,8 +16,27 @@ const CHUNK_BYTES: usize = 64 << 20;
 ///
 /// Each rank looks for the partners of its own views among those of all ranks. What is left to tell the others are one
 /// number for each view and the sums over them.
-pub(super) fn nt_xent(views: &Views, temperature: f64, world: &World) -> Result<Contrast, TrainError> {
-    in_chunks(views, temperature, world, CHUNK_BYTES)
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NtXent {
+    /// τ: similarities are divided by it; 0.1 for ImageNet, 0.5 for CIFAR-10 in the paper.
+    pub temperature: f64,
+}
+
+impl Default for NtXent {
+    fn default() -> Self {
+        Self { temperature: 0.1 }
+    }
+}
+
+impl Loss for NtXent {
+    fn check(&self) -> Result<(), InvalidValue> {
+        check_temperature(self.temperature)
+    }
+
+    fn contrast(&self, views: &Views, world: &World) -> Result<Contrast, TrainError> {
+        in_chunks(views, self.temperature, world, CHUNK_BYTES)
+    }
 }
 
 /// Loss and gradient are worked out some rows of similarities at a time, `[rows, 2B]` being all the memory that it takes,
@@ -75,11 +96,11 @@ fn in_chunks(views: &Views, temperature: f64, world: &World, chunk_bytes: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::{LossConfig, LossKind};
+    use crate::loss::{LossConfig, LossKind, LossShared};
     use tch::Device;
 
     fn config(temperature: f64) -> LossConfig {
-        LossConfig { kind: LossKind::NtXent, temperature, normalize: true, margin: 1.0, semi_hard: false }
+        LossConfig { kind: LossKind::NtXent(NtXent { temperature }), shared: LossShared::default() }
     }
 
     fn value(tensor: &Tensor) -> f64 {

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::device::Precision;
+use crate::device::{self, Precision};
 use crate::distributed::World;
 use crate::error::TrainError;
 use crate::model::parameters::Parameters;
@@ -65,6 +65,7 @@ impl SimClr {
         precision: Precision,
         world: Rc<World>,
     ) -> Result<Self, TrainError> {
+        device::set_precision(precision)?;
         let mut parameters = Parameters::of_ranks(device, seed, world);
         let encoder = ResNet::new(&mut parameters, config.encoder, config.width, config.stem, config.initialization)?;
         let head = ProjectionHead::new(&mut parameters, encoder.dim(), &config.head)?;

@@ -109,7 +109,7 @@ impl ProjectionHead {
                 z = z.relu();
             }
             z = match precision {
-                Precision::Fp32 => z.linear(weight, None::<Tensor>),
+                Precision::Fp32 | Precision::Tf32 => z.linear(weight, None::<Tensor>),
                 Precision::Bf16 => z.to_kind(Kind::BFloat16).linear(&weight.to_kind(Kind::BFloat16), None::<Tensor>),
             };
             z = norm.forward(&z.to_kind(kind), statistics);

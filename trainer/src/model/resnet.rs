@@ -221,7 +221,7 @@ impl Conv {
     fn forward(&self, x: &Tensor, precision: Precision) -> Tensor {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
         match precision {
-            Precision::Fp32 => x.conv2d(&self.weight, None::<Tensor>, stride, padding, [1, 1], 1),
+            Precision::Fp32 | Precision::Tf32 => x.conv2d(&self.weight, None::<Tensor>, stride, padding, [1, 1], 1),
             Precision::Bf16 => {
                 let (x, weight) = (x.to_kind(Kind::BFloat16), self.weight.to_kind(Kind::BFloat16));
                 x.conv2d(&weight, None::<Tensor>, stride, padding, [1, 1], 1)

@@ -1,52 +1,98 @@
-//! Optimisers: a new one is one file here and one row of [`OptimizerKind`].
+//! Optimizers: a new one is one file here and one row of [`OptimizerKind`].
 
 mod adamw;
 mod lars;
 mod sgd;
 pub mod schedule;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use simclr_ground::error::InvalidValue;
+use simclr_ground::kinds;
+use simclr_torch::Said;
 use simclr_torch::foreach::List;
 use tch::Tensor;
+
+pub use adamw::AdamW;
+pub use lars::Lars;
+pub use sgd::Sgd;
 
 use crate::error::{TrainError, of_torch};
 use crate::gradients::Gradients;
 use crate::model::parameters::{Parameter, Parameters, Role};
 
-/// Which optimiser, and its parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Which optimizer, and its parameters.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OptimizerConfig {
-    /// Which optimiser.
+    /// Which optimizer.
+    #[serde(flatten)]
     pub kind: OptimizerKind,
+    /// What all optimizers have.
+    #[serde(flatten)]
+    pub shared: OptimizerShared,
+}
+
+/// What all optimizers have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerShared {
     /// The base learning rate, before the rule.
     pub learning_rate: f64,
     /// How the learning rate follows the batch size.
     pub learning_rate_rule: LearningRateRule,
     /// Share of the last update that is kept; 0.9 in the paper. AdamW's β₁.
     pub momentum: f64,
-    /// AdamW: β₂, the share of the last mean square that is kept.
-    pub second_momentum: f64,
     /// Share of each weight added to its gradient (AdamW: times the learning rate, taken off the weight); batch norm and
     /// biases are excluded.
     pub weight_decay: f64,
-    /// LARS: η, the share of a layer's norm that one step moves it; 0.001 in the official code.
-    pub trust_coefficient: f64,
-    /// SGD: look ahead, as Nesterov.
-    pub nesterov: bool,
 }
 
-/// The optimisers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OptimizerKind {
-    /// Layer-wise adaptive rate scaling, as the official `lars_optimizer.py`: the paper's.
-    Lars,
-    /// Stochastic gradient descent with momentum, as torch's.
-    Sgd,
-    /// Adam with decoupled weight decay, as torch's.
-    Adamw,
+impl Default for OptimizerShared {
+    /// The paper's, for ImageNet.
+    fn default() -> Self {
+        Self { learning_rate: 0.3, learning_rate_rule: LearningRateRule::Linear, momentum: 0.9, weight_decay: 1e-6 }
+    }
+}
+
+impl OptimizerConfig {
+    /// The keys of a kind of this name, `None` if there is none.
+    pub fn keys(kind: &str) -> Option<Vec<String>> {
+        kinds::known_keys::<OptimizerShared, OptimizerKind>(kind)
+    }
+}
+
+impl<'de> Deserialize<'de> for OptimizerConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (shared, kind) = kinds::deserialize(deserializer)?;
+        Ok(Self { kind, shared })
+    }
+}
+
+simclr_ground::kinds! {
+    /// The optimizers.
+    OptimizerKind: Update {
+        /// Layer-wise adaptive rate scaling, as the official `lars_optimizer.py`: the paper's.
+        Lars(Lars) = "lars",
+        /// Stochastic gradient descent with momentum, as torch's.
+        Sgd(Sgd) = "sgd",
+        /// Adam with decoupled weight decay, as torch's.
+        AdamW(AdamW) = "adamw",
+    }
+}
+
+/// An optimizer's rule, with its own parameters.
+trait Update {
+    /// Checks every value of its own.
+    fn check(&self) -> Result<(), InvalidValue> {
+        Ok(())
+    }
+
+    /// Whether it keeps the mean square of each gradient beside the momentum.
+    fn keeps_squares(&self) -> bool {
+        false
+    }
+
+    /// Moves tensors that are treated alike; `step` counts from 1.
+    fn update(&self, shared: &OptimizerShared, all: &Together<'_>, learning_rate: f64, step: u64) -> Result<(), Said>;
 }
 
 /// How the learning rate follows the batch size `B`.
@@ -66,39 +112,38 @@ impl OptimizerConfig {
     ///
     /// # Errors
     /// Names the key, what was found and what would be right.
-    pub fn check(&self) -> Result<(), TrainError> {
-        let wrong = |key, found: f64, wanted: &str| Err(TrainError::Value(InvalidValue::new(key, found, wanted)));
-        let positive = |value: f64| value > 0.0 && value.is_finite();
-        if !positive(self.learning_rate) {
-            return wrong("optimizer.learning_rate", self.learning_rate, "above 0 is wanted");
-        }
-        if !(0.0..1.0).contains(&self.momentum) {
-            return wrong("optimizer.momentum", self.momentum, "at least 0 and below 1 is wanted");
-        }
-        if !(0.0..1.0).contains(&self.second_momentum) {
-            return wrong("optimizer.second_momentum", self.second_momentum, "at least 0 and below 1 is wanted");
-        }
-        if !(0.0..1.0).contains(&self.weight_decay) {
-            return wrong("optimizer.weight_decay", self.weight_decay, "at least 0 and below 1 is wanted");
-        }
-        if !positive(self.trust_coefficient) {
-            return wrong("optimizer.trust_coefficient", self.trust_coefficient, "above 0 is wanted");
-        }
-        Ok(())
+    pub fn check(&self) -> Result<(), InvalidValue> {
+        let OptimizerShared { learning_rate, momentum, weight_decay, .. } = self.shared;
+        check_positive("optimizer.learning_rate", learning_rate)?;
+        check_share("optimizer.momentum", momentum)?;
+        check_share("optimizer.weight_decay", weight_decay)?;
+        self.kind.get().check()
     }
 
     /// The learning rate at the end of the warm-up, for batches of `batch_size` images.
     pub fn peak_learning_rate(&self, batch_size: u32) -> f64 {
-        let size = f64::from(batch_size);
-        match self.learning_rate_rule {
-            LearningRateRule::Linear => self.learning_rate * size / 256.0,
-            LearningRateRule::Sqrt => self.learning_rate * size.sqrt(),
-            LearningRateRule::Constant => self.learning_rate,
+        let (rate, size) = (self.shared.learning_rate, f64::from(batch_size));
+        match self.shared.learning_rate_rule {
+            LearningRateRule::Linear => rate * size / 256.0,
+            LearningRateRule::Sqrt => rate * size.sqrt(),
+            LearningRateRule::Constant => rate,
         }
     }
 }
 
-/// An optimiser with its momenta, one for each tensor that learns.
+fn check_positive(key: &'static str, found: f64) -> Result<(), InvalidValue> {
+    if found > 0.0 && found.is_finite() {
+        Ok(())
+    } else {
+        Err(InvalidValue::new(key, found, "expected a number above 0"))
+    }
+}
+
+fn check_share(key: &'static str, found: f64) -> Result<(), InvalidValue> {
+    if (0.0..1.0).contains(&found) { Ok(()) } else { Err(InvalidValue::new(key, found, "expected 0 <= x < 1")) }
+}
+
+/// An optimizer with its momenta, one for each tensor that learns.
 pub struct Optimizer {
     config: OptimizerConfig,
     slots: Vec<Slot>,
@@ -128,13 +173,13 @@ pub struct Slot {
 }
 
 impl Optimizer {
-    /// An optimiser of all tensors of `parameters` that learn.
+    /// An optimizer of all tensors of `parameters` that learn.
     pub fn new(config: &OptimizerConfig, parameters: &Parameters) -> Self {
         let zeros = |p: &Parameter| tch::no_grad(|| p.tensor.zeros_like());
         let slot = |p: &Parameter| Slot {
             name: p.name.clone(),
             momentum: zeros(p),
-            second: (config.kind == OptimizerKind::Adamw).then(|| zeros(p)),
+            second: config.kind.get().keeps_squares().then(|| zeros(p)),
             tensor: p.tensor.shallow_clone(),
             excluded: p.role == Role::Excluded,
         };
@@ -157,18 +202,16 @@ impl Optimizer {
                     squares: slots().filter_map(|(slot, _)| slot.second.as_ref()).collect(),
                     excluded,
                 };
-                match self.config.kind {
-                    _ if all.weights.is_empty() => Ok(()),
-                    OptimizerKind::Lars => lars::update(&self.config, &all, learning_rate),
-                    OptimizerKind::Sgd => sgd::update(&self.config, &all, learning_rate),
-                    OptimizerKind::Adamw => adamw::update(&self.config, &all, learning_rate, step),
+                if all.weights.is_empty() {
+                    return Ok(());
                 }
+                self.config.kind.get().update(&self.config.shared, &all, learning_rate, step)
             })
         })
         .map_err(of_torch)
     }
 
-    /// What the optimiser remembers, by name: each tensor's momentum by that tensor's, and its mean square with
+    /// What the optimizer remembers, by name: each tensor's momentum by that tensor's, and its mean square with
     /// `.second` behind it.
     pub fn state(&self) -> Vec<(String, &Tensor)> {
         let momenta = self.slots.iter().map(|slot| (slot.name.clone(), &slot.momentum));
@@ -197,7 +240,7 @@ mod tests {
         };
         let slot = |name: &str, tensor: Tensor, excluded: bool| {
             let momentum = Tensor::zeros_like(&tensor.detach());
-            let second = (config.kind == OptimizerKind::Adamw).then(|| Tensor::zeros_like(&momentum));
+            let second = config.kind.get().keeps_squares().then(|| Tensor::zeros_like(&momentum));
             Slot { name: name.into(), momentum, second, tensor, excluded }
         };
         let slots = vec![
@@ -223,43 +266,41 @@ mod tests {
         }
     }
 
-    fn config(kind: OptimizerKind, nesterov: bool) -> OptimizerConfig {
-        OptimizerConfig {
-            kind,
+    fn config(kind: OptimizerKind) -> OptimizerConfig {
+        let learning_rate_rule = LearningRateRule::Constant;
+        let shared = OptimizerShared {
             learning_rate: 1.0,
-            learning_rate_rule: LearningRateRule::Constant,
-            momentum: 0.9,
-            second_momentum: 0.999,
+            learning_rate_rule,
             weight_decay: 0.01,
-            trust_coefficient: 0.001,
-            nesterov,
-        }
+            ..OptimizerShared::default()
+        };
+        OptimizerConfig { kind, shared }
     }
 
     #[test]
     fn lars_equals_the_official_optimizer() {
-        check("lars", config(OptimizerKind::Lars, false));
+        check("lars", config(OptimizerKind::Lars(Lars::default())));
     }
 
     #[test]
     fn sgd_equals_torchs() {
-        check("sgd_nesterov", config(OptimizerKind::Sgd, true));
-        check("sgd_momentum", config(OptimizerKind::Sgd, false));
+        check("sgd_nesterov", config(OptimizerKind::Sgd(Sgd { nesterov: true })));
+        check("sgd_momentum", config(OptimizerKind::Sgd(Sgd { nesterov: false })));
     }
 
     #[test]
     fn adamw_equals_torchs() {
-        check("adamw", config(OptimizerKind::Adamw, false));
+        check("adamw", config(OptimizerKind::AdamW(AdamW::default())));
     }
 
     #[test]
     fn rules_follow_the_batch_size() {
-        let mut config = config(OptimizerKind::Lars, false);
-        config.learning_rate = 0.3;
-        config.learning_rate_rule = LearningRateRule::Linear;
+        let mut config = config(OptimizerKind::Lars(Lars::default()));
+        config.shared.learning_rate = 0.3;
+        config.shared.learning_rate_rule = LearningRateRule::Linear;
         assert!((config.peak_learning_rate(4096) - 4.8).abs() < 1e-12);
-        config.learning_rate = 0.075;
-        config.learning_rate_rule = LearningRateRule::Sqrt;
+        config.shared.learning_rate = 0.075;
+        config.shared.learning_rate_rule = LearningRateRule::Sqrt;
         assert!((config.peak_learning_rate(4096) - 4.8).abs() < 1e-12);
     }
 }

@@ -60,7 +60,7 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optimizer::{LearningRateRule, OptimizerConfig, OptimizerKind};
+    use crate::optimizer::{Lars, LearningRateRule, OptimizerConfig, OptimizerKind, OptimizerShared};
 
     /// Golden values: `golden/trainer.py` says how, and with which versions, they were made.
     #[test]
@@ -74,16 +74,8 @@ mod tests {
                 "sqrt" => (0.075, LearningRateRule::Sqrt),
                 other => panic!("no rule {other}"),
             };
-            let optimizer = OptimizerConfig {
-                kind: OptimizerKind::Lars,
-                learning_rate,
-                learning_rate_rule,
-                momentum: 0.9,
-                second_momentum: 0.999,
-                weight_decay: 0.0,
-                trust_coefficient: 0.001,
-                nesterov: false,
-            };
+            let shared = OptimizerShared { learning_rate, learning_rate_rule, ..OptimizerShared::default() };
+            let optimizer = OptimizerConfig { kind: OptimizerKind::Lars(Lars::default()), shared };
             let config = ScheduleConfig { epochs: 100.0, warmup_epochs: 10.0 };
             let schedule = Schedule::new(&config, 50_000, 512, optimizer.peak_learning_rate(512)).unwrap();
             assert_eq!(schedule.warmup_steps, case["warmup_steps"].as_u64().unwrap());

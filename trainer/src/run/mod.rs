@@ -16,13 +16,21 @@ use simclr_ground::files::write_whole;
 
 use crate::checkpoint::Checkpoints;
 use crate::step::StepReport;
+use crate::step_metrics::StepValues;
 
 /// libtorch's version: tch builds against this one only.
 pub const LIBTORCH: &str = "2.11.0";
 
+/// The form of the configuration that this build writes. In form 1 the tables of losses and optimizers had the keys of all
+/// kinds; since 2 they have those of their own kind alone.
+pub const CONFIG_SCHEMA: u32 = 2;
+
 /// `run.json`: enough to run it again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunRecord<C> {
+    /// The form that the configuration is written in; 1 in the records of version 0.1.0, which do not say.
+    #[serde(default = "first_schema")]
+    pub schema_version: u32,
     /// The resolved configuration.
     pub config: C,
     /// The digest of the manifest.
@@ -35,6 +43,18 @@ pub struct RunRecord<C> {
     /// are empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
+}
+
+fn first_schema() -> u32 {
+    1
+}
+
+impl<C> RunRecord<C> {
+    /// The same record with another form of its configuration.
+    pub fn with_config<D>(self, config: D) -> RunRecord<D> {
+        let Self { schema_version, manifest_digest, plan_digest, versions, imported, .. } = self;
+        RunRecord { schema_version, config, manifest_digest, plan_digest, versions, imported }
+    }
 }
 
 /// A file of weights that a run began with.
@@ -71,31 +91,11 @@ impl Versions {
 pub struct MetricsLine {
     /// Steps taken, this one included.
     pub step: u64,
-    /// Epochs seen.
-    pub epoch: f64,
     /// The global batch.
     pub batch: u64,
-    /// The loss before the step.
-    pub loss: f64,
-    /// Share of images whose second view was found.
-    pub contrastive_accuracy: f64,
-    /// Entropy of that search, in nats.
-    pub contrastive_entropy: f64,
-    /// The learning rate.
-    pub learning_rate: f64,
-    /// Norm of all gradients together.
-    pub gradient_norm: f64,
-    /// Spread of the normalised projections.
-    pub embedding_std: f64,
-    /// Share of views that the probe recognises, if there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probe_accuracy: Option<f64>,
-    /// Images of all ranks a second, waits included.
-    pub images_per_second: f64,
-    /// Time of the step without the wait for its batch.
-    pub step_seconds: f64,
-    /// Time waited for the batch.
-    pub data_wait_seconds: f64,
+    /// What the step logged.
+    #[serde(flatten)]
+    pub values: StepValues,
     /// What the wait for data was for, in seconds by cause; only what is not zero.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub waited_for: BTreeMap<String, f64>,
@@ -103,47 +103,19 @@ pub struct MetricsLine {
 
 impl MetricsLine {
     /// The line for a step.
-    pub fn new(report: &StepReport, batches_per_epoch: u64) -> Self {
-        let seconds = report.step_time.as_secs_f64() + report.data_wait.as_secs_f64();
-        let seen = (report.position.batch + 1) as f64;
+    pub fn new(report: &StepReport) -> Self {
+        let waited = report.waited.causes().into_iter().filter(|(_, seconds)| *seconds > 0.0);
         Self {
             step: report.step,
-            epoch: seen / batches_per_epoch as f64,
             batch: report.position.batch,
-            loss: report.loss,
-            contrastive_accuracy: report.contrastive_accuracy,
-            contrastive_entropy: report.contrastive_entropy,
-            learning_rate: report.learning_rate,
-            gradient_norm: report.gradient_norm,
-            embedding_std: report.embedding_std,
-            probe_accuracy: report.probe_accuracy,
-            images_per_second: report.images as f64 / seconds,
-            step_seconds: report.step_time.as_secs_f64(),
-            data_wait_seconds: report.data_wait.as_secs_f64(),
-            waited_for: (report.waited.causes().into_iter())
-                .filter(|(_, seconds)| *seconds > 0.0)
-                .map(|(cause, seconds)| (cause.to_owned(), seconds))
-                .collect(),
+            values: report.values,
+            waited_for: waited.map(|(cause, seconds)| (cause.to_owned(), seconds)).collect(),
         }
     }
-}
 
-impl MetricsLine {
-    /// The line's values, by their names among TensorBoard's scalars.
+    /// The line's values, by their tags in TensorBoard.
     pub fn scalars(&self) -> Vec<(&'static str, f64)> {
-        let seconds = self.step_seconds + self.data_wait_seconds;
-        let always = [
-            ("train/loss", self.loss),
-            ("train/contrastive_accuracy", self.contrastive_accuracy),
-            ("train/contrastive_entropy", self.contrastive_entropy),
-            ("train/learning_rate", self.learning_rate),
-            ("train/gradient_norm", self.gradient_norm),
-            ("train/embedding_std", self.embedding_std),
-            ("train/epoch", self.epoch),
-            ("speed/images_per_second", self.images_per_second),
-            ("speed/data_wait_share", self.data_wait_seconds / seconds),
-        ];
-        always.into_iter().chain(self.probe_accuracy.map(|accuracy| ("train/probe_accuracy", accuracy))).collect()
+        self.values.known().map(|(metric, value)| (metric.tag, value)).collect()
     }
 }
 
@@ -230,7 +202,8 @@ impl RunFolder {
         let ledger = File::options().create(true).append(true).open(self.ledger(0));
         ledger.with_context(|| format!("cannot write {}", self.ledger(0).display()))?;
         let (manifest_digest, plan_digest) = (stream.manifest_digest.clone(), stream.plan_digest.clone());
-        self.write_record(&RunRecord { config, manifest_digest, plan_digest, versions, imported })
+        let schema_version = CONFIG_SCHEMA;
+        self.write_record(&RunRecord { schema_version, config, manifest_digest, plan_digest, versions, imported })
     }
 
     /// Writes the `run.json` of a run whose weights were imported and that has no plan yet.
@@ -239,7 +212,8 @@ impl RunFolder {
     /// If the folder can't be written.
     pub fn start_imported<C: Serialize>(&self, config: &C, versions: Versions, imported: Imported) -> Result<()> {
         let (manifest_digest, plan_digest) = (String::new(), String::new());
-        self.write_record(&RunRecord { config, manifest_digest, plan_digest, versions, imported: Some(imported) })
+        let (schema_version, imported) = (CONFIG_SCHEMA, Some(imported));
+        self.write_record(&RunRecord { schema_version, config, manifest_digest, plan_digest, versions, imported })
     }
 
     fn write_record<C: Serialize>(&self, record: &RunRecord<C>) -> Result<()> {

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
     use crate::device::Precision;
     use crate::gradients::Gradients;
-    use crate::loss::LossKind;
+    use crate::loss::{LossKind, LossShared, NtXent};
     use crate::model::ModelConfig;
     use crate::model::projection_head::HeadConfig;
     use crate::model::resnet::{Encoder, Initialization, Stem};
@@ -86,8 +86,7 @@ mod tests {
     #[test]
     fn gradients_are_those_of_one_graph() {
         tch::manual_seed(3);
-        let loss =
-            LossConfig { kind: LossKind::NtXent, temperature: 0.2, normalize: true, margin: 0.0, semi_hard: false };
+        let loss = LossConfig { kind: LossKind::NtXent(NtXent { temperature: 0.2 }), shared: LossShared::default() };
         let images = 12;
         let x = Tensor::rand([2 * images, 3, 16, 16], (Kind::Float, Device::Cpu));
         let views = |range: Range<i64>| {

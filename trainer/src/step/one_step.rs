@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use simclr_ground::batch::Batch;
 use simclr_ground::batch_stream::BatchStream;
 use simclr_ground::stall::Waited;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::gradient_cache;
 use super::training::{StepReport, Training};
@@ -15,6 +15,7 @@ use crate::error::{TrainError, of_torch};
 use crate::gradients::{Backward, Gradients};
 use crate::loss::Contrast;
 use crate::model::resnet::Statistics;
+use crate::step_metrics::{self, StepOutput, StepTimes, StepValues};
 
 /// A batch, its pixels on their way onto the device.
 pub(super) struct Arrived {
@@ -75,11 +76,12 @@ impl Training {
         arrived.pixels.hold()?;
         let held = self.uploader.now()?;
         let Told { contrast, gradients, probe_accuracy } = self.backward(&arrived)?;
-        let gradient_norm = gradients.norm(&self.model.parameters)?;
-        let spread = embedding_std(&contrast.projections);
-        let probe_accuracy = probe_accuracy.unwrap_or_else(|| Tensor::full([], f64::NAN, (Kind::Float, self.device)));
-        let scalars = [&contrast.loss, &contrast.accuracy, &contrast.entropy, &gradient_norm, &spread, &probe_accuracy];
-        let scalars = Tensor::stack(&scalars.map(|scalar| scalar.detach().to_kind(Kind::Float)), 0);
+        let scalars = step_metrics::scalars(&StepOutput {
+            contrast: &contrast,
+            gradients: &gradients,
+            parameters: &self.model.parameters,
+            probe_accuracy: probe_accuracy.as_ref(),
+        })?;
         let learning_rate = self.schedule.learning_rate(self.step);
         self.step += 1;
         self.optimizer.step(&gradients, learning_rate, self.step)?;
@@ -100,12 +102,6 @@ impl Training {
         let began = Instant::now();
         // One transfer for all of them.
         let scalars = Vec::<f32>::try_from(scalars.to_device(Device::Cpu))?;
-        let [loss, contrastive_accuracy, contrastive_entropy, gradient_norm, embedding_std, probe_accuracy] =
-            std::array::from_fn(|i| f64::from(scalars[i]));
-        if !(loss.is_finite() && gradient_norm.is_finite()) {
-            let loss = if loss.is_finite() { gradient_norm } else { loss };
-            return Err(TrainError::NotFinite { step: self.step, loss, position: batch.position });
-        }
         let (mut data_wait, mut upload, mut step_time) = (wait, Duration::ZERO, host_time + began.elapsed());
         if let Some(OnGpu { ready, held, done }) = gpu {
             upload = ready.until(&held).map_err(of_torch)?;
@@ -113,6 +109,27 @@ impl Training {
             if let Some(last) = self.last_done.replace(done) {
                 // What was waited for while the last step was still computed has kept nobody waiting.
                 data_wait = wait.min(last.until(&ready).map_err(of_torch)?);
+            }
+        }
+        let position = batch.position;
+        let images = batch.num_images * self.world.size() as usize;
+        // A GPU's steps overlap with what the host does; the clock says how they follow each other.
+        let alone = step_time + data_wait;
+        let wall = self.settled.filter(|_| self.device.is_cuda()).map_or(alone, |last| last.elapsed());
+        self.settled = Some(Instant::now());
+        let times = StepTimes {
+            epoch: (position.batch + 1) as f64 / self.batches_per_epoch as f64,
+            learning_rate,
+            images,
+            step_seconds: step_time.as_secs_f64(),
+            data_wait_seconds: data_wait.as_secs_f64(),
+            wall_seconds: wall.as_secs_f64(),
+        };
+        let values = StepValues::new(&times, &scalars);
+        for key in ["loss", "gradient_norm"] {
+            let value = values.get(key);
+            if !value.is_finite() {
+                return Err(TrainError::NotFinite { step: self.step, loss: value, position });
             }
         }
         let waited = of_all(data_wait, &waited);
@@ -124,29 +141,8 @@ impl Training {
         metrics.images.increment(batch.num_images as u64);
         metrics.step_seconds.record(step_time.as_secs_f64());
         metrics.data_wait_seconds.increment(data_wait.as_secs_f64());
-        metrics.loss.set(loss);
-        metrics.contrastive_accuracy.set(contrastive_accuracy);
-        metrics.contrastive_entropy.set(contrastive_entropy);
-        metrics.learning_rate.set(learning_rate);
-        metrics.gradient_norm.set(gradient_norm);
-        metrics.embedding_std.set(embedding_std);
-        metrics.probe_accuracy.set(probe_accuracy);
-        Ok(StepReport {
-            step: self.step,
-            position: batch.position,
-            loss,
-            contrastive_accuracy,
-            contrastive_entropy,
-            learning_rate,
-            gradient_norm,
-            embedding_std,
-            probe_accuracy: self.probe.is_some().then_some(probe_accuracy),
-            images: batch.num_images * self.world.size() as usize,
-            step_time,
-            data_wait,
-            waited,
-            spent: self.spent,
-        })
+        metrics.step.set(&values);
+        Ok(StepReport { step: self.step, position, values, images, step_time, data_wait, waited, spent: self.spent })
     }
 
     /// What the batch says to the model.
@@ -167,7 +163,7 @@ impl Training {
         let mut probe_accuracy = None;
         if let Some(probe) = probe {
             let (of_probe, accuracy) =
-                probe.loss(&h, &Tensor::from_slice(&batch.labels), config.optimizer.weight_decay);
+                probe.loss(&h, &Tensor::from_slice(&batch.labels), config.optimizer.shared.weight_decay);
             learnt += of_probe;
             world.sum(&accuracy)?;
             probe_accuracy = Some(accuracy / f64::from(world.size()));
@@ -182,30 +178,5 @@ fn of_all(wait: Duration, waited: &Waited) -> Waited {
     match (wait.as_secs_f64(), waited.total()) {
         (wait, known) if known > 0.0 => waited.times(wait / known),
         (wait, _) => Waited { decode: wait, ..Waited::default() },
-    }
-}
-
-/// Spread of the normalised projections `z`: `[N, dim]`: the mean over dimensions of their standard deviation, times
-/// √dim.
-fn embedding_std(z: &Tensor) -> Tensor {
-    tch::no_grad(|| {
-        let (_, dim) = z.size2().expect("z is a matrix");
-        let z = z.to_kind(Kind::Float);
-        let z = &z / z.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
-        z.std_dim([0i64].as_slice(), false, false).mean(Kind::Float) * (dim as f64).sqrt()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_spread_tells_a_sphere_from_a_point() {
-        tch::manual_seed(1);
-        let sphere = Tensor::randn([2000, 64], (Kind::Float, Device::Cpu));
-        let spread = |z: &Tensor| f64::try_from(embedding_std(z)).unwrap();
-        assert!((spread(&sphere) - 1.0).abs() < 0.05);
-        assert!(spread(&Tensor::ones([2000, 64], (Kind::Float, Device::Cpu))) < 1e-3);
     }
 }

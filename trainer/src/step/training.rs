@@ -15,11 +15,13 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::device::{DeviceSlab, Moment, Precision, Uploader};
 use crate::distributed::{Reducer, World};
 use crate::error::TrainError;
+use crate::memory::in_memory;
 use crate::metrics::TrainerMetrics;
 use crate::model::SimClr;
 use crate::model::probe::Probe;
 use crate::optimizer::Optimizer;
 use crate::optimizer::schedule::Schedule;
+use crate::step_metrics::StepValues;
 use crate::time_spent::TimeSpent;
 
 /// What one step did.
@@ -29,20 +31,8 @@ pub struct StepReport {
     pub step: u64,
     /// The batch it was taken on.
     pub position: Position,
-    /// The loss before the step.
-    pub loss: f64,
-    /// Share of images whose second view was found.
-    pub contrastive_accuracy: f64,
-    /// Entropy of the search, in nats.
-    pub contrastive_entropy: f64,
-    /// The learning rate.
-    pub learning_rate: f64,
-    /// Norm of all gradients together.
-    pub gradient_norm: f64,
-    /// Spread of the normalised projections: 1 if they fill the sphere, 0 if they have collapsed.
-    pub embedding_std: f64,
-    /// Share of views that the probe recognises, if there is one.
-    pub probe_accuracy: Option<f64>,
+    /// What it logs.
+    pub values: StepValues,
     /// Images in the batch, those of all ranks.
     pub images: usize,
     /// Time of the step without the wait.
@@ -89,10 +79,13 @@ pub struct Training {
     pub spent: TimeSpent,
     pub(super) probe: Option<Probe>,
     pub(super) config: TrainerConfig,
+    pub(super) batches_per_epoch: u64,
     pub(super) device: Device,
     pub(super) uploader: Uploader,
     /// When the last step was done, on a GPU.
     pub(super) last_done: Option<Moment>,
+    /// When it was known to be done, unless something else was done since.
+    pub(super) settled: Option<Instant>,
     pub(super) world: Rc<World>,
     pub(super) reducer: Option<Reducer>,
     pub(super) metrics: TrainerMetrics,
@@ -146,9 +139,11 @@ impl Training {
             spent: TimeSpent::default(),
             probe,
             config: config.clone(),
+            batches_per_epoch: stream.batches_per_epoch,
             device,
             uploader: Uploader::new(device)?,
             last_done: None,
+            settled: None,
             world,
             reducer,
             metrics,
@@ -196,17 +191,19 @@ impl Training {
                 Some(arrived) => arrived,
                 None => self.fetch(batches)?,
             };
-            let launched = self.launch(arrived)?;
+            let first = self.spent.steps == 0.0;
+            let launched = in_memory(self.device, first, || self.launch(arrived))?;
             // While a GPU computes, the next batch comes to it. On the CPU the step is done by now.
             if self.device.is_cuda() && self.step < self.last_step() {
                 next = Some(self.fetch(batches)?);
             }
-            let report = self.settle(launched)?;
+            let report = in_memory(self.device, first, || self.settle(launched))?;
             (between.step)(&report);
             if let Some((every, evaluate)) = &mut between.evaluation
                 && self.step.is_multiple_of(*every)
             {
                 let began = Instant::now();
+                self.settled = None;
                 if self.world.leads() {
                     evaluate(&self.model, self.step)?;
                 }
@@ -234,6 +231,7 @@ impl Training {
             return Ok(());
         }
         let (began, counted) = (Instant::now(), self.spent);
+        self.settled = None;
         let state = checkpoint::state(self.step, self.step, stream);
         checkpoints.save(&state, &self.model.parameters, &self.optimizer, self.config.checkpoint.keep)?;
         let seconds = began.elapsed().as_secs_f64();

@@ -64,6 +64,11 @@ void SimclrGroup::sum(at::Tensor& tensor) const {
 }
 
 void SimclrGroup::gather(at::Tensor& own, at::Tensor& all) const {
+  if (all.is_cuda()) {
+    // By a list, NCCL would copy everyone's part once more.
+    group->_allgather_base(all, own)->wait();
+    return;
+  }
   std::vector<std::vector<at::Tensor>> all_of_them{all.unbind(0)};
   std::vector<at::Tensor> owns{own};
   group->allgather(all_of_them, owns)->wait();

@@ -80,6 +80,6 @@ extern "C" char* simclr_reducer_prepare(SimclrReducer* reducer) {
   return simclr::told([&] { reducer->prepare(); });
 }
 
-extern "C" void simclr_reducer_clear(SimclrReducer* reducer) {
-  reducer->clear();
+extern "C" char* simclr_reducer_clear(SimclrReducer* reducer) {
+  return simclr::told([&] { reducer->clear(); });
 }

@@ -4,6 +4,7 @@
 //   sync_batch_norm.cpp        batch norm over all of them
 //   reducer.cpp                gradients that are reduced while the backward pass goes on
 //   streams.cpp                copies to a GPU beside its computing, and when they were done
+//   gpu.cpp                    which GPU computes, how precisely, and its memory
 //   foreach.cpp                one operation on many tensors, which a GPU does in few launches
 //   nccl/                      a library of its own, for processes on GPUs
 //
@@ -104,7 +105,7 @@ void simclr_reducer_close(SimclrReducer* reducer);
 // The next backward pass reduces, together with what passes since the last reduction have added up.
 char* simclr_reducer_prepare(SimclrReducer* reducer);
 // Forgets all gradients.
-void simclr_reducer_clear(SimclrReducer* reducer);
+char* simclr_reducer_clear(SimclrReducer* reducer);
 
 // --- streams.cpp: only for devices that have streams.
 
@@ -121,6 +122,18 @@ void simclr_moment_drop(SimclrMoment* moment);
 char* simclr_moment_hold(SimclrMoment* moment);
 // Milliseconds from one moment to another, both of which are waited for.
 char* simclr_moments_apart(SimclrMoment* earlier, SimclrMoment* later, double* milliseconds);
+
+// --- gpu.cpp
+
+// Makes `device` the one that this thread's kernels without a tensor of their own go to.
+char* simclr_gpu_use(int device);
+// Bytes of memory that are free, that there are, and that tensors have taken at most.
+char* simclr_gpu_memory(int device, uint64_t* available, uint64_t* total, uint64_t* peak);
+// A vector of so many zero bytes in host memory that a GPU copies from without a detour.
+char* simclr_pinned_zeros(int64_t bytes, at::Tensor** pinned);
+// Whether f32 products and convolutions may drop to TF32's 10 bits of mantissa, and whether cuDNN tries its algorithms for
+// each shape and takes the fastest.
+char* simclr_gpu_arithmetic(bool tf32, bool benchmark);
 
 // --- foreach.cpp: lists of one length, of tensors of equal shapes.
 

@@ -64,7 +64,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn simclr_reducer_close(reducer: *mut c_void);
     fn simclr_reducer_prepare(reducer: *mut c_void) -> *mut c_char;
-    fn simclr_reducer_clear(reducer: *mut c_void);
+    fn simclr_reducer_clear(reducer: *mut c_void) -> *mut c_char;
 }
 
 fn c_string(text: &str) -> CString {
@@ -226,9 +226,9 @@ impl Reducer {
     }
 
     /// Forgets all gradients.
-    pub fn clear(&self) {
+    pub fn clear(&self) -> Result<(), Said> {
         // SAFETY: as above.
-        unsafe { simclr_reducer_clear(self.0) }
+        said(unsafe { simclr_reducer_clear(self.0) })
     }
 }
 

@@ -1,6 +1,16 @@
 //! Host memory: tensors that are read and written as bytes, and what the allocator does with memory that is freed.
 
+use std::ffi::c_char;
+use std::ptr::null_mut;
+
 use tch::{Device, Kind, TchError, Tensor};
+use torch_sys::C_tensor;
+
+use crate::said;
+
+unsafe extern "C" {
+    fn simclr_pinned_zeros(bytes: i64, pinned: *mut *mut C_tensor) -> *mut c_char;
+}
 
 /// A vector of bytes in host memory that is a tensor as well.
 pub struct HostBytes {
@@ -9,15 +19,19 @@ pub struct HostBytes {
 }
 
 impl HostBytes {
-    /// `bytes` zeros; pinned, if a device is given that copies from it.
+    /// `bytes` zeros; page-locked, if they are for a GPU to copy.
     ///
     /// # Errors
     /// If the memory can't be had.
-    pub fn zeros(bytes: usize, pinned_for: Option<Device>) -> Result<Self, TchError> {
-        let tensor = Tensor::f_zeros([bytes as i64], (Kind::Uint8, Device::Cpu))?;
-        let tensor = match pinned_for {
-            Some(device) => tensor.f_pin_memory(device)?,
-            None => tensor,
+    pub fn zeros(bytes: usize, pinned: bool) -> Result<Self, TchError> {
+        if !pinned {
+            return Ok(Self { tensor: Tensor::f_zeros([bytes as i64], (Kind::Uint8, Device::Cpu))?, bytes });
+        }
+        let mut handed = null_mut();
+        // SAFETY: `handed` is written when it succeeds, and is ours then.
+        let tensor = unsafe {
+            said(simclr_pinned_zeros(bytes as i64, &mut handed)).map_err(TchError::Torch)?;
+            Tensor::from_ptr(handed)
         };
         Ok(Self { tensor, bytes })
     }

@@ -9,6 +9,7 @@ use simclr_data::source::Source;
 use simclr_service::server::Guard;
 use simclr_trainer::run::MetricsLine;
 use simclr_trainer::run::stall::{Load, sentence};
+use simclr_trainer::step_metrics::{STEP_METRICS, StepMetric};
 use simclr_trainer::time_spent::TimeSpent;
 
 use crate::web::Pages;
@@ -104,15 +105,24 @@ impl State {
             ("step", json!(self.line.as_ref().map_or(self.first_step, |line| line.step))),
             ("last_step", json!(self.last_step)),
             ("sentence", json!(self.sentence())),
+            ("curves", curves()),
         ] {
             status[key] = value;
         }
         if let Some(line) = &self.line {
-            status["epoch"] = json!(line.epoch);
-            status["loss"] = json!(line.loss);
+            status["epoch"] = json!(line.values.get("epoch"));
+            status["loss"] = json!(line.values.get("loss"));
             status["images_per_second"] = json!(self.images_per_second);
             status["seconds_left"] = json!(self.seconds_left);
         }
         status
     }
+}
+
+/// What is logged at each step and makes a curve: key, name and unit of each.
+fn curves() -> Value {
+    let drawn = STEP_METRICS.iter().filter(|metric| metric.gauge.is_some());
+    let curve =
+        |metric: &StepMetric| metric.curve.map(|(name, unit)| json!({ "key": metric.key, "name": name, "unit": unit }));
+    drawn.filter_map(curve).collect()
 }

@@ -16,12 +16,12 @@ use simclr_ground::error::{Error, Result};
 use simclr_service::server::Guard;
 use simclr_trainer::device;
 use simclr_trainer::distributed::{self, Meeting, Place, World};
-use simclr_trainer::run::{RunFolder, RunRecord};
+use simclr_trainer::run::RunFolder;
 use simclr_trainer::step::End;
 
 use crate::commands::Run;
 use crate::commands::args::{ConfigArgs, FeedArgs};
-use crate::config::{Config, MachineConfig};
+use crate::config::{self, Config, MachineConfig};
 use crate::output::ExitStatus;
 use crate::output::Output;
 use crate::telemetry::logging;
@@ -142,7 +142,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
             "{path}: holds a run already; --resume goes on with it, or name another folder"
         )));
     }
-    let record: RunRecord<Config> = folder.record()?;
+    let record = Config::recorded(folder)?;
     let recorded = record.config;
     let mut config = match &args.config.config {
         Some(_) => args.config.load()?,
@@ -150,13 +150,14 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     };
     config.data.manifest = std::path::absolute(&config.data.manifest)?;
     args.feed.apply(&mut config.machine.feed);
-    let mut differences = recorded.differences(&config, &MAY_CHANGE);
+    let mut differences = recorded.differences(&config);
+    differences.retain(|difference| !MAY_CHANGE.contains(&difference.key.as_str()));
     if record.plan_digest.is_empty() {
         // Nothing has been trained yet: only what the imported weights are is given.
-        differences.retain(|difference| difference.starts_with("model."));
+        differences.retain(|difference| difference.is_in("model"));
     }
     if !differences.is_empty() {
-        let list = differences.join("; ");
+        let list = config::listed(&differences);
         return Err(Error::input(format!(
             "{}: the run was started with another configuration ({list}); start a new one instead",
             folder.path().display()
@@ -219,7 +220,7 @@ pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 }
 
 fn dry_run(config: &Config, output: Output) -> Result<ExitStatus> {
-    let device = device::open(&config.machine.device)?;
+    let device = device::open(config.machine.device)?;
     let source = open::source(config.stream(), &config.machine)?;
     let training = new_training(config, &training::summary(&source), device, World::alone())?;
     let plan = &source.plan;

@@ -12,7 +12,7 @@ use simclr_ground::batch_stream::StreamSummary;
 use simclr_ground::error::{Context, Error, Result};
 use simclr_plan::STREAM_VERSION;
 use simclr_trainer::checkpoint;
-use simclr_trainer::device::{self, DeviceSlab};
+use simclr_trainer::device::{self, DeviceSlab, Local};
 use simclr_trainer::distributed::{self, Meeting, World};
 use simclr_trainer::eval::{SetRole, StreamRequest, encode, knn, normalized_halves};
 use simclr_trainer::metrics::TrainerMetrics;
@@ -63,9 +63,10 @@ pub fn train(
     output: Output,
 ) -> Result<Outcome> {
     let place = meeting.map(|meeting| meeting.place());
-    let local_world = place.map_or(1, |place| place.local_world as usize);
-    let device = device::open_nth(&config.machine.device, place.map_or(0, |place| place.local_rank as usize))?;
-    device::compute_on_cpu(open::torch_threads(&config.machine, local_world));
+    let local =
+        place.map_or(Local::ALONE, |place| Local { rank: place.local_rank as usize, size: place.local_world as usize });
+    let device = device::open_for(config.machine.device, local)?;
+    device::compute_on_cpu(open::torch_threads(&config.machine, local.size));
     let share = distributed::share(place);
     let ledger = folder.ledger(share.rank);
     let source = open::source_with(config.stream(), &config.machine, DamagePolicy::Ledger(&ledger))?;
@@ -73,7 +74,9 @@ pub fn train(
     let stream = summary(&source);
     let world = match meeting {
         Some(meeting) => distributed::join(meeting, config, &source.plan.digest, device, |one: &Config, other| {
-            one.differences(other, &MAY_DIFFER)
+            let mut differences = one.differences(other);
+            differences.retain(|difference| !MAY_DIFFER.contains(&difference.key.as_str()));
+            differences.iter().map(ToString::to_string).collect()
         })?,
         None => World::alone(),
     };
@@ -94,7 +97,7 @@ pub fn train(
     let [rank, ranks] = [world.rank(), world.size()].map(|number| number.to_string());
     metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned(), "rank" => rank, "world" => ranks)
         .set(1.0);
-    let threads = loader_threads(&config.machine, device.is_cuda(), local_world);
+    let threads = loader_threads(&config.machine, device.is_cuda(), local.size);
     let options = LoaderOptions {
         threads,
         from_batch: training.step,
@@ -147,12 +150,12 @@ pub fn train(
     };
     let every = u64::from(config.eval.every) * plan.batches_per_epoch();
     let mut on_step = |report: &StepReport| {
-        let line = MetricsLine::new(report, stream.batches_per_epoch);
-        loss = Some(report.loss);
-        let waited = line.data_wait_seconds / (line.step_seconds + line.data_wait_seconds);
-        let (rate, wait) = smooth.map_or((line.images_per_second, waited), |(rate, wait)| {
-            (0.95 * rate + 0.05 * line.images_per_second, 0.95 * wait + 0.05 * waited)
-        });
+        let line = MetricsLine::new(report);
+        let value = |key| report.values.get(key);
+        loss = Some(value("loss"));
+        let (rate, waited) = (value("images_per_second"), value("data_wait_share"));
+        let (rate, wait) =
+            smooth.map_or((rate, waited), |(known, wait)| (0.95 * known + 0.05 * rate, 0.95 * wait + 0.05 * waited));
         smooth = Some((rate, wait));
         let left = (last - report.step) as f64 * report.images as f64 / rate;
         live.step(&line, report.images as u64 / u64::from(world.size()), &report.spent, rate, left);
@@ -171,7 +174,7 @@ pub fn train(
         progress.set(report.step, last, || {
             format!(
                 "{rate:.0} images/s, loss {:.3}, waits for data {:.0} %, {left:.0} s left",
-                report.loss,
+                value("loss"),
                 100.0 * wait
             )
         });
@@ -192,7 +195,7 @@ pub fn train(
     // A run that was done already has its last loss on record.
     let loss = match loss {
         Some(loss) => Some(loss),
-        None => folder.metrics()?.last().map(|line| line.loss),
+        None => folder.metrics()?.last().map(|line| line.values.get("loss")),
     };
     Ok(Outcome {
         end,
@@ -273,7 +276,7 @@ pub fn new_training(config: &Config, stream: &StreamSummary, device: Device, wor
         train: config.train.clone(),
         checkpoint: config.checkpoint.clone(),
     };
-    Ok(Training::new(&trainer, stream, (device, config.machine.precision()), world, TrainerMetrics::register())?)
+    Ok(Training::new(&trainer, stream, (device, config.machine.precision), world, TrainerMetrics::register())?)
 }
 
 /// Loader threads beside a trainer, one of so many on this machine: when it computes on the CPU, one is enough and more
