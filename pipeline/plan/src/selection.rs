@@ -43,11 +43,17 @@ pub(super) fn select(
     }
     if !whole {
         selected = part(catalog, &selected, data.part, seed);
+        if selected.iter().all(Vec::is_empty) {
+            let wanted = "it has no sample, as its classes are small; expected a part that has some".into();
+            return Err(wrong("data.part", format!("{:?}", data.part), wanted));
+        }
     }
     Ok(Some(selected))
 }
 
-/// A part of each class's samples among `selected`, at least one of each; samples without labels are one class.
+/// A part of each class's samples among `selected`, from where `from` of them are before it to where `to` are, rounded: parts
+/// that meet share no sample and leave none out, so that a part of a small class may be empty. Samples without labels are
+/// one class.
 fn part(catalog: &dyn Catalog, selected: &[Vec<u32>], [from, to]: [f64; 2], seed: u64) -> Vec<Vec<u32>> {
     let mut classes: BTreeMap<Option<u32>, Vec<(usize, u32)>> = BTreeMap::new();
     for (shard, samples) in selected.iter().enumerate() {
@@ -61,8 +67,7 @@ fn part(catalog: &dyn Catalog, selected: &[Vec<u32>], [from, to]: [f64; 2], seed
         let key = class.map_or(0, |class| u64::from(class) + 1);
         Draws::new(seed, Purpose::Subset, &[key]).shuffle(&mut samples);
         let place = |share: f64| (share * samples.len() as f64).round() as usize;
-        let (from, to) = (place(from).min(samples.len() - 1), place(to));
-        for &(shard, i) in &samples[from..to.max(from + 1)] {
+        for &(shard, i) in &samples[place(from)..place(to)] {
             taken[shard].push(i);
         }
     }
