@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use serde::Serialize;
+use simclr_ground::error::{Error, Result};
 
 /// How a command ended when nothing failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +27,20 @@ pub struct Output {
 
 impl Output {
     /// Prints a command's result: the object, or the text.
-    pub fn result(self, object: &impl Serialize, text: impl FnOnce() -> String) {
+    ///
+    /// # Errors
+    /// If stdout can't be written, as when it is a file on a full disk. A reader that has gone away is no failure of ours.
+    pub fn result(self, object: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        // A reader that has gone away is no failure of ours.
-        let _ = match self.json {
+        let written = match self.json {
             true => serde_json::to_writer(&mut out, object).map_err(Into::into).and_then(|()| writeln!(out)),
             false => writeln!(out, "{}", text()),
         };
-        let _ = out.flush();
+        match written.and_then(|()| out.flush()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(Error::runtime(format!("cannot write the result to stdout: {error}")))
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -121,7 +121,7 @@ impl Run for BenchArgs {
                 json!({ "images_per_second": per_second, "cpu_seconds_per_image": cpu_per_image, "threads": threads });
             output.result(&object, || {
                 format!("{per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image", 1e3 * cpu_per_image)
-            });
+            })?;
             return Ok(ExitStatus::Success);
         }
         let busy = Stage::ALL.map(|stage| (stage, source.metrics.busy_seconds(stage) / images as f64));
@@ -189,7 +189,7 @@ impl Run for BenchArgs {
                     format!("workers are busy and {stage} costs most: more threads or cores help until storage limits")
                 }
             }
-        });
+        })?;
         Ok(ExitStatus::Success)
     }
 }

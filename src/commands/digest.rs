@@ -102,7 +102,7 @@ impl Run for DigestArgs {
                 text += &format!("damaged: {} in {}: {}: {}\n", entry.entry, entry.shard, entry.reason, entry.detail);
             }
             text + &format!("{:>8}  {digest}\n{:>8}  {}", "all", "plan", plan.digest)
-        });
+        })?;
         Ok(ExitStatus::Success)
     }
 }

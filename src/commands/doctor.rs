@@ -74,7 +74,7 @@ impl Run for DoctorArgs {
             findings.push(Finding::new("data", Grade::Note, "no manifest named", meaning));
         }
         let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
-        output.result(&json!({ "findings": findings, "problems": problems }), || told(&findings, problems));
+        output.result(&json!({ "findings": findings, "problems": problems }), || told(&findings, problems))?;
         Ok(if problems == 0 { ExitStatus::Success } else { ExitStatus::ProblemsFound })
     }
 }

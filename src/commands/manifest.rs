@@ -91,7 +91,7 @@ impl Run for ManifestCommand {
                     tracing::warn!("{none} of {asked} samples that were to be left out are in none of the shards");
                 }
                 manifest.write(out)?;
-                report(&manifest, out, output);
+                report(&manifest, out, output)?;
                 Ok(ExitStatus::Success)
             }
             ManifestCommand::Verify { manifest: path } => {
@@ -108,11 +108,11 @@ impl Run for ManifestCommand {
                         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
                         format!("{}\n{n} problems", lines.join("\n"))
                     }
-                });
+                })?;
                 Ok(if problems.is_empty() { ExitStatus::Success } else { ExitStatus::ProblemsFound })
             }
             ManifestCommand::Show { manifest: path, shuffle: false, .. } => {
-                report(&Manifest::read(path)?, path, output);
+                report(&Manifest::read(path)?, path, output)?;
                 Ok(ExitStatus::Success)
             }
             ManifestCommand::Show { manifest: path, config, settings, .. } => {
@@ -121,7 +121,7 @@ impl Run for ManifestCommand {
                 let plan = Plan::new(&manifest, config.stream())?;
                 let quality = ShuffleQuality::measure(&plan, &manifest);
                 let object = serde_json::to_value(&quality).expect("numbers are plain data");
-                output.result(&object, || describe(&quality));
+                output.result(&object, || describe(&quality))?;
                 Ok(ExitStatus::Success)
             }
             ManifestCommand::Convert { manifest: path, wids: out } => {
@@ -134,7 +134,7 @@ impl Run for ManifestCommand {
                 simclr_ground::files::write_whole(out, &text)
                     .map_err(|error| Error::input(format!("{}: cannot be written: {error}", out.display())))?;
                 let object = json!({ "out": out, "samples": manifest.samples, "shards": manifest.shards.len() });
-                output.result(&object, || out.display().to_string());
+                output.result(&object, || out.display().to_string())?;
                 Ok(ExitStatus::Success)
             }
         }
@@ -211,7 +211,7 @@ fn classes_of(named: Option<&Path>, shards: &[NamedShard]) -> Result<Vec<String>
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-fn report(manifest: &Manifest, path: &Path, output: Output) {
+fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
     let mut per_class = std::collections::BTreeMap::<u32, u64>::new();
     for label in manifest.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten() {
@@ -247,5 +247,5 @@ fn report(manifest: &Manifest, path: &Path, output: Output) {
             text += &format!("  … and {} more shards\n", manifest.shards.len() - 20);
         }
         text.trim_end().to_owned()
-    });
+    })
 }

@@ -109,7 +109,7 @@ impl Run for PackArgs {
                 self.out.join("manifest.json").display(),
                 manifest.digest
             )
-        });
+        })?;
         Ok(ExitStatus::Success)
     }
 }

@@ -42,7 +42,7 @@ impl Run for PreviewArgs {
         write_whole(&self.out, &drawn::png(&sheet))
             .map_err(|error| Error::input(format!("{}: cannot write the picture: {error}", self.out.display())))?;
         let object = json!({ "out": self.out, "batch": self.batch, "plan_digest": source.plan.digest, "width": sheet.width, "height": sheet.height });
-        output.result(&object, || self.out.display().to_string());
+        output.result(&object, || self.out.display().to_string())?;
         Ok(ExitStatus::Success)
     }
 }

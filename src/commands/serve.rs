@@ -94,7 +94,7 @@ impl Run for ServeArgs {
         runtime.spawn(drain_on_signals(service.clone()));
         let url = format!("{}://{address}", if doors.has_tls() { "grpcs" } else { "grpc" });
         let object = json!({ "listen": url, "metrics": format!("http://{metrics}/metrics"), "plan_digest": plan });
-        output.result(&object, || format!("{url} serves plan {plan}\nhttp://{metrics}/ tells how it goes"));
+        output.result(&object, || format!("{url} serves plan {plan}\nhttp://{metrics}/ tells how it goes"))?;
         let served = runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).context("cannot listen")?;
             Ok::<_, Error>(server::serve(service, listener, doors).await?)

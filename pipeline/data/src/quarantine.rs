@@ -41,6 +41,30 @@ pub struct BudgetSpent {
     pub last: Box<QuarantineEntry>,
 }
 
+/// Why a damaged sample can't be recorded, or is one too many.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QuarantineError {
+    /// It is one too many.
+    #[error(transparent)]
+    Budget(#[from] BudgetSpent),
+    /// The ledger can't be written: what is left out of the batches would be forgotten.
+    #[error("{}: cannot record the damaged sample {entry}: {why}", path.display())]
+    Ledger {
+        /// The ledger.
+        path: PathBuf,
+        /// The sample's entry.
+        entry: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Classify for QuarantineError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Runtime
+    }
+}
+
 impl Classify for BudgetSpent {
     fn class(&self) -> ErrorClass {
         ErrorClass::Runtime
@@ -63,12 +87,23 @@ struct State {
 /// until then the folder may be another process's.
 struct Ledger {
     path: PathBuf,
+    plan: String,
     file: Option<File>,
 }
 
+/// A line of the ledger: a sample's id means something beside its plan alone.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Line {
+    #[serde(flatten)]
+    entry: QuarantineEntry,
+    /// The digest of the plan whose sample it is; none in the ledgers of version 0.1.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plan: Option<String>,
+}
+
 impl Ledger {
-    /// The entries that the file at `path` holds; a line that a kill cut short is left out, its sample will be met again.
-    fn read(path: &Path) -> std::io::Result<Vec<QuarantineEntry>> {
+    /// The lines that the file at `path` holds; one that a kill cut short is left out, its sample will be met again.
+    fn read(path: &Path) -> std::io::Result<Vec<Line>> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -79,15 +114,16 @@ impl Ledger {
 
     /// Adds an entry to those in the file.
     fn append(&mut self, entry: &QuarantineEntry) -> std::io::Result<()> {
-        let line = |entry: &QuarantineEntry| serde_json::to_string(entry).expect("an entry is plain data") + "\n";
+        let text = |line: &Line| serde_json::to_string(line).expect("a line is plain data") + "\n";
         if self.file.is_none() {
             // Of a rank on another machine, the folder may not be there yet.
             std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
-            let whole: String = Self::read(&self.path)?.iter().map(line).collect();
+            let whole: String = Self::read(&self.path)?.iter().map(text).collect();
             write_whole(&self.path, whole.as_bytes())?;
             self.file = Some(File::options().append(true).open(&self.path)?);
         }
-        self.file.as_mut().expect("opened above").write_all(line(entry).as_bytes())
+        let line = Line { entry: entry.clone(), plan: Some(self.plan.clone()) };
+        self.file.as_mut().expect("opened above").write_all(text(&line).as_bytes())
     }
 }
 
@@ -97,14 +133,26 @@ impl Quarantine {
         Self { allowed, metrics, state: Mutex::new(State { known: BTreeMap::new(), ledger: None }) }
     }
 
-    /// A quarantine that writes each damaged sample to the file at `ledger` as a line of JSON, and begins with those
-    /// that are there already.
+    /// A quarantine that writes each damaged sample of the plan with this digest to the file at `ledger` as a line of JSON,
+    /// and begins with those of this plan that are there already. Those of another plan stay in the file and are not applied:
+    /// their ids name other samples.
     ///
     /// # Errors
     /// If the file can't be read.
-    pub fn with_ledger(allowed: u64, ledger: &Path, metrics: PipelineMetrics) -> std::io::Result<Self> {
-        let known = Ledger::read(ledger)?.into_iter().map(|entry| (entry.sample, entry)).collect();
-        let ledger = Some(Ledger { path: ledger.to_owned(), file: None });
+    pub fn with_ledger(allowed: u64, ledger: &Path, plan: &str, metrics: PipelineMetrics) -> std::io::Result<Self> {
+        let lines = Ledger::read(ledger)?;
+        let all = lines.len();
+        let own = lines.into_iter().filter(|line| line.plan.as_ref().is_none_or(|of| of == plan));
+        let own: Vec<QuarantineEntry> = own.map(|line| line.entry).collect();
+        if own.len() < all {
+            tracing::warn!(
+                ledger = %ledger.display(),
+                entries = all - own.len(),
+                "damaged samples of another data set or configuration are listed here; they are not applied to this run"
+            );
+        }
+        let known = own.into_iter().map(|entry| (entry.sample, entry)).collect();
+        let ledger = Some(Ledger { path: ledger.to_owned(), plan: plan.to_owned(), file: None });
         Ok(Self { allowed, metrics, state: Mutex::new(State { known, ledger }) })
     }
 
@@ -136,20 +184,24 @@ impl Quarantine {
     /// Puts a sample into quarantine; one that is there already changes nothing.
     ///
     /// # Errors
-    /// If that makes more damaged samples than the budget allows.
-    pub fn record(&self, entry: QuarantineEntry) -> Result<(), BudgetSpent> {
+    /// If that makes more damaged samples than the budget allows, or if the ledger can't be written.
+    pub fn record(&self, entry: QuarantineEntry) -> Result<(), QuarantineError> {
         let mut state = self.lock();
         if state.known.insert(entry.sample, entry.clone()).is_some() {
             return Ok(());
         }
         self.metrics.add_quarantined(&entry.reason);
         if let Some(ledger) = &mut state.ledger {
-            // A full disk must not hide the damage itself: the entry stays known and counted.
-            let _ = ledger.append(&entry);
+            // A run that goes on without it would put the sample back into its batches after a restart.
+            ledger.append(&entry).map_err(|error| QuarantineError::Ledger {
+                path: ledger.path.clone(),
+                entry: entry.entry.clone(),
+                why: error.to_string(),
+            })?;
         }
         let damaged = state.known.len() as u64;
         if damaged > self.allowed {
-            Err(BudgetSpent { damaged, allowed: self.allowed, last: Box::new(entry) })
+            Err(BudgetSpent { damaged, allowed: self.allowed, last: Box::new(entry) }.into())
         } else {
             Ok(())
         }
@@ -162,5 +214,46 @@ impl Quarantine {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no panic while the quarantine is held")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(sample: u64) -> QuarantineEntry {
+        let text = |what: &str| what.to_owned();
+        QuarantineEntry {
+            sample,
+            shard: text("a.tar"),
+            entry: format!("{sample}.jpg"),
+            offset: 512,
+            reason: text("corrupt"),
+            detail: text("none"),
+        }
+    }
+
+    #[test]
+    fn a_ledger_applies_to_its_own_plan_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("quarantine.jsonl");
+        let open = |plan: &str| Quarantine::with_ledger(9, &path, plan, PipelineMetrics::register()).unwrap();
+        open("one").record(entry(3)).unwrap();
+        assert!(open("one").holds(3));
+        let other = open("other");
+        assert!(!other.holds(3));
+        other.record(entry(5)).unwrap();
+        assert!(open("one").holds(3) && !open("one").holds(5), "what another run wrote is kept");
+        assert!(open("other").holds(5));
+    }
+
+    #[test]
+    fn a_ledger_that_cannot_be_written_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("quarantine.jsonl");
+        let quarantine = Quarantine::with_ledger(9, &path, "one", PipelineMetrics::register()).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let message = quarantine.record(entry(3)).unwrap_err().to_string();
+        assert!(message.contains("quarantine.jsonl: cannot record the damaged sample 3.jpg"), "{message}");
     }
 }

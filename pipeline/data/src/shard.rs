@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read};
 
-use md5::{Digest, Md5};
+use md5::{Digest as _, Md5};
+use simclr_ground::digest::Digest;
 use simclr_ground::location::Location;
 use simclr_ground::sample::{Check, is_image_extension, split_name};
 use simclr_image::decode::jpeg;
@@ -23,12 +24,12 @@ const MAX_CLASSES: u32 = 1 << 20;
 pub struct ShardScan {
     /// Size of the file as stored.
     pub bytes: u64,
-    /// BLAKE3 of the file as stored, in hex.
-    pub blake3: String,
+    /// BLAKE3 of the file as stored.
+    pub blake3: Digest,
     /// Size of the tar stream (differs from `bytes` for a zstd shard).
     pub tar_bytes: u64,
-    /// BLAKE3 of the tar stream, in hex.
-    pub tar_blake3: String,
+    /// BLAKE3 of the tar stream.
+    pub tar_blake3: Digest,
     /// MD5 of the file as stored, in hex, if it was asked for.
     pub md5: Option<String>,
     /// The frames of a zstd shard with a seek table.
@@ -94,12 +95,12 @@ pub fn scan(place: &Location, extras: Extras) -> io::Result<ShardScan> {
         };
         scan_tar(&mut tar, extras.rows, &mut scan);
         scan.tar_bytes = tar.count;
-        scan.tar_blake3 = tar.hasher.finalize().to_hex().to_string();
+        scan.tar_blake3 = tar.hasher.finalize().into();
     }
     // What a broken stream left unread still belongs to the file's digest.
     io::copy(&mut file, &mut io::sink())?;
     scan.bytes = file.count;
-    scan.blake3 = file.hasher.finalize().to_hex().to_string();
+    scan.blake3 = file.hasher.finalize().into();
     scan.md5 = file.md5.map(|md5| md5.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
     scan.frames = file.tail.and_then(|tail| Frames::from_end(&tail, scan.bytes, scan.tar_bytes));
     Ok(scan)
@@ -398,7 +399,7 @@ mod tests {
             (b.entry.as_str(), b.label, &tar[b.offset as usize..][..b.size as usize]),
             ("d/b.PNG", Some(0), &b"BB"[..])
         );
-        assert_eq!(scan.blake3, blake3::hash(&tar).to_hex().as_str());
+        assert_eq!(scan.blake3, blake3::hash(&tar).into());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use simclr_plan::StreamConfig;
 
 use crate::manifest::Manifest;
 use crate::metrics::PipelineMetrics;
-use crate::quarantine::{BudgetSpent, Quarantine};
+use crate::quarantine::{BudgetSpent, Quarantine, QuarantineError};
 use crate::store::{Store, StoreError, StoreOptions};
 
 /// What the loader reads and where it reports to; shared by its threads.
@@ -55,7 +55,7 @@ impl Source {
         let quarantine = match damage {
             DamagePolicy::Budget => Quarantine::new(allowed, metrics.clone()),
             DamagePolicy::Any => Quarantine::new(plan.num_samples(), metrics.clone()),
-            DamagePolicy::Ledger(path) => Quarantine::with_ledger(allowed, path, metrics.clone())
+            DamagePolicy::Ledger(path) => Quarantine::with_ledger(allowed, path, &plan.digest, metrics.clone())
                 .with_context(|| format!("cannot read {}", path.display()))?,
         };
         quarantine.check_budget()?;
@@ -75,6 +75,9 @@ pub enum LoadError {
     /// Too many samples are damaged.
     #[error(transparent)]
     Budget(#[from] BudgetSpent),
+    /// A damaged sample is one too many, or can't be recorded.
+    #[error(transparent)]
+    Quarantine(#[from] QuarantineError),
     /// No sample of the data set can be decoded.
     #[error("none of the {0} samples can be decoded")]
     NothingSound(u64),
@@ -92,7 +95,7 @@ impl Classify for LoadError {
             Self::Value(error) => error.class(),
             Self::Store(error) => error.class(),
             Self::Elsewhere(error) => error.class(),
-            Self::Budget(_) | Self::NothingSound(_) | Self::Worker(_) => ErrorClass::Runtime,
+            Self::Budget(_) | Self::Quarantine(_) | Self::NothingSound(_) | Self::Worker(_) => ErrorClass::Runtime,
         }
     }
 }

@@ -13,6 +13,8 @@ pub struct StreamSummary {
     pub plan_digest: String,
     /// The digest of the data set.
     pub manifest_digest: String,
+    /// The digest of how the data set is stored, which changes no batch; `None` where that is not known.
+    pub derived_digest: Option<String>,
     /// The run's seed.
     pub seed: u64,
     /// Images per global batch, `B`.

@@ -9,6 +9,7 @@
 
 pub mod rng;
 pub mod sample;
+pub mod digest;
 pub mod location;
 pub mod position;
 pub mod batch;

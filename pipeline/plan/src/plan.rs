@@ -234,6 +234,7 @@ impl Plan {
         StreamSummary {
             plan_digest: self.digest.clone(),
             manifest_digest: self.manifest_digest.clone(),
+            derived_digest: None,
             seed: self.config.seed,
             batch_size: self.config.batch.size,
             num_samples: self.num_samples(),

@@ -96,7 +96,7 @@ impl Run for EmbedArgs {
             "out": self.out, "rows": rows, "dim": dim, "left_out": features.left_out, "step": loaded.step(),
             "manifest_digest": manifest.digest,
         });
-        output.result(&object, || format!("{rows} representations of {dim} values in {}", self.out.display()));
+        output.result(&object, || format!("{rows} representations of {dim} values in {}", self.out.display()))?;
         Ok(ExitStatus::Success)
     }
 }

@@ -63,7 +63,7 @@ impl Run for ExportArgs {
         write_whole(&card, text.as_bytes()).with_context(|| format!("{}: cannot write the card", card.display()))?;
         let object =
             json!({ "out": self.out, "card": card, "tensors": tensors, "step": step, "dim": model.encoder.dim() });
-        output.result(&object, || format!("{} ({tensors} tensors), {}", self.out.display(), card.display()));
+        output.result(&object, || format!("{} ({tensors} tensors), {}", self.out.display(), card.display()))?;
         Ok(ExitStatus::Success)
     }
 }

@@ -73,7 +73,7 @@ impl Run for ImportArgs {
                 left.len(),
                 self.run.display()
             )
-        });
+        })?;
         Ok(ExitStatus::Success)
     }
 }

@@ -142,7 +142,7 @@ impl Run for QuickstartArgs {
                 outcome.step, began.elapsed().as_secs_f64(), 100.0 * knn_before, 100.0 * knn_after, 100.0 * linear_before,
                 100.0 * linear_after, report.display()
             )
-        });
+        })?;
         Ok(ExitStatus::Success)
     }
 }

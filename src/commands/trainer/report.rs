@@ -37,7 +37,7 @@ impl Run for ReportArgs {
         if let Some(csv) = &self.csv {
             report::write_table(&folder, csv)?;
         }
-        output.result(&json!({ "out": out, "csv": self.csv }), || out.display().to_string());
+        output.result(&json!({ "out": out, "csv": self.csv }), || out.display().to_string())?;
         Ok(ExitStatus::Success)
     }
 }

@@ -35,6 +35,9 @@ pub struct RunRecord<C> {
     pub config: C,
     /// The digest of the manifest.
     pub manifest_digest: String,
+    /// The digest of how the data set was stored when the run began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived_digest: Option<String>,
     /// The digest of the plan: equal for runs that see the same batches.
     pub plan_digest: String,
     /// Versions of what computed it.
@@ -52,8 +55,8 @@ fn first_schema() -> u32 {
 impl<C> RunRecord<C> {
     /// The same record with another form of its configuration.
     pub fn with_config<D>(self, config: D) -> RunRecord<D> {
-        let Self { schema_version, manifest_digest, plan_digest, versions, imported, .. } = self;
-        RunRecord { schema_version, config, manifest_digest, plan_digest, versions, imported }
+        let Self { schema_version, manifest_digest, derived_digest, plan_digest, versions, imported, .. } = self;
+        RunRecord { schema_version, config, manifest_digest, derived_digest, plan_digest, versions, imported }
     }
 }
 
@@ -202,8 +205,17 @@ impl RunFolder {
         let ledger = File::options().create(true).append(true).open(self.ledger(0));
         ledger.with_context(|| format!("cannot write {}", self.ledger(0).display()))?;
         let (manifest_digest, plan_digest) = (stream.manifest_digest.clone(), stream.plan_digest.clone());
+        let derived_digest = stream.derived_digest.clone();
         let schema_version = CONFIG_SCHEMA;
-        self.write_record(&RunRecord { schema_version, config, manifest_digest, plan_digest, versions, imported })
+        self.write_record(&RunRecord {
+            schema_version,
+            config,
+            manifest_digest,
+            derived_digest,
+            plan_digest,
+            versions,
+            imported,
+        })
     }
 
     /// Writes the `run.json` of a run whose weights were imported and that has no plan yet.
@@ -212,8 +224,15 @@ impl RunFolder {
     /// If the folder can't be written.
     pub fn start_imported<C: Serialize>(&self, config: &C, versions: Versions, imported: Imported) -> Result<()> {
         let (manifest_digest, plan_digest) = (String::new(), String::new());
-        let (schema_version, imported) = (CONFIG_SCHEMA, Some(imported));
-        self.write_record(&RunRecord { schema_version, config, manifest_digest, plan_digest, versions, imported })
+        self.write_record(&RunRecord {
+            schema_version: CONFIG_SCHEMA,
+            config,
+            manifest_digest,
+            derived_digest: None,
+            plan_digest,
+            versions,
+            imported: Some(imported),
+        })
     }
 
     fn write_record<C: Serialize>(&self, record: &RunRecord<C>) -> Result<()> {

@@ -272,7 +272,17 @@ fn parts_hold_the_same_share_of_each_class_and_do_not_overlap() {
     together.sort_unstable();
     assert_eq!(together, (0..200).collect::<Vec<_>>());
     assert_ne!(part(2, [0.0, 0.25]).0, first, "the seed chooses");
-    assert_eq!(part(1, [0.0, 0.001]).1, vec![1; 10], "no class is left without a sample");
+    // However small the parts, those that meet share no sample and leave none out.
+    let parts = [[0.0, 0.33], [0.33, 0.99], [0.99, 1.0]].map(|part| {
+        let mut config = stream(1, 10, 2);
+        config.data.part = part;
+        Plan::new(&set.manifest, config).map_or(0, |plan| plan.num_samples())
+    });
+    assert_eq!(parts, [70, 130, 0]);
+    let mut config = stream(1, 10, 2);
+    config.data.part = [0.0, 0.001];
+    let message = Plan::new(&set.manifest, config).unwrap_err().to_string();
+    assert!(message.contains("it has no sample, as its classes are small"), "{message}");
     for wrong in [[0.5, 0.5], [-0.1, 0.5], [0.2, 1.5], [f64::NAN, 1.0]] {
         let mut config = stream(1, 10, 2);
         config.data.part = wrong;

@@ -22,6 +22,7 @@ pub use foreign::wids;
 pub use problem::Problem;
 pub use verify::verify;
 
+use simclr_ground::digest::Digest;
 use simclr_ground::error::{Classify, ErrorClass};
 use simclr_ground::location::Location;
 use simclr_ground::sample::Check;
@@ -67,12 +68,12 @@ pub struct Shard {
     pub location: String,
     /// Size of the file as stored.
     pub bytes: u64,
-    /// BLAKE3 of the file as stored, in hex.
-    pub blake3: String,
+    /// BLAKE3 of the file as stored.
+    pub blake3: Digest,
     /// Size of the tar stream inside.
     pub tar_bytes: u64,
-    /// BLAKE3 of the tar stream inside, in hex.
-    pub tar_blake3: String,
+    /// BLAKE3 of the tar stream inside.
+    pub tar_blake3: Digest,
     /// The name of each sample's image entry.
     pub entries: Vec<String>,
     /// The class of each sample; absent for a set without labels.
@@ -320,8 +321,9 @@ impl Manifest {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         };
+        // The digest's own version, which stays 1 whatever the file's becomes.
         text(&mut hasher, KIND);
-        hasher.update(&u64::from(VERSION).to_le_bytes());
+        hasher.update(&1u64.to_le_bytes());
         hasher.update(&(self.classes.len() as u64).to_le_bytes());
         for class in &self.classes {
             text(&mut hasher, class);
@@ -338,6 +340,19 @@ impl Manifest {
                 hasher.update(&u64::from(shard.sizes[i]).to_le_bytes());
                 hasher.update(&shard.checks[i].0.to_le_bytes());
             }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// BLAKE3, in hex, over what the manifest says of how its samples are stored: each shard's file, frames and row index.
+    /// None of it is content: plain and zstd shards of the same tar streams differ here alone.
+    pub fn derived_digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for shard in &self.shards {
+            let derived = (&shard.bytes, &shard.blake3, &shard.frames, &shard.rows);
+            let text = serde_json::to_vec(&derived).expect("plain data");
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(&text);
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -367,9 +382,9 @@ mod tests {
         Shard {
             location: location.into(),
             bytes: 10,
-            blake3: "x".into(),
+            blake3: blake3::hash(b"x").into(),
             tar_bytes: 2048,
-            tar_blake3: "y".into(),
+            tar_blake3: blake3::hash(b"y").into(),
             entries: vec!["a.jpg".into()],
             labels: Some(vec![2]),
             offsets: vec![512],
@@ -386,7 +401,7 @@ mod tests {
         let one = Manifest::new("here".into(), vec![], vec![shard("a.tar")], Location::default());
         let mut packed = shard("elsewhere/b.tar.zst");
         packed.bytes = 5;
-        packed.blake3 = "z".into();
+        packed.blake3 = blake3::hash(b"z").into();
         let other = Manifest::new("there".into(), vec![], vec![packed], Location::default());
         assert_eq!(one.digest, other.digest);
         let mut relabelled = shard("a.tar");
@@ -415,6 +430,8 @@ mod tests {
         check("\"sizes\":[4]", "\"sizes\":[4000]", "ends after");
         check("\"labels\":[2]", "\"labels\":[1]", "changed by hand or damaged");
         check("\"kind\"", "\"kid\"", "unknown field");
+        let digest = blake3::hash(b"y").to_hex().to_string();
+        check(&digest, "../victim/backup", "expected 64 lowercase hexadecimal digits");
         check("{", "[", "not a manifest");
     }
 }

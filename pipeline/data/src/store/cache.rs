@@ -1,8 +1,9 @@
 //! A folder of whole, verified shards on a local disk, bounded, shared by all processes that use it.
 //!
-//! A file's name is the BLAKE3 of the tar stream it holds. It is written under another name and renamed when its
-//! digest has been found right, so whatever has the right name is right. A file in use is locked; what a killed
-//! process left half-written is not, and goes at the next start.
+//! The cache lives in a folder of its own below the one it is given, so that nothing else there is its to remove, and
+//! looks only at names that it could have written. A file's name is the BLAKE3 of the tar stream it holds. It is written
+//! under another name and renamed when its digest has been found right, so whatever has the right name is right. A file in
+//! use is locked; what a killed process left half-written is not, and goes at the next start.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
@@ -10,7 +11,17 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use simclr_ground::digest::{Digest, is_digest};
+
 use crate::metrics::PipelineMetrics;
+
+/// The folder of the cache in the one that it is given.
+const FOLDER: &str = "simclr-pipeline-shards";
+/// Tells backups and other tools that the folder can be made again (https://bford.info/cachedir).
+const TAG: (&str, &str) = (
+    "CACHEDIR.TAG",
+    "Signature: 8a477f597d28d172789f06886806bc55\n# Shards that simclr-pipeline fetched and can fetch again.\n",
+);
 
 /// The end of a complete file's name.
 const WHOLE: &str = ".tar";
@@ -50,8 +61,13 @@ impl DiskCache {
     /// # Errors
     /// If the folder can't be created, read or written.
     pub fn open(folder: &Path, capacity: u64, metrics: PipelineMetrics) -> io::Result<Self> {
-        std::fs::create_dir_all(folder)?;
-        let cache = Self { folder: folder.to_owned(), capacity, metrics };
+        let folder = folder_in(folder);
+        std::fs::create_dir_all(&folder)?;
+        let tag = folder.join(TAG.0);
+        if !tag.exists() {
+            simclr_ground::files::write_whole(&tag, TAG.1.as_bytes())?;
+        }
+        let cache = Self { folder, capacity, metrics };
         let _alone = cache.lock()?;
         cache.make_room(0)?;
         Ok(cache)
@@ -71,7 +87,7 @@ impl DiskCache {
     ///
     /// # Errors
     /// If it is there but can't be opened.
-    pub fn get(&self, digest: &str) -> io::Result<Option<File>> {
+    pub fn get(&self, digest: &Digest) -> io::Result<Option<File>> {
         let file = match File::open(self.whole(digest)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -92,7 +108,7 @@ impl DiskCache {
     ///
     /// # Errors
     /// If the folder can't be read or written.
-    pub fn reserve(&self, digest: &str, bytes: u64) -> io::Result<Reserved> {
+    pub fn reserve(&self, digest: &Digest, bytes: u64) -> io::Result<Reserved> {
         let _alone = self.lock()?;
         if self.whole(digest).exists() {
             return Ok(Reserved::There);
@@ -111,7 +127,7 @@ impl DiskCache {
     }
 
     /// Removes a file whose bytes turned out wrong.
-    pub fn discard(&self, digest: &str) {
+    pub fn discard(&self, digest: &Digest) {
         let _ = std::fs::remove_file(self.whole(digest));
     }
 
@@ -121,13 +137,13 @@ impl DiskCache {
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some(rest) = name.strip_prefix(PARTIAL) {
+            if let Some(size) = partial_size(&name) {
                 if is_unused(&entry.path()) {
                     let _ = std::fs::remove_file(entry.path());
                 } else {
-                    used += rest.rsplit('-').next().and_then(|size| size.parse().ok()).unwrap_or(0);
+                    used += size;
                 }
-            } else if name.ends_with(WHOLE)
+            } else if name.strip_suffix(WHOLE).is_some_and(is_digest)
                 && let Ok(known) = entry.metadata()
             {
                 used += known.len();
@@ -147,7 +163,7 @@ impl DiskCache {
         Ok(used + bytes <= self.capacity)
     }
 
-    fn whole(&self, digest: &str) -> PathBuf {
+    fn whole(&self, digest: &Digest) -> PathBuf {
         self.folder.join(format!("{digest}{WHOLE}"))
     }
 
@@ -157,6 +173,17 @@ impl DiskCache {
         file.lock()?;
         Ok(file)
     }
+}
+
+/// The cache's own folder in the one that it is given.
+pub fn folder_in(folder: &Path) -> PathBuf {
+    folder.join(FOLDER)
+}
+
+/// The final size of a file that is being written, by its name; `None` if the cache writes no such name.
+fn partial_size(name: &str) -> Option<u64> {
+    let (digest, size) = name.strip_prefix(PARTIAL)?.split_once('-')?;
+    is_digest(digest).then(|| size.parse().ok()).flatten()
 }
 
 /// Whether no process has the file open and locked.
@@ -209,17 +236,25 @@ impl Drop for Writing {
 mod tests {
     use super::*;
 
-    fn put(cache: &DiskCache, digest: &str, bytes: usize) -> Option<File> {
-        let Reserved::Room(mut writing) = cache.reserve(digest, bytes as u64).unwrap() else { return None };
+    fn digest(name: &str) -> Digest {
+        blake3::hash(name.as_bytes()).into()
+    }
+
+    fn put(cache: &DiskCache, name: &str, bytes: usize) -> Option<File> {
+        let Reserved::Room(mut writing) = cache.reserve(&digest(name), bytes as u64).unwrap() else { return None };
         writing.write_all(&vec![7; bytes]).unwrap();
         Some(writing.finish().unwrap())
     }
 
+    /// What the cache holds, by the names of the tests.
     fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(folder)
+        let known: Vec<(String, String)> =
+            ["a", "b", "c", "d", "huge"].map(|name| (digest(name).to_string(), name.to_owned())).into();
+        let mut names: Vec<String> = std::fs::read_dir(folder.join(FOLDER))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name != ".lock")
+            .filter(|name| name != ".lock" && name != TAG.0)
+            .map(|name| known.iter().fold(name, |name, (digest, short)| name.replace(digest, short)))
             .collect();
         names.sort();
         names
@@ -232,14 +267,17 @@ mod tests {
         let a = put(&cache, "a", 40);
         drop(put(&cache, "b", 40));
         let age = |name: &str, seconds| {
-            let file = File::options().write(true).open(folder.path().join(name)).unwrap();
+            let file = File::options()
+                .write(true)
+                .open(folder.path().join(FOLDER).join(format!("{}.tar", digest(name))))
+                .unwrap();
             file.set_modified(SystemTime::now() - std::time::Duration::from_secs(seconds)).unwrap();
         };
-        age("a.tar", 100);
-        age("b.tar", 50);
+        age("a", 100);
+        age("b", 50);
         drop(put(&cache, "c", 40).unwrap());
         assert_eq!(names(folder.path()), ["a.tar", "c.tar"], "a is older but open");
-        let c = cache.get("c").unwrap();
+        let c = cache.get(&digest("c")).unwrap();
         assert!(put(&cache, "d", 40).is_none(), "both are open");
         drop((a, c));
         drop(put(&cache, "d", 90).unwrap());
@@ -252,16 +290,38 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = || DiskCache::open(folder.path(), 100, PipelineMetrics::register()).unwrap();
         let cache = open();
-        let Reserved::Room(mut writing) = cache.reserve("a", 40).unwrap() else { panic!("there is room") };
+        let Reserved::Room(mut writing) = cache.reserve(&digest("a"), 40).unwrap() else { panic!("there is room") };
         writing.write_all(b"half").unwrap();
-        assert!(cache.get("a").unwrap().is_none());
-        assert!(matches!(open().reserve("a", 40).unwrap(), Reserved::Busy), "another process sees it is being written");
-        assert!(matches!(open().reserve("b", 70).unwrap(), Reserved::Full), "and that its bytes are taken");
+        assert!(cache.get(&digest("a")).unwrap().is_none());
+        assert!(
+            matches!(open().reserve(&digest("a"), 40).unwrap(), Reserved::Busy),
+            "another process sees it is being written"
+        );
+        assert!(matches!(open().reserve(&digest("b"), 70).unwrap(), Reserved::Full), "and that its bytes are taken");
         // A killed process leaves its partial file, without the lock.
         drop(writing.file.take());
         std::mem::forget(writing);
         assert_eq!(names(folder.path()), [".partial-a-40"]);
         assert!(put(&open(), "a", 40).is_some());
         assert_eq!(names(folder.path()), ["a.tar"]);
+    }
+
+    #[test]
+    fn only_what_the_cache_wrote_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = [folder.path().to_owned(), folder.path().join(FOLDER)];
+        std::fs::create_dir(&own[1]).unwrap();
+        let files: Vec<PathBuf> = own
+            .iter()
+            .flat_map(|folder| {
+                ["shard-000000.tar", "backup.tar", ".partial-notes", ".partial-x-7"].map(|name| folder.join(name))
+            })
+            .collect();
+        files.iter().for_each(|file| std::fs::write(file, [0; 60]).unwrap());
+        let cache = DiskCache::open(folder.path(), 50, PipelineMetrics::register()).unwrap();
+        drop(put(&cache, "a", 40).unwrap());
+        drop(put(&cache, "b", 40).unwrap());
+        assert!(files.iter().all(|file| file.is_file()), "files of the user's are gone");
+        assert!(own[1].join(TAG.0).is_file());
     }
 }

@@ -281,7 +281,7 @@ enum Sink {
 
 struct Copied {
     sink: Sink,
-    digest: String,
+    digest: simclr_ground::digest::Digest,
     cache_failed: Option<String>,
 }
 
@@ -328,7 +328,7 @@ fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Resu
     if count != tar_bytes {
         return Err(format!("its tar stream has {count} bytes, {tar_bytes} expected"));
     }
-    Ok(Copied { sink, digest: hasher.finalize().to_hex().to_string(), cache_failed })
+    Ok(Copied { sink, digest: hasher.finalize().into(), cache_failed })
 }
 
 fn io(place: &Location, error: &std::io::Error) -> StoreError {

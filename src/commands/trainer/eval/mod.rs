@@ -184,13 +184,13 @@ impl<P: Protocol> Run for Evaluate<P> {
             results.push((object, answers));
         }
         match &results[..] {
-            [(object, _)] => output.result(object, || sentence(object)),
+            [(object, _)] => output.result(object, || sentence(object))?,
             [(first, of_first), (second, of_second)] => {
                 let config = CompareConfig { metric: common.metric.into(), permutations: common.permutations, seed: 1 };
                 let comparison = compare(of_first, of_second, &config)?;
                 let object = json!({ "first": first, "second": second, "comparison": comparison });
                 let text = || format!("{}\n{}\n{}", sentence(first), sentence(second), difference(&comparison));
-                output.result(&object, text);
+                output.result(&object, text)?;
             }
             _ => unreachable!("one model, or two"),
         }

@@ -107,7 +107,7 @@ impl Run for TrainArgs {
                 if outcome.images_per_second.is_some() { format!("\n{}", live.sentence()) } else { String::new() };
             let end = if outcome.end == End::Interrupted { "stopped at" } else { "trained to" };
             format!("{end} step {}, loss {loss}, in {}{told}", outcome.step, folder.path().display())
-        });
+        })?;
         Ok(if outcome.end == End::Interrupted { ExitStatus::Interrupted } else { ExitStatus::Success })
     }
 }
@@ -236,6 +236,6 @@ fn dry_run(config: &Config, output: Output) -> Result<ExitStatus> {
             plan.num_samples(), plan.batches_per_epoch(), plan.dropped_per_epoch(), training.last_step(), training.schedule.warmup_steps,
             training.schedule.peak, training.model.parameters.num_trainable(), plan.digest
         )
-    });
+    })?;
     Ok(ExitStatus::Success)
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -208,6 +209,17 @@ pub fn train(
 
 /// Takes the newest checkpoint that is whole, if there is one.
 fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, output: Output) -> Result<()> {
+    // Before the first checkpoint too there may be a ledger and lines of metrics, which are of the plan that began.
+    if folder.holds_run() {
+        let record = folder.record::<serde_json::Value>()?;
+        check_plan(&folder.join("run.json"), &record.plan_digest, stream)?;
+        if record.derived_digest.is_some() && record.derived_digest != stream.derived_digest {
+            tracing::warn!(
+                "the manifest says of its shards' files what it did not say when the run began (bytes, frames, row \
+                 index); samples are checked against its digest as ever"
+            );
+        }
+    }
     let (newest, mut broken) = folder.checkpoints().newest();
     if newest.is_none() && !broken.is_empty() {
         return Err(broken.swap_remove(0)).context("no checkpoint of this run is whole; remove them to start it anew");
@@ -216,13 +228,7 @@ fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, ou
         tracing::warn!("not taken: {error}");
     }
     let Some((path, state)) = newest else { return Ok(()) };
-    if !state.plan_digest.is_empty() && state.plan_digest != stream.plan_digest {
-        let (found, wanted) = (&state.plan_digest, &stream.plan_digest);
-        let path = path.display();
-        return Err(Error::input(format!(
-            "{path}: was trained on plan {found}, the configuration gives plan {wanted}: the data or the recipe changed"
-        )));
-    }
+    check_plan(&path, &state.plan_digest, stream)?;
     // Imported weights begin a run; whatever optimiser it has, it remembers nothing yet.
     let optimizer = (!state.plan_digest.is_empty()).then_some(&training.optimizer);
     checkpoint::load(&path, &training.model.parameters, optimizer)?;
@@ -231,6 +237,18 @@ fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, ou
         eprintln!("going on from step {} ({})", state.step, path.display());
     }
     Ok(())
+}
+
+/// Whether what is at `path` is of the stream's plan; an imported run has none yet.
+fn check_plan(path: &Path, recorded: &str, stream: &StreamSummary) -> Result<()> {
+    if recorded.is_empty() || recorded == stream.plan_digest {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "{}: was trained on plan {recorded}, the configuration gives plan {}: the data or the recipe changed",
+        path.display(),
+        stream.plan_digest
+    )))
 }
 
 /// The accuracy of nearest neighbours among the sets that `[eval]` names; noted in the run's folder.
@@ -262,7 +280,8 @@ fn evaluate_neighbours(
 /// What the trainer needs to know of a source's stream.
 pub fn summary(source: &Source) -> StreamSummary {
     let manifest = source.store.manifest();
-    source.plan.summary(manifest.is_labelled().then(|| manifest.num_classes()))
+    let summary = source.plan.summary(manifest.is_labelled().then(|| manifest.num_classes()));
+    StreamSummary { derived_digest: Some(manifest.derived_digest()), ..summary }
 }
 
 /// A model with initial weights on `device`.

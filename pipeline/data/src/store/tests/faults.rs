@@ -1,5 +1,6 @@
 //! Faults: through all of them the stream is the quiet one's, or it stops and says which shard and why.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -127,12 +128,13 @@ fn a_shard_deleted_in_mid_epoch_stops_the_run_and_is_named() {
     assert!(error.contains("shard-000002.tar") && error.contains("no such object"), "{error}");
     // Held in the cache before, it is not missed.
     let (world, cache) = (World::new(|_| Action::Pass), tempfile::tempdir().unwrap());
-    let is_whole = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "tar");
-    let held = || std::fs::read_dir(cache.path()).unwrap().flatten().filter(is_whole).count();
     let wanted = quiet_digest(&world.set);
     // The stream does not wait for shards that it can read in another way.
-    while held() < world.set.manifest.shards.len() {
+    let mut streams = 0;
+    while held(cache.path()).len() < world.set.manifest.shards.len() {
         assert_eq!(world.digest(&in_cache(cache.path(), 1 << 30)).unwrap(), wanted);
+        streams += 1;
+        assert!(streams < 100, "{:?}", held(cache.path()));
     }
     std::fs::remove_dir_all(world.root.path().join("bucket/set")).unwrap();
     assert_eq!(world.digest(&in_cache(cache.path(), 1 << 30)).unwrap(), wanted);
@@ -143,13 +145,20 @@ fn a_damaged_file_in_the_cache_is_fetched_again() {
     let (world, cache) = (World::new(|_| Action::Pass), tempfile::tempdir().unwrap());
     let options = in_cache(cache.path(), 1 << 30);
     let wanted = world.digest(&options).unwrap();
-    let held = std::fs::read_dir(cache.path()).unwrap().flatten().filter(|e| e.path().extension().is_some());
-    for entry in held {
-        let mut bytes = std::fs::read(entry.path()).unwrap();
+    let held = held(cache.path());
+    assert!(!held.is_empty());
+    for path in held {
+        let mut bytes = std::fs::read(&path).unwrap();
         bytes.iter_mut().skip(700).step_by(900).for_each(|byte| *byte ^= 4);
-        std::fs::write(entry.path(), bytes).unwrap();
+        std::fs::write(path, bytes).unwrap();
     }
     assert_eq!(world.digest(&options).unwrap(), wanted);
+}
+
+/// The shards that the cache in a folder holds whole.
+fn held(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(crate::store::cache::folder_in(folder)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|ending| ending == "tar")).collect()
 }
 
 /// A disk that is full, made of a file system of a few kilobytes.
