@@ -435,7 +435,7 @@ fn more_connections_than_allowed_are_closed() {
 }
 
 /// A connection from another address of this machine, as if from another machine.
-fn from_afar(runtime: &tokio::runtime::Runtime, from: &str, to: &str) -> TcpStream {
+pub fn from_afar(runtime: &tokio::runtime::Runtime, from: &str, to: &str) -> TcpStream {
     let _guard = runtime.enter();
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
@@ -445,7 +445,7 @@ fn from_afar(runtime: &tokio::runtime::Runtime, from: &str, to: &str) -> TcpStre
 }
 
 /// Whether the other side has closed a connection.
-fn is_closed(stream: &mut TcpStream) -> bool {
+pub fn is_closed(stream: &mut TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     loop {
         match stream.read(&mut [0; 1000]) {

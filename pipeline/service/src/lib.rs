@@ -77,6 +77,9 @@ pub struct ServiceConfig {
     pub key: PathBuf,
     /// Certificates as PEM of those who may vouch for clients: these then need a certificate too; empty: they do not.
     pub client_ca: PathBuf,
+    /// Host names that this machine goes by beside its own, under which its page may be asked for pictures.
+    #[serde(default)]
+    pub names: Vec<String>,
 }
 
 /// A running data service, apart from its connections.

@@ -186,7 +186,7 @@ pub fn show(
         }
         _ => machine.metrics.clone(),
     };
-    let address = web::serve("machine.metrics", &address, live.pages(guard), runtime)?;
+    let address = web::serve("machine.metrics", &address, live.pages(guard, machine.service.names.clone()), runtime)?;
     if !output.quiet {
         say(&format!("metrics at http://{address}/metrics"));
         say(&format!("a page of it all at http://{address}/"));
