@@ -5,6 +5,7 @@ use std::net::TcpStream;
 
 use crate::service::{Node, fed, local, until};
 use crate::service_faults::{from_afar, is_closed};
+use crate::sources::Bucket;
 use crate::world::{TINY, World};
 
 /// The pages that show samples and settings.
@@ -92,4 +93,85 @@ fn a_page_that_others_reach_says_what_they_can_overhear() {
             None => assert!(!said.contains("warning"), "{said}"),
         }
     }
+}
+
+/// Names come from whoever made the tar; a terminal takes orders from text, and a reader believes what begins like ours.
+#[test]
+fn names_in_a_tar_cannot_steer_a_terminal() {
+    let world = World::new();
+    let mut builder = tar::Builder::new(Vec::new());
+    let picture = simclr_image::drawn::png(&simclr_image::drawn::picture(3, 0, 0, 20));
+    for i in 0..8 {
+        let name = format!("a{i}\u{1b}[2K\u{1b}[1A\r\u{9b}2J\u{202e}\nerror: forged\nwarning: forged.png");
+        let data = if i < 4 { &picture[..] } else { b"no picture" };
+        let mut header = tar::Header::new_gnu();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, data).unwrap();
+    }
+    std::fs::write(world.at("set.tar"), builder.into_inner().unwrap()).unwrap();
+    let mut shown = false;
+    let any_damage = ["--manifest", "m.json", "--batches", "1", "--set", "data.max_damaged=1.0"];
+    let none = &any_damage[..4];
+    let digest = [&["digest"], TINY].concat();
+    for (args, changed) in [
+        (vec!["manifest", "build", "set.tar", "--out", "m.json", "-v"], false),
+        (vec!["manifest", "show", "m.json"], false),
+        (vec!["manifest", "verify", "m.json"], false),
+        ([&digest[..], &any_damage, &["-vv"]].concat(), false),
+        ([&digest[..], none].concat(), false),
+        (vec!["manifest", "verify", "m.json"], true),
+    ] {
+        if changed {
+            let mut bytes = std::fs::read(world.at("set.tar")).unwrap();
+            bytes.iter_mut().skip(1024).step_by(97).for_each(|byte| *byte ^= 1);
+            std::fs::write(world.at("set.tar"), bytes).unwrap();
+        }
+        let output = world.run(&args);
+        for said in [output.stdout, output.stderr] {
+            let text = String::from_utf8(said).unwrap();
+            let raw = text.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
+            assert_eq!(raw, None, "{args:?}: {text:?}");
+            assert!(!text.lines().any(|line| line.starts_with("error: forged")), "{args:?}: {text}");
+            assert!(!text.lines().any(|line| line.starts_with("warning: forged")), "{args:?}: {text}");
+            shown |= text.contains("\\u{1b}[2K");
+        }
+    }
+    assert!(shown, "the names are told, as escapes");
+}
+
+/// What is read from a server can't make this machine read its own files, or show its credentials to another server.
+#[test]
+fn a_manifest_from_a_server_names_only_what_is_below_it() {
+    let world = World::new();
+    world.packed("bucket/set", 60, &[]);
+    let good = std::fs::read_to_string(world.at("bucket/set/manifest.json")).unwrap();
+    let shard = world.arg("bucket/set/shard-000000.tar");
+    let bucket = Bucket::serve(&world.at(""));
+    let digest = |manifest: &str| {
+        let mut command = world.command(&[&["digest", "--batches", "2", "--manifest", manifest], TINY].concat());
+        command.envs(bucket.environment("secret")).output().unwrap()
+    };
+    assert!(digest("s3://bucket/set/manifest.json").status.success());
+    for named in
+        [shard.as_str(), "../other/shard-000000.tar", "s3://other/shard-000000.tar", "http://127.0.0.1:9/a.tar"]
+    {
+        let text = good.replacen("\"shard-000000.tar\"", &serde_json::to_string(named).unwrap(), 1);
+        assert_ne!(text, good);
+        std::fs::write(world.at("bucket/set/named.json"), text).unwrap();
+        let output = digest("s3://bucket/set/named.json");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{named}: {said}");
+        assert!(said.contains("only what is below s3://bucket/set"), "{named}: {said}");
+    }
+    // A local one is its owner's, who may name any place.
+    let elsewhere = good.replacen("\"shard-000000.tar\"", &serde_json::to_string(&shard).unwrap(), 1);
+    std::fs::create_dir(world.at("mine")).unwrap();
+    for name in std::fs::read_dir(world.at("bucket/set")).unwrap().flatten() {
+        if name.file_name() != "shard-000000.tar" {
+            std::fs::copy(name.path(), world.at("mine").join(name.file_name())).unwrap();
+        }
+    }
+    std::fs::write(world.at("mine/manifest.json"), elsewhere).unwrap();
+    assert!(digest("mine/manifest.json").status.success());
 }
