@@ -2,11 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 
 use crate::service::{Node, fed, local, until};
 use crate::service_faults::{from_afar, is_closed};
 use crate::sources::Bucket;
-use crate::world::{TINY, World};
+use crate::world::{TINY, World, text};
 
 /// The pages that show samples and settings.
 const GUARDED: [&str; 5] = ["/status", "/history", "/quarantine", "/batch/0", "/batch/0/0/original.png"];
@@ -174,4 +175,35 @@ fn a_manifest_from_a_server_names_only_what_is_below_it() {
     }
     std::fs::write(world.at("mine/manifest.json"), elsewhere).unwrap();
     assert!(digest("mine/manifest.json").status.success());
+}
+
+/// Each line of the threat model names the test that holds it.
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    fn rust(folder: &Path, found: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                rust(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push_str(&text(&path));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut code = String::new();
+    ["src", "pipeline", "trainer", "tests"].iter().for_each(|folder| rust(&root.join(folder), &mut code));
+    let model = text(&root.join("docs/security.md"));
+    let rows: Vec<&str> = model.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| who")).collect();
+    assert!(rows.len() > 10, "{rows:?}");
+    for row in rows {
+        let tests: Vec<&str> = row.rsplit(" | ").next().unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test holds this: {row}");
+        for test in tests {
+            assert!(
+                code.contains(&format!("#[test]\nfn {test}()")) || code.contains(&format!("    fn {test}()")),
+                "{test}"
+            );
+        }
+    }
 }
