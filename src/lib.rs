@@ -35,8 +35,7 @@ pub fn run() -> ExitCode {
         Ok(ExitStatus::ProblemsFound) => ExitCode::from(1),
         Ok(ExitStatus::Interrupted) => ExitCode::from(130),
         Err(error) => {
-            let (red, plain) = if color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-            eprintln!("{red}error:{plain} {error}");
+            output::say_error(&error, color);
             match error.class() {
                 ErrorClass::Input => ExitCode::from(2),
                 ErrorClass::Runtime => ExitCode::from(1),

@@ -11,7 +11,7 @@ use super::Run;
 use super::args::{ConfigArgs, FeedArgs};
 use crate::open;
 use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{Output, row};
 use crate::telemetry::progress::Progress;
 
 /// Print the BLAKE3 of each global batch (pixels, labels, ids) and of all.
@@ -99,7 +99,8 @@ impl Run for DigestArgs {
             let line = |BatchDigest { batch, digest }: &BatchDigest| format!("{batch:>8}  {digest}\n");
             let mut text: String = batches.iter().map(line).collect();
             for entry in &damaged {
-                text += &format!("damaged: {} in {}: {}: {}\n", entry.entry, entry.shard, entry.reason, entry.detail);
+                let QuarantineEntry { entry, shard, reason, detail, .. } = entry;
+                text += &(row(&format!("damaged: {entry} in {shard}: {reason}: {detail}")) + "\n");
             }
             text + &format!("{:>8}  {digest}\n{:>8}  {}", "all", "plan", plan.digest)
         })?;

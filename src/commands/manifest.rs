@@ -15,7 +15,7 @@ use super::Run;
 use crate::config::Config;
 use crate::open::cores;
 use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{Output, row};
 use crate::telemetry::progress::Progress;
 
 /// Build, verify or show the manifest of existing shards.
@@ -105,7 +105,7 @@ impl Run for ManifestCommand {
                 output.result(&object, || match problems.len() {
                     0 => format!("{samples} samples in {shards} shards are as the manifest says"),
                     n => {
-                        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                        let lines: Vec<String> = problems.iter().map(|problem| row(&problem.to_string())).collect();
                         format!("{}\n{n} problems", lines.join("\n"))
                     }
                 })?;
@@ -229,8 +229,8 @@ fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
             manifest.samples,
             manifest.shards.len(),
             bytes as f64 / 1e6,
-            manifest.digest,
-            manifest.source
+            row(&manifest.digest),
+            row(&manifest.source)
         );
         if manifest.is_labelled() {
             let (least, most) = (per_class.values().min().unwrap_or(&0), per_class.values().max().unwrap_or(&0));
@@ -240,8 +240,12 @@ fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
             text += "no labels\n";
         }
         for shard in manifest.shards.iter().take(20) {
-            text +=
-                &format!("  {}  {} samples, {:.1} MB\n", shard.location, shard.num_samples(), shard.bytes as f64 / 1e6);
+            text += &format!(
+                "  {}  {} samples, {:.1} MB\n",
+                row(&shard.location),
+                shard.num_samples(),
+                shard.bytes as f64 / 1e6
+            );
         }
         if manifest.shards.len() > 20 {
             text += &format!("  … and {} more shards\n", manifest.shards.len() - 20);

@@ -89,6 +89,7 @@ impl Run for ServeArgs {
                 move || Some(source.clone())
             }),
             guard: doors.guard.clone(),
+            names: machine.service.names.clone(),
         };
         let metrics = web::serve("--metrics", &self.metrics, pages, runtime.handle())?;
         runtime.spawn(drain_on_signals(service.clone()));

@@ -516,6 +516,15 @@ mod tests {
         }
     }
 
+    /// Runs that were begun before a machine had names go on.
+    #[test]
+    fn a_record_without_names_of_the_machine_is_read() {
+        let mut table = preset(DEFAULT).unwrap();
+        let service = table["machine"]["service"].as_table_mut().unwrap();
+        service.remove("names").unwrap();
+        assert!(Config::from_table(table, "run.json").unwrap().machine.service.names.is_empty());
+    }
+
     #[test]
     fn settings_reach_every_depth() {
         let settings =

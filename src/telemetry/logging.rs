@@ -17,6 +17,8 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::output::paragraph;
+
 /// For whom logs are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -78,7 +80,7 @@ mod collector {
         let exporter = match LogExporter::builder().with_http().build() {
             Ok(exporter) => exporter,
             Err(error) => {
-                eprintln!("warning: no logs go to a collector: {error}");
+                crate::output::say(&format!("warning: no logs go to a collector: {error}"));
                 return None;
             }
         };
@@ -96,7 +98,7 @@ mod collector {
         if let Some(provider) = PROVIDER.get()
             && let Err(error) = provider.shutdown()
         {
-            eprintln!("warning: not all logs reached the collector: {error}");
+            crate::output::say(&format!("warning: not all logs reached the collector: {error}"));
         }
     }
 }
@@ -205,14 +207,14 @@ fn human(level: Level, fields: &Fields, color: bool) -> String {
     if let Some((_, rank, 2..)) = RUN.get() {
         let _ = write!(line, "[rank {rank}] ");
     }
-    line.push_str(&fields.message);
+    let mut text = fields.message.clone();
     for (key, value) in &fields.others {
         let _ = match value {
-            Value::String(text) => write!(line, "  {key}={text}"),
-            _ => write!(line, "  {key}={value}"),
+            Value::String(value) => write!(text, "  {key}={value}"),
+            _ => write!(text, "  {key}={value}"),
         };
     }
-    line
+    line + &paragraph(&text)
 }
 
 fn json_line(level: Level, target: &str, fields: Fields) -> String {
@@ -263,6 +265,10 @@ mod tests {
         fields.others.insert("node".into(), json!("grpc://a"));
         fields.others.insert("tries".into(), json!(3));
         assert_eq!(human(Level::WARN, &fields, false), "warning: lost  node=grpc://a  tries=3");
+        fields.message = "lost a\u{1b}[1A\nerror: forged".into();
+        let line = human(Level::WARN, &fields, false);
+        assert_eq!(line, "warning: lost a\\u{1b}[1A\n  error: forged  node=grpc://a  tries=3");
+        fields.message = "lost".into();
         let line: Value = serde_json::from_str(&json_line(Level::WARN, "pipeline", fields)).unwrap();
         assert_eq!((&line["level"], &line["message"], &line["tries"]), (&json!("warn"), &json!("lost"), &json!(3)));
         assert!(line["time"].as_str().unwrap().ends_with('Z') && line["rank"] == 0, "{line}");

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output::{row, say};
+
 /// Time between two lines in a pipe.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -38,7 +40,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
             bar.set_length(total);
-            bar.set_message(message());
+            bar.set_message(row(&message()));
             return;
         }
         let mut last = self.last_line.lock().expect("no panic while held");
@@ -46,7 +48,8 @@ impl Progress {
             return;
         }
         *last = Some(Instant::now());
-        eprintln!("{} {done}/{total} after {:.0} s {}", self.what, self.started.elapsed().as_secs_f64(), message());
+        let seconds = self.started.elapsed().as_secs_f64();
+        say(&format!("{} {done}/{total} after {seconds:.0} s {}", self.what, message()));
     }
 
     /// Takes the bar away.

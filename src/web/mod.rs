@@ -2,7 +2,9 @@
 //! goes, why it waits, whether it learns, and what is in any batch. All of it is read-only.
 
 mod batch;
+mod connections;
 mod history;
+mod host;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use tokio::sync::Semaphore;
 
 use crate::telemetry;
 use history::History;
+use host::Names;
 
 /// The page; everything else it asks for at the addresses below.
 const PAGE: &str = include_str!("index.html");
@@ -54,11 +57,14 @@ pub struct Pages {
     pub source: Arc<dyn Fn() -> Option<Arc<Source>> + Send + Sync>,
     /// Who may see samples and settings.
     pub guard: Guard,
+    /// Names that this machine goes by beside its own, as `machine.service.names` lists them.
+    pub names: Vec<String>,
 }
 
 /// What the answers are made from.
 struct Shown {
     pages: Pages,
+    names: Names,
     history: History,
     looking: Semaphore,
     runtime: tokio::runtime::Handle,
@@ -79,16 +85,21 @@ pub fn listen(key: &str, address: &str) -> Result<std::net::TcpListener> {
 }
 
 /// Serves all pages for the life of `runtime`; the address. Metrics and probes are for everyone, the rest for whom the
-/// guard lets in.
+/// guard lets in, under a name of this machine.
 ///
 /// # Errors
-/// If the address is none or is taken.
+/// If the address is none or is taken, or a name is none.
 pub fn serve(key: &str, address: &str, pages: Pages, runtime: &tokio::runtime::Handle) -> Result<SocketAddr> {
     telemetry::recorder();
+    let names = Names::new(&pages.names)?;
     let listener = listen(key, address)?;
     let bound = listener.local_addr()?;
+    if !bound.ip().is_loopback() {
+        tell_who_can_reach(key, bound, pages.guard.wants_token());
+    }
     let shown = Arc::new(Shown {
         pages,
+        names,
         history: History::default(),
         looking: Semaphore::new(LOOKING),
         runtime: runtime.clone(),
@@ -112,7 +123,7 @@ pub fn serve(key: &str, address: &str, pages: Pages, runtime: &tokio::runtime::H
         .with_state(shown.clone());
     let _guard = runtime.enter();
     let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve pages")?;
-    runtime.spawn(async move { axum::serve(listener, router).await });
+    runtime.spawn(connections::answer_all(listener, router));
     runtime.spawn(async move {
         let mut every = tokio::time::interval(history::EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -126,7 +137,25 @@ pub fn serve(key: &str, address: &str, pages: Pages, runtime: &tokio::runtime::H
     Ok(bound)
 }
 
+/// Warns of what others can see, or overhear, at an address that is not this machine's alone.
+fn tell_who_can_reach(key: &str, bound: SocketAddr, with_token: bool) {
+    let instead = "listen at 127.0.0.1 and forward the port, as ssh -L does, or put a proxy with TLS before it";
+    match with_token {
+        true => tracing::warn!(
+            "{key} = {bound} has no TLS: a browser that opens the page there sends the token of machine.service.token \
+             in clear, the one that streams are had with; {instead}"
+        ),
+        false => tracing::warn!(
+            "{key} = {bound} can be reached from other machines: without machine.service.token everyone sees pictures \
+             and settings there; {instead}"
+        ),
+    }
+}
+
 async fn let_in(State(shown): State<Arc<Shown>>, request: Request, next: Next) -> Response {
+    if let Err(why) = shown.names.check(request.headers()) {
+        return (StatusCode::MISDIRECTED_REQUEST, format!("{why}\n")).into_response();
+    }
     if shown.pages.guard.lets_in(request.headers()) {
         return next.run(request).await;
     }

@@ -102,6 +102,23 @@ fn circle(arrows: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
     arrows.keys().find_map(|module| walk(module, &mut Vec::new(), arrows))
 }
 
+/// What is said to people passes the places that take the sting out of names.
+#[test]
+fn nothing_is_printed_past_the_output() {
+    let mut files = Vec::new();
+    for folder in LAYERS.iter().map(|(_, folder, _)| *folder).chain(["."]) {
+        sources(&root().join(folder).join("src"), &mut files);
+    }
+    for path in &files {
+        let code = text(path);
+        let code = code.split("mod tests {\n").next().unwrap();
+        for (i, line) in code.lines().enumerate() {
+            let prints = ["print!(", "println!(", "dbg!("].iter().any(|call| line.contains(call));
+            assert!(!prints, "{}:{}: {line}: output::say or Output::result is wanted", path.display(), i + 1);
+        }
+    }
+}
+
 #[test]
 fn modules_form_no_circle() {
     for (package, folder) in

@@ -2,6 +2,7 @@
 
 mod dashboards;
 mod data;
+mod doors;
 mod errors;
 mod layers;
 #[cfg(feature = "trainer")]

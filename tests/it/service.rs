@@ -63,6 +63,12 @@ impl Node {
         serde_json::from_str::<Value>(page.split("\r\n\r\n").nth(1).unwrap()).unwrap()[key].clone()
     }
 
+    /// The same, from a node that asks for a token.
+    pub fn status_with(&self, token: &str, key: &str) -> Value {
+        let (_, page) = self.get(&format!("/status HTTP/1.1\r\nAuthorization: Bearer {token}\r\nX:"));
+        serde_json::from_str::<Value>(page.split("\r\n\r\n").nth(1).unwrap()).unwrap()[key].clone()
+    }
+
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
@@ -273,7 +279,7 @@ fn strangers_are_kept_out() {
 }
 
 /// Certificates of a node and a client, and of the authority that vouches for both.
-fn certificates(world: &World) {
+pub fn certificates(world: &World) {
     let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority_key = rcgen::KeyPair::generate().unwrap();

@@ -433,3 +433,115 @@ fn more_connections_than_allowed_are_closed() {
     until("none is left", || node.status("clients") == 0);
     assert_eq!(world.done(&fed(&manifest, &node.url, &[])), local(&world, &manifest, &[]));
 }
+
+/// A connection from another address of this machine, as if from another machine.
+pub fn from_afar(runtime: &tokio::runtime::Runtime, from: &str, to: &str) -> TcpStream {
+    let _guard = runtime.enter();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    let stream = runtime.block_on(socket.connect(to.parse().unwrap())).unwrap().into_std().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
+/// Whether the other side has closed a connection.
+pub fn is_closed(stream: &mut TcpStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    loop {
+        match stream.read(&mut [0; 1000]) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => {
+                return !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut);
+            }
+        }
+    }
+}
+
+/// Without the token one machine can hold a few places, never those that others need.
+#[test]
+fn a_stranger_cannot_take_all_places() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    std::fs::write(world.at("token"), "a long secret\n").unwrap();
+    let few = ["--set", "machine.service.connections=8", "--set", "machine.service.client_timeout_seconds=3600"];
+    let node = Node::start(&world, &[&["--manifest", &manifest, "--token", "token"], &few[..]].concat());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut held: Vec<TcpStream> = (0..8).map(|_| from_afar(&runtime, "127.0.0.2", node.address())).collect();
+    for stream in &mut held {
+        let _ = stream.write_all(b"P");
+    }
+    until("half of them are closed", || held.iter_mut().map(is_closed).filter(|closed| !closed).count() == 4);
+    let own = fed(&manifest, &node.url, &["--feed-token", "token"]);
+    assert_eq!(world.done(&own), local(&world, &manifest, &[]));
+    // The place of a stranger who leaves is free for the next.
+    drop(held);
+    until("they are gone", || node.status_with("a long secret", "clients") == 0);
+    assert!(!is_closed(&mut from_afar(&runtime, "127.0.0.2", node.address())));
+}
+
+/// Whatever a connection sends, it ends unless a request comes that is let in.
+#[test]
+fn who_asks_for_nothing_in_time_is_gone() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    std::fs::write(world.at("token"), "a long secret\n").unwrap();
+    crate::service::certificates(&world);
+    let hasty = ["--manifest", &manifest, "--token", "token", "--set", "machine.service.client_timeout_seconds=1"];
+    let plain = Node::start(&world, &hasty);
+    let tls = Node::start(&world, &[&hasty[..], &["--certificate", "node.pem", "--key", "node.key"]].concat());
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat();
+    let hello = [0x16, 3, 1, 1, 0, 1, 0, 0, 0xfc, 3, 3];
+    for (node, at_once, then) in [
+        (&plain, &[][..], preface.chunks(1).collect::<Vec<_>>()),
+        (&plain, &[&preface[..], &settings].concat(), vec![&ping[..]; 1000]),
+        (&tls, &[], hello.chunks(1).chain([&[0; 1][..]; 240]).collect()),
+    ] {
+        let mut stream = TcpStream::connect(node.address()).unwrap();
+        stream.write_all(at_once).unwrap();
+        let mut left = then.into_iter();
+        until("its end", || {
+            let _ = stream.write_all(left.next().unwrap_or_default());
+            is_closed(&mut stream)
+        });
+    }
+    // Who has shown the token may be silent for longer than that, and ask again.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut flight = flight(&plain).await;
+        let action = || {
+            let mut request = tonic::Request::new(Action::new("status", ""));
+            request.metadata_mut().insert("authorization", "Bearer a long secret".parse().unwrap());
+            request
+        };
+        flight.do_action(action()).await.unwrap();
+        let mut stranger = TcpStream::connect(plain.address()).unwrap();
+        until("a stranger's end", || is_closed(&mut stranger));
+        flight.do_action(action()).await.unwrap();
+        assert_eq!(plain.status_with("a long secret", "clients"), 1, "it is the same connection");
+    });
+}
+
+/// `drain` is for who shows the token, on this machine too; without one, for this machine.
+#[test]
+fn nobody_drains_a_node_without_its_token() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    std::fs::write(world.at("token"), "a long secret\n").unwrap();
+    let node = Node::start(&world, &["--manifest", &manifest, "--token", "token"]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut flight = flight(&node).await;
+        for token in [None, Some("Bearer another"), Some("Bearer "), Some("a long secret")] {
+            let mut request = tonic::Request::new(Action::new("drain", ""));
+            if let Some(token) = token {
+                request.metadata_mut().insert("authorization", token.parse().unwrap());
+            }
+            let refused = flight.do_action(request).await.unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::Unauthenticated, "{token:?}");
+        }
+    });
+    assert_eq!(node.status_with("a long secret", "draining"), false);
+}

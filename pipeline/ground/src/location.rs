@@ -74,6 +74,21 @@ impl Location {
         }
     }
 
+    /// Whether this is in `folder`, or in a folder of it.
+    pub fn is_below(&self, folder: &Self) -> bool {
+        match (self, folder) {
+            (Self::File(path), Self::File(folder)) => {
+                !path.components().any(|part| part.as_os_str() == "..") && path != folder && path.starts_with(folder)
+            }
+            // URLs are plain: `..` and its ways to be written are gone when they are parsed.
+            (Self::Url(url), Self::Url(folder)) => {
+                let folder = format!("{}/", folder.as_str().trim_end_matches('/'));
+                url.as_str().strip_prefix(&folder).is_some_and(|rest| !rest.is_empty())
+            }
+            _ => false,
+        }
+    }
+
     /// The name of this below `folder`, or all of it if it is not below.
     pub fn relative_to(&self, folder: &Self) -> String {
         match (self, folder) {
@@ -148,6 +163,29 @@ mod tests {
         let manifest = Location::parse("s3://bucket/set/manifest.json").unwrap();
         assert_eq!(manifest.folder().join("s.tar").unwrap().to_string(), "s3://bucket/set/s.tar");
         assert!(Location::parse("s3://b/s.tar.zst").unwrap().is_zstd() && !Location::parse("s.tar").unwrap().is_zstd());
+    }
+
+    #[test]
+    fn what_is_below_a_folder_does_not_leave_it() {
+        let below = |folder: &str, name: &str| {
+            let folder = Location::parse(folder).unwrap();
+            folder.join(name).unwrap().is_below(&folder)
+        };
+        for folder in ["https://host/set", "s3://bucket/set", "/data/set"] {
+            for (name, is) in [("a.tar", true), ("deep/a.tar", true), ("../a.tar", false), ("deep/../../a.tar", false)]
+            {
+                assert_eq!(below(folder, name), is, "{folder} {name}");
+            }
+            for name in ["/etc/a.tar", "https://other/set/a.tar", "file:///etc/a.tar", "s3://other/set/a.tar"] {
+                assert!(!below(folder, name), "{folder} {name}");
+            }
+        }
+        for name in
+            ["%2e%2e/a.tar", ".%2E/a.tar", "..\\a.tar", "https://host/set2/a.tar", "https://host@evil/set/a.tar"]
+        {
+            assert!(!below("https://host/set", name), "{name}");
+        }
+        assert!(below("https://host/set", "https://host/set/a.tar"), "by its whole name");
     }
 
     #[test]

@@ -121,6 +121,7 @@ fn bench(what: &str, manifest: &Path, size: u32, batch: u32) {
         certificate: "".into(),
         key: "".into(),
         client_ca: "".into(),
+        names: Vec::new(),
     };
     let doors = server::Doors::open(&service).unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();

@@ -16,6 +16,7 @@ use tonic::body::Body;
 use tonic::codegen::Service as HttpService;
 use tonic::server::NamedService;
 
+use crate::connection::Caller;
 use crate::framing::{DO_GET, FRAME_HEAD};
 
 /// Requests are tickets and descriptors; a larger one is none.
@@ -58,6 +59,9 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if let Err(status) = self.flight.check_token(request.headers()) {
             return std::future::ready(Ok(status.into_http())).boxed();
+        }
+        if let Some(caller) = request.extensions().get::<Caller>() {
+            caller.let_in();
         }
         if request.uri().path() != DO_GET {
             return self.rest.call(request).boxed();

@@ -15,6 +15,7 @@ mod maker;
 mod memory;
 mod metrics;
 mod nodes;
+pub mod peers;
 pub mod reach;
 mod receive;
 pub mod server;
@@ -63,7 +64,8 @@ pub struct ServiceConfig {
     pub streams: usize,
     /// Bytes of pixels in a message, about.
     pub message_bytes: usize,
-    /// A client that answers no ping for this long is gone, and its memory is freed.
+    /// A client that answers no ping for this long is gone, and its memory is freed; so is one whose connection has
+    /// brought no request that is let in.
     pub client_timeout_seconds: u64,
     /// A service that is shut down waits this long for batches that are being sent.
     pub drain_seconds: u64,
@@ -75,6 +77,9 @@ pub struct ServiceConfig {
     pub key: PathBuf,
     /// Certificates as PEM of those who may vouch for clients: these then need a certificate too; empty: they do not.
     pub client_ca: PathBuf,
+    /// Host names that this machine goes by beside its own, under which its page may be asked for pictures.
+    #[serde(default)]
+    pub names: Vec<String>,
 }
 
 /// A running data service, apart from its connections.

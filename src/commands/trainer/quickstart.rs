@@ -56,7 +56,7 @@ impl Run for QuickstartArgs {
         let began = Instant::now();
         let say = |text: String| {
             if !output.quiet {
-                eprintln!("{text}");
+                crate::output::say(&text);
             }
         };
         let mut config = Config::load(Some("quickstart"), &self.settings)?;

@@ -10,7 +10,8 @@ extern "C" void simclr_free_text(char* text) {
 }
 
 extern "C" char* simclr_store_open(
-    const char* host, uint16_t* port, bool keep, const char* prefix, int64_t timeout_ms, SimclrStore** store) {
+    const char* host, uint16_t* port, bool keep, int listening, const char* prefix, int64_t timeout_ms,
+    SimclrStore** store) {
   return simclr::told([&] {
     // Its warnings and errors repeat, with stack traces, what comes back as an error here.
     if (getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
@@ -19,6 +20,10 @@ extern "C" char* simclr_store_open(
     c10d::TCPStoreOptions options;
     options.port = *port;
     options.isServer = keep;
+    if (listening >= 0) {
+      // By itself it listens at all addresses of the machine.
+      options.masterListenFd = listening;
+    }
     options.waitWorkers = false;
     options.timeout = std::chrono::milliseconds(timeout_ms);
     auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);

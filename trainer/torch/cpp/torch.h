@@ -60,7 +60,8 @@ void simclr_free_text(char* text);
 // Opens the store at host:port; one opener keeps it, who may leave the port to the system: it comes back in `port`. Keys
 // get `prefix` in front.
 char* simclr_store_open(
-    const char* host, uint16_t* port, bool keep, const char* prefix, int64_t timeout_ms, SimclrStore** store);
+    const char* host, uint16_t* port, bool keep, int listening, const char* prefix,
+    int64_t timeout_ms, SimclrStore** store);
 void simclr_store_close(SimclrStore* store);
 char* simclr_store_set(SimclrStore* store, const char* key, const char* value, size_t length);
 // Waits until the key is there; `found` stays false if it does not come in time. The value is to be freed by

@@ -1,6 +1,8 @@
 //! torch's c10d: what processes need that train together.
 
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::fd::IntoRawFd;
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::time::Duration;
@@ -18,6 +20,7 @@ unsafe extern "C" {
         host: *const c_char,
         port: *mut u16,
         keep: bool,
+        listening: c_int,
         prefix: *const c_char,
         timeout_ms: i64,
         store: *mut *mut c_void,
@@ -75,22 +78,43 @@ fn milliseconds(time: Duration) -> i64 {
     time.as_millis().min(i64::MAX as u128) as i64
 }
 
+/// The loopback address that a host is written as. A name that this machine only happens to resolve to one, as its own
+/// often does, may be another address for others.
+fn loopback(host: &str) -> Option<IpAddr> {
+    if host.eq_ignore_ascii_case("localhost") {
+        let v4 = IpAddr::from(Ipv4Addr::LOCALHOST);
+        return Some(if TcpListener::bind((v4, 0)).is_ok() { v4 } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+    address.filter(|address| address.to_canonical().is_loopback())
+}
+
 /// Words that ranks leave for each other, kept by one of them or by whoever launched them.
 pub struct Store(*mut c_void);
 
 impl Store {
     /// Connects to the store at `host:port`, or opens it there if it is this one's to keep, at a port of the system's
-    /// choice if that is 0. All keys get a prefix. Returned is the port too.
+    /// choice if that is 0. All keys get a prefix. Returned is the port too. Whoever reaches a store may write to it, so
+    /// one that is kept at a loopback address is open to this machine only.
     pub fn open(
         (host, mut port): (&str, u16),
         keep: bool,
         prefix: &str,
         timeout: Duration,
     ) -> Result<(Self, u16), Said> {
+        let own = loopback(host).filter(|_| keep);
+        let own = own.map(|address| TcpListener::bind((address, port))).transpose();
+        let own = own.map_err(|error| format!("cannot listen at {host}:{port}: {error}"))?;
+        if let Some(own) = &own {
+            port = own.local_addr().map_err(|error| error.to_string())?.port();
+        }
+        // From here on it is the store's, which closes it.
+        let listening = own.map_or(-1, IntoRawFd::into_raw_fd);
         let (host, prefix, mut store) = (c_string(host), c_string(prefix), null_mut());
-        // SAFETY: both texts outlive the call, and `store` is written when it succeeds.
+        let timeout = milliseconds(timeout);
+        // SAFETY: both texts outlive the call, `listening` is nobody else's, and `store` is written when it succeeds.
         said(unsafe {
-            simclr_store_open(host.as_ptr(), &mut port, keep, prefix.as_ptr(), milliseconds(timeout), &mut store)
+            simclr_store_open(host.as_ptr(), &mut port, keep, listening, prefix.as_ptr(), timeout, &mut store)
         })?;
         Ok((Self(store), port))
     }
@@ -253,5 +277,40 @@ pub fn load_nccl(path: &Path) -> Result<Nccl, Said> {
         let make = *library.get::<MakeBackend>(b"simclr_make_nccl").map_err(|error| error.to_string())?;
         std::mem::forget(library);
         Ok(Nccl(make))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    /// Linux gives every machine all of 127.0.0.0/8, so another address of it stands for another machine.
+    #[test]
+    fn a_store_kept_at_loopback_is_open_to_nobody_else() {
+        let second = Duration::from_secs(1);
+        for host in ["127.0.0.1", "localhost"] {
+            let (kept, port) = Store::open((host, 0), true, "p", second).unwrap();
+            let (other, _) = Store::open((host, port), false, "p", second).unwrap();
+            kept.set("a", "word").unwrap();
+            assert_eq!(other.get("a", second).unwrap().as_deref(), Some("word"));
+            assert!(TcpStream::connect(("127.0.0.2", port)).is_err(), "{host}");
+        }
+        // At an address that others reach it is open to them.
+        let (_kept, port) = Store::open(("0.0.0.0", 0), true, "p", second).unwrap();
+        assert!(TcpStream::connect(("127.0.0.2", port)).is_ok());
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let said = Store::open(("127.0.0.1", port), true, "p", second).err().unwrap();
+        assert!(said.contains(&format!("cannot listen at 127.0.0.1:{port}")), "{said}");
+    }
+
+    #[test]
+    fn only_what_is_written_as_loopback_is_kept_there() {
+        for (host, is) in
+            [("127.0.0.1", true), ("LOCALHOST", true), ("::1", true), ("10.0.0.1", false), ("gpu03", false)]
+        {
+            assert_eq!(loopback(host).is_some(), is, "{host}");
+        }
     }
 }

@@ -72,7 +72,10 @@ pub(super) fn read(index: &Index) -> Result<Vec<NamedShard>, String> {
     let text = objects::read_whole(&place).map_err(|error| error.to_string())?;
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(|error| format!("not JSON: {error}"))?;
     let folder = place.folder();
-    let join = |name: &str| folder.join(name).map_err(|error| error.to_string());
+    let join = |name: &str| {
+        let place = folder.join(name).map_err(|error| error.to_string())?;
+        super::may_name(&folder, &place).map(|()| place)
+    };
     if value["__kind__"] == WIDS_KIND {
         let wids: Wids = serde_json::from_value(value).map_err(|error| format!("not a wids index: {error}"))?;
         let base = wids.base.unwrap_or_default();

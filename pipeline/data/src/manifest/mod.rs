@@ -269,7 +269,8 @@ impl Manifest {
         }
         manifest.base = place.folder();
         for shard in &manifest.shards {
-            manifest.base.join(&shard.location).map_err(|error| format(error.to_string()))?;
+            let shard_place = manifest.base.join(&shard.location).map_err(|error| format(error.to_string()))?;
+            may_name(&manifest.base, &shard_place).map_err(format)?;
             let n = shard.num_samples();
             let labels = shard.labels.as_ref().map_or(n, Vec::len);
             let rows = shard.rows.as_ref().map_or(n, Vec::len);
@@ -371,6 +372,17 @@ impl Manifest {
     pub fn num_classes(&self) -> usize {
         let labels = self.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten();
         self.classes.len().max(labels.max().map_or(0, |&max| max as usize + 1))
+    }
+}
+
+/// Whether a list of shards that was read from the folder `base` may name `place`. What comes from a server can't make
+/// this machine read its own files, or ask other servers with its credentials; a local list is its owner's, who may.
+pub(super) fn may_name(base: &Location, place: &Location) -> Result<(), String> {
+    match base {
+        Location::Url(_) if !place.is_below(base) => {
+            Err(format!("it names {place}; read from a server, it may name only what is below {base}"))
+        }
+        _ => Ok(()),
     }
 }
 

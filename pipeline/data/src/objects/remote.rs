@@ -16,7 +16,6 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::client::{
     ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
-    ReqwestConnector,
 };
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
@@ -26,6 +25,7 @@ use tokio::sync::mpsc;
 use url::Url;
 
 use super::pace::Pace;
+use super::redirect::{Following, Refused};
 use crate::metrics::PipelineMetrics;
 
 /// Whole objects are read in ranges of this many bytes.
@@ -394,6 +394,9 @@ fn failure(server: &Server, error: &object_store::Error) -> Failure {
     }
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
+        if let Some(refused) = cause.downcast_ref::<Refused>() {
+            return Failure::Final(FetchError::Setup(refused.to_string()));
+        }
         match cause.downcast_ref::<Answer>() {
             Some(Answer::Busy { retry_after, .. }) => {
                 return Failure::Passing { reason: "busy", detail: text, pause: *retry_after };
@@ -418,7 +421,7 @@ fn root(error: &dyn std::error::Error) -> String {
 }
 
 /// A number in [0, 1) for waiting times; nothing in the stream depends on it.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     (RandomState::new().hash_one(0) >> 11) as f64 / (1u64 << 53) as f64
 }
 
@@ -428,13 +431,13 @@ struct Listening;
 
 impl HttpConnector for Listening {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Listener { inner: ReqwestConnector::default().connect(options)? }))
+        Ok(HttpClient::new(Listener { inner: Following::connect(options)? }))
     }
 }
 
 #[derive(Debug)]
 struct Listener {
-    inner: HttpClient,
+    inner: Following,
 }
 
 #[async_trait::async_trait]

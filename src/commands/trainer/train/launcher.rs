@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use simclr_ground::error::{Context, Error, Result};
 use simclr_trainer::distributed::LaunchersStore;
 
-use crate::output::ExitStatus;
+use crate::output::{ExitStatus, say};
 
 /// Says to a rank which process launched it.
 const LAUNCHER: &str = "SIMCLR_PIPELINE_LAUNCHER";
@@ -35,10 +35,10 @@ pub fn run(count: u32, restarts: u32, stop: &AtomicBool) -> Result<ExitStatus> {
             // Wrong input stays wrong.
             Some(2) => return Err(Error::input(format!("rank {rank} would not begin; see above"))),
             _ if attempt == restarts => return Err(Error::runtime(format!("rank {rank} ended with {status}"))),
-            _ => eprintln!(
+            _ => say(&format!(
                 "rank {rank} ended with {status}; all start again from the last checkpoint ({} of {restarts})",
                 attempt + 1
-            ),
+            )),
         }
     }
     unreachable!("the last attempt returns")

@@ -63,7 +63,7 @@ impl Live {
     }
 
     /// The pages that show it.
-    pub fn pages(self: &Arc<Self>, guard: Guard) -> Pages {
+    pub fn pages(self: &Arc<Self>, guard: Guard, names: Vec<String>) -> Pages {
         let (status, source) = (self.clone(), self.clone());
         Pages {
             alive: Arc::new(|| Ok(())),
@@ -71,6 +71,7 @@ impl Live {
             status: Arc::new(move || status.state().status()),
             source: Arc::new(move || source.state().source.clone()),
             guard,
+            names,
         }
     }
 

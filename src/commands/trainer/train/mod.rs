@@ -23,7 +23,7 @@ use crate::commands::Run;
 use crate::commands::args::{ConfigArgs, FeedArgs};
 use crate::config::{self, Config, MachineConfig};
 use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{Output, say};
 use crate::telemetry::logging;
 use crate::{open, web};
 use live::Live;
@@ -186,9 +186,10 @@ pub fn show(
         }
         _ => machine.metrics.clone(),
     };
-    let address = web::serve("machine.metrics", &address, live.pages(guard), runtime)?;
+    let address = web::serve("machine.metrics", &address, live.pages(guard, machine.service.names.clone()), runtime)?;
     if !output.quiet {
-        eprintln!("metrics at http://{address}/metrics\na page of it all at http://{address}/");
+        say(&format!("metrics at http://{address}/metrics"));
+        say(&format!("a page of it all at http://{address}/"));
     }
     Ok(())
 }
@@ -211,7 +212,7 @@ pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
                     std::process::exit(130);
                 }
                 if !launcher::has_launched() {
-                    eprintln!("stopping after this step; once more to stop at once");
+                    say("stopping after this step; once more to stop at once");
                 }
             }
         });

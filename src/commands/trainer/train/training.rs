@@ -28,7 +28,7 @@ use super::live::Live;
 use crate::commands::trainer::eval::ManifestData;
 use crate::config::{Config, MachineConfig};
 use crate::open;
-use crate::output::Output;
+use crate::output::{Output, say};
 use crate::telemetry;
 use crate::telemetry::progress::Progress;
 use crate::telemetry::tensorboard::Events;
@@ -191,7 +191,7 @@ pub fn train(
     }
     let damaged = source.quarantine.entries().len();
     if damaged > 0 && !output.quiet {
-        eprintln!("{damaged} damaged samples were replaced; {} names them", folder.ledger(0).display());
+        say(&format!("{damaged} damaged samples were replaced; {} names them", folder.ledger(0).display()));
     }
     // A run that was done already has its last loss on record.
     let loss = match loss {
@@ -234,7 +234,7 @@ fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, ou
     checkpoint::load(&path, &training.model.parameters, optimizer)?;
     training.step = state.step;
     if !output.quiet {
-        eprintln!("going on from step {} ({})", state.step, path.display());
+        say(&format!("going on from step {} ({})", state.step, path.display()));
     }
     Ok(())
 }
