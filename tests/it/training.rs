@@ -428,3 +428,95 @@ fn the_quick_start_does_the_whole_job() {
     world.done(&["report", "--run", "quick", "--out", "again.html"]);
     world.fails(&["quickstart", "--run", "quick"], 2, &["exists already"]);
 }
+
+/// Files that lost their end, as those of a network file system whose server fails do: what is read of them fails.
+struct Outage {
+    files: Vec<(std::path::PathBuf, Vec<u8>)>,
+}
+
+impl Outage {
+    /// Begins for the shards in a folder.
+    fn begin(folder: &std::path::Path) -> Self {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let shards = paths.filter(|path| path.extension().is_some_and(|extension| extension == "tar"));
+        let files: Vec<_> = shards.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+        files.iter().for_each(|(path, _)| drop(std::fs::File::create(path).unwrap()));
+        Self { files }
+    }
+
+    fn end(self) {
+        self.files.into_iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+    }
+}
+
+/// The step of the newest checkpoint.
+fn newest_checkpoint(world: &World, run: &str) -> Option<u64> {
+    let folders = std::fs::read_dir(world.at(run).join("checkpoints")).ok()?.flatten();
+    folders.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
+}
+
+/// An outage is no wrong input: what was learnt before it is kept, and the run goes on once it is over.
+#[test]
+fn an_outage_loses_no_step_and_is_no_wrong_input() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let more =
+        ["--resume", "--set", "checkpoint.every=1000", "--set", "train.steps=300", "--set", "schedule.epochs=90"];
+    let whole = arguments(&manifest, "whole", &more);
+    world.done(&whole);
+    let args = arguments(&manifest, "run", &more);
+    let mut child = world.start(&args);
+    wait_for(&world, "run", 3, &mut child);
+    let outage = Outage::begin(&world.at("set"));
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("shard ") && said.contains("cannot be read"), "{said}");
+    let taken = losses(&world, "run").len() as u64;
+    assert!((3..300).contains(&taken), "{taken} steps");
+    assert_eq!(newest_checkpoint(&world, "run"), Some(taken), "{said}");
+    // Before a step is taken, shards that are not those of the manifest are wrong input.
+    world.fails(&args, 2, &["0 bytes", "expected"]);
+    outage.end();
+    world.done(&args);
+    assert!(losses(&world, "run") == losses(&world, "whole"));
+}
+
+#[test]
+fn an_evaluation_that_fails_loses_no_step() {
+    let world = World::new();
+    let (manifest, test) = (world.packed("set", 60, &[]), world.packed("test", 20, &[]));
+    let setting = format!("eval.test={test}");
+    let more = ["--set", "checkpoint.every=1000", "--set", "eval.every=1", "--set", &setting];
+    let outage = Outage::begin(&world.at("test"));
+    world.fails(&arguments(&manifest, "run", &more), 1, &["0 bytes", "expected"]);
+    // An epoch is seven batches.
+    assert_eq!((newest_checkpoint(&world, "run"), losses(&world, "run").len()), (Some(7), 7));
+    outage.end();
+    assert_eq!(world.done(&arguments(&manifest, "run", &[&more[..], &["--resume"]].concat()))["step"], STEPS);
+}
+
+/// With several ranks, the one whose data does not come tells the others, and all start again from the step they were at.
+#[test]
+fn ranks_start_again_after_an_outage_from_the_step_they_were_at() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let more =
+        ["--nproc", "2", "--set", "checkpoint.every=1000", "--set", "train.steps=60", "--set", "schedule.epochs=90"];
+    world.done(&arguments(&manifest, "whole", &more));
+    let mut child = world.start(&arguments(&manifest, "run", &[&more[..], &["--restarts", "30"]].concat()));
+    wait_for(&world, "run", 3, &mut child);
+    let outage = Outage::begin(&world.at("set"));
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut said = Vec::new();
+    while !said.last().is_some_and(|line: &String| line.contains("all start again")) {
+        said.push(lines.next().unwrap_or_else(|| panic!("it ended: {said:?}")));
+    }
+    let taken = losses(&world, "run").len() as u64;
+    assert_eq!(newest_checkpoint(&world, "run"), Some(taken), "{said:?}");
+    outage.end();
+    said.extend(lines);
+    assert!(child.wait().unwrap().success(), "{said:?}");
+    assert!(said.iter().any(|line| line.contains(&format!("going on from step {taken} "))), "{said:?}");
+    assert!(losses(&world, "run") == losses(&world, "whole"));
+}

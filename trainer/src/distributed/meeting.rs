@@ -94,6 +94,22 @@ impl Meeting {
         }
     }
 
+    /// What another rank said that went wrong, once one has.
+    pub(super) fn failure_elsewhere(&self) -> RanksError {
+        let until = Instant::now() + self.timeout;
+        while Instant::now() < until {
+            for rank in (0..self.place.world).filter(|&rank| rank != self.place.rank) {
+                match self.failure_of(rank) {
+                    Ok(Some(what)) => return RanksError::Failed { rank, what },
+                    Ok(None) => {}
+                    Err(error) => return error,
+                }
+            }
+            std::thread::sleep(LOOK);
+        }
+        RanksError::Lost { who: "a rank that failed is".into(), said: "it did not say why".into() }
+    }
+
     /// What `rank` said that went wrong.
     fn failure_of(&self, rank: u32) -> Result<Option<String>, RanksError> {
         let word = self.store.get(&format!("failed/{rank}"), Duration::ZERO);

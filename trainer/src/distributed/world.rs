@@ -104,14 +104,24 @@ impl World {
         })
     }
 
-    /// Whether `own` is set on any rank.
+    /// Which of these are set on any rank.
     ///
     /// # Errors
     /// If a rank is gone.
-    pub fn any(&self, own: bool) -> Result<bool, TrainError> {
-        let count = Tensor::from(f32::from(own));
-        self.sum(&count)?;
-        Ok(f64::try_from(&count)? > 0.0)
+    pub fn any<const N: usize>(&self, own: [bool; N]) -> Result<[bool; N], TrainError> {
+        if self.members.is_none() {
+            return Ok(own);
+        }
+        let counts = Tensor::from_slice(&own.map(f32::from));
+        self.sum(&counts)?;
+        let counts = Vec::<f32>::try_from(&counts)?;
+        Ok(std::array::from_fn(|i| counts[i] > 0.0))
+    }
+
+    /// What made another rank stop; to be asked once it is known that one did.
+    pub fn failure_elsewhere(&self) -> TrainError {
+        let alone = || RanksError::Lost { who: "no rank is known to be".into(), said: "this process is alone".into() };
+        self.members.as_ref().map_or_else(alone, |members| members.meeting.failure_elsewhere()).into()
     }
 
     /// Batch norm over all ranks' `x`, `[N, C, ...]`; `None` if there are no others. What fails here is told by the next

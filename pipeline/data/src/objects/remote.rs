@@ -22,6 +22,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use simclr_ground::error::{Classify, ErrorClass};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -100,6 +101,34 @@ pub enum FetchError {
     /// The server can't be spoken to at all.
     #[error("{0}")]
     Setup(String),
+    /// A file on this machine can't be read.
+    #[error("{why}")]
+    Local {
+        /// Why.
+        why: String,
+        /// Whose that is.
+        class: ErrorClass,
+    },
+}
+
+impl FetchError {
+    /// What reading a file on this machine came to.
+    pub(crate) fn local(error: &std::io::Error) -> Self {
+        Self::Local { why: error.to_string(), class: error.class() }
+    }
+}
+
+impl Classify for FetchError {
+    /// What a server says of an object or of us is the user's to put right; that it says nothing is not.
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::GaveUp { .. } => ErrorClass::Runtime,
+            Self::Local { class, .. } => *class,
+            Self::NotFound(_) | Self::Denied(_) | Self::NoRanges | Self::Size { .. } | Self::Setup(_) => {
+                ErrorClass::Input
+            }
+        }
+    }
 }
 
 /// Storage servers, each with its pace.

@@ -13,7 +13,7 @@ const OPEN_FILES: u64 = 128;
 /// Opens a local shard whose size must be `expected`.
 pub(super) fn open_checked(path: &Path, expected: u64) -> Result<File, StoreError> {
     let place = path.display().to_string();
-    let io = |error: std::io::Error| StoreError::Io { place: place.clone(), why: error.to_string() };
+    let io = |error: std::io::Error| StoreError::io(&place, &error);
     let file = File::open(path).map_err(io)?;
     let found = file.metadata().map_err(io)?.len();
     if found == expected {

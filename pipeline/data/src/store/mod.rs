@@ -306,10 +306,8 @@ impl Store {
     fn read_file(&self, sample: SampleRef, file: &File, memory: &mut Vec<u8>) -> Result<(), StoreError> {
         let (shard, i) = (&self.manifest.shards[sample.shard as usize], sample.index as usize);
         memory.resize(shard.sizes[i] as usize, 0);
-        file.read_exact_at(memory, shard.offsets[i]).map_err(|error| {
-            let place = self.places[sample.shard as usize].to_string();
-            StoreError::Io { place, why: error.to_string() }
-        })
+        let io = |error| StoreError::io(&self.places[sample.shard as usize], &error);
+        file.read_exact_at(memory, shard.offsets[i]).map_err(io)
     }
 
     /// Where this shard's bytes are now; fetches the shard if it is to be held and can't be read otherwise.
@@ -386,7 +384,7 @@ impl Store {
                     Ok::<_, std::io::Error>((bytes, found))
                 };
                 let read = blocking(read).await;
-                let (bytes, found) = read.map_err(|error| FetchError::Setup(error.to_string()))?;
+                let (bytes, found) = read.map_err(|error| FetchError::local(&error))?;
                 if found != expected {
                     return Err(FetchError::Size { found, expected });
                 }

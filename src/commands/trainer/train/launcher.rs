@@ -32,8 +32,8 @@ pub fn run(count: u32, restarts: u32, stop: &AtomicBool) -> Result<ExitStatus> {
         let Some((rank, status)) = failed else { return Ok(ExitStatus::Success) };
         match status.code() {
             Some(130) => return Ok(ExitStatus::Interrupted),
-            // Wrong input stays wrong.
-            Some(2) => return Err(Error::input(format!("rank {rank} would not begin; see above"))),
+            // Wrong input stays wrong. After a step it was not: what is missing then may come back.
+            Some(2) if attempt == 0 => return Err(Error::input(format!("rank {rank} would not begin; see above"))),
             _ if attempt == restarts => return Err(Error::runtime(format!("rank {rank} ended with {status}"))),
             _ => eprintln!(
                 "rank {rank} ended with {status}; all start again from the last checkpoint ({} of {restarts})",
