@@ -298,3 +298,30 @@ fn a_slow_consumer_stops_the_producer() {
     drop((first, second));
     assert_eq!(loader.next_batch().unwrap().unwrap().position.batch, 2);
 }
+
+/// A picture with which a decoder does not cope is a damaged sample, and nothing else: its place is filled, the stream goes
+/// on, and the worker that met it makes the same pictures of all others.
+#[test]
+fn a_decoder_that_panics_damages_its_sample_and_no_other() {
+    let with = |bytes: &'static [u8]| {
+        Set::draw_with(60, 16, None, move |i, picture| {
+            if i == 7 {
+                *picture = bytes.to_vec();
+            }
+        })
+    };
+    let (sets, mut config) = ([with(crate::workers::tests::FAULT), with(b"no picture at all")], stream(1, 12, 4));
+    config.data.max_damaged = 0.05;
+    let [faulty, damaged] = sets.each_ref().map(|set| source(&set.manifest, config.clone()));
+    let seen = all(&faulty, 1, 2, 0, 10);
+    assert_eq!(faulty.quarantine.entries().len(), 1);
+    assert_eq!(faulty.quarantine.entries()[0].reason, "corrupt");
+    let views = |batches: &[Seen]| {
+        batches.iter().map(|batch| (batch.1.clone(), batch.2.clone(), batch.3.clone())).collect::<Vec<_>>()
+    };
+    assert!(
+        views(&seen) == views(&all(&damaged, 1, 2, 0, 10)),
+        "the damaged sample's place is filled by the same rule"
+    );
+    assert!(seen == all(&source(&sets[0].manifest, config.clone()), 4, 3, 0, 10), "whoever meets it");
+}
