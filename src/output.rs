@@ -4,6 +4,9 @@ use std::io::Write;
 
 use serde::Serialize;
 
+/// The exit code of a clean stop by a signal.
+pub const INTERRUPTED: u8 = 130;
+
 /// How a command ended when nothing failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {

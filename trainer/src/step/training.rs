@@ -191,11 +191,12 @@ impl Training {
         let mut next = None;
         while self.step < self.last_step() {
             let counted = self.spent;
-            let arrived = next.take().unwrap_or_else(|| self.fetch(batches));
+            let arrived = next.take().unwrap_or_else(|| self.fetch(batches, stop));
             // All ranks end after the same step, so that what one of them keeps is what all of them know.
-            let [stopped, failed] = self.world.any([stop.load(Ordering::Relaxed), arrived.is_err()])?;
+            let gives_up = stop.load(Ordering::Relaxed) || matches!(arrived, Ok(None));
+            let [stopped, failed] = self.world.any([gives_up, arrived.is_err()])?;
             let arrived = match arrived {
-                Ok(arrived) if !stopped && !failed => arrived,
+                Ok(Some(arrived)) if !stopped && !failed => arrived,
                 ended => {
                     let kept = self.keep(saved, stream, checkpoints);
                     self.world.await_leader(&format!("kept/{}", self.step))?;
@@ -211,7 +212,7 @@ impl Training {
             let launched = in_memory(self.device, first, || self.launch(arrived))?;
             // While a GPU computes, the next batch comes to it. On the CPU the step is done by now.
             if self.device.is_cuda() && self.step < self.last_step() {
-                next = Some(self.fetch(batches));
+                next = Some(self.fetch(batches, stop));
             }
             let report = in_memory(self.device, first, || self.settle(launched))?;
             (between.step)(&report);
@@ -222,6 +223,8 @@ impl Training {
                 self.settled = None;
                 if self.world.leads()
                     && let Err(error) = evaluate(&self.model, self.step)
+                    // One that was given up ends with the run, at the next step.
+                    && !stop.load(Ordering::Relaxed)
                 {
                     // Said already if it can't be: what made the evaluation fail is what is to be known.
                     let _ = self.keep(saved, stream, checkpoints);

@@ -7,7 +7,6 @@ mod training;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -24,6 +23,7 @@ use crate::commands::args::{ConfigArgs, FeedArgs};
 use crate::config::{self, Config, MachineConfig};
 use crate::output::ExitStatus;
 use crate::output::Output;
+use crate::signals::Stop;
 use crate::telemetry::logging;
 use crate::{open, web};
 use live::Live;
@@ -71,10 +71,13 @@ const MAY_CHANGE: [&str; 9] = [
 impl Run for TrainArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         if let Some(count) = self.nproc {
-            let stop = stop_on_signals()?;
-            return launcher::run(count, self.restarts, &stop);
+            let stop = Stop::on_signals()?;
+            // The ranks are to be told.
+            stop.in_order();
+            return launcher::run(count, self.restarts, stop.flag());
         }
         launcher::follow();
+        let stop = Stop::on_signals()?;
         let place = if self.dry_run { None } else { distributed::place(|name| std::env::var(name).ok())? };
         let folder = RunFolder::at(&self.run);
         let config = configuration(self, &folder)?;
@@ -83,7 +86,6 @@ impl Run for TrainArgs {
         }
         let (rank, world) = place.as_ref().map_or((0, 1), |place| (place.rank, place.world));
         logging::of_run(&folder.path().display().to_string(), rank, world);
-        let stop = stop_on_signals()?;
         let open =
             |place: &Place| Meeting::open(place, Duration::from_secs(config.machine.rank_timeout_seconds)).map(Rc::new);
         let meeting = place.as_ref().map(open).transpose()?;
@@ -117,7 +119,7 @@ fn train_and_show(
     config: &Config,
     folder: &RunFolder,
     resume: bool,
-    (stop, meeting): (&AtomicBool, Option<&Rc<Meeting>>),
+    (stop, meeting): (&Stop, Option<&Rc<Meeting>>),
     output: Output,
 ) -> Result<(Outcome, Arc<Live>)> {
     let runtime = open::runtime()?;
@@ -191,32 +193,6 @@ pub fn show(
         eprintln!("metrics at http://{address}/metrics\na page of it all at http://{address}/");
     }
     Ok(())
-}
-
-/// A flag that SIGINT and SIGTERM set; a second one ends the program at once.
-pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (flag, runtime) = (stop.clone(), tokio::runtime::Builder::new_current_thread().enable_all().build()?);
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            loop {
-                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-                if flag.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130);
-                }
-                if !launcher::has_launched() {
-                    eprintln!("stopping after this step; once more to stop at once");
-                }
-            }
-        });
-    })?;
-    Ok(stop)
 }
 
 fn dry_run(config: &Config, output: Output) -> Result<ExitStatus> {
