@@ -10,6 +10,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use simclr_ground::error::ErrorClass;
 use simclr_ground::location::Location;
+use simclr_ground::patience::LongWait;
 
 use super::StoreError;
 use super::cache::{DiskCache, Reserved, Writing};
@@ -200,6 +201,7 @@ impl Fetcher {
     async fn fetch_once(&self, shard: usize) -> Result<Held, StoreError> {
         let digest = &self.manifest.shards[shard].tar_blake3;
         let Some(cache) = &self.cache else { return self.fill(shard, None).await.map(|filled| filled.held) };
+        let mut long = LongWait::default();
         loop {
             let reserved = match cache.get(digest) {
                 Ok(Some(file)) => return Ok(Held::File(file)),
@@ -208,7 +210,17 @@ impl Fetcher {
             };
             match reserved {
                 Ok(Reserved::There) => {}
-                Ok(Reserved::Busy) => tokio::time::sleep(LOOK_AGAIN).await,
+                Ok(Reserved::Busy) => {
+                    if let Some(waited) = long.due() {
+                        let (place, folder) = (&self.places[shard], cache.folder().display());
+                        tracing::warn!(
+                            "shard {place} is waited for since {} s: another process holds its lock in {folder} \
+                             (machine.cache_dir), and is fetching it",
+                            waited.as_secs()
+                        );
+                    }
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
                 Ok(Reserved::Room(writing)) => {
                     let filled = self.fill(shard, Some(writing)).await?;
                     if let Some(why) = filled.cache_failed {
