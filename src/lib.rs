@@ -29,6 +29,7 @@ pub fn run() -> ExitCode {
     let cli = cli::Cli::parse();
     let color = cli.color();
     telemetry::logging::start(cli.verbose, cli.quiet, color, cli.log);
+    open::raise_open_files();
     let ended = cli.command.run(cli.output());
     telemetry::logging::finish();
     match ended {

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::metrics::PipelineMetrics;
 use simclr_data::objects::remote::RemoteOptions;
 use simclr_data::source::{DamagePolicy, Source};
-use simclr_data::store::StoreOptions;
+use simclr_data::store::{OTHER_FILES, StoreOptions};
 use simclr_ground::batch::Slab;
 use simclr_ground::batch_stream::BatchStream;
 use simclr_ground::error::{Context, Result};
@@ -37,8 +38,10 @@ pub fn source_with(stream: StreamConfig, machine: &MachineConfig, damage: Damage
 
 /// What the machine lets storage use.
 pub fn store_options(machine: &MachineConfig) -> StoreOptions {
+    // Half of the files that this process may open beside its own are for connections, half for shards.
+    let connections = open_files().map_or(u64::MAX, |limit| limit.saturating_sub(OTHER_FILES) / 2).max(1);
     let remote = RemoteOptions {
-        requests: machine.storage_requests,
+        requests: machine.storage_requests.min(usize::try_from(connections).unwrap_or(usize::MAX)),
         give_up_after: Duration::from_secs(machine.storage_patience_seconds),
         ..RemoteOptions::default()
     };
@@ -67,6 +70,18 @@ pub fn batches<S: Slab>(
 /// Plain memory for the batches of a share.
 pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Vec<Vec<u8>> {
     vec![vec![0; plan.slab_bytes(share)]; machine.batches_ahead + 1]
+}
+
+/// How many files this process may have open; `None` if any number.
+pub fn open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Takes as many open files as the system lets this process have: the usual limit is meant for programs that open few.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // If it is refused, what is there has to do.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// The number of cores that this process may use.
