@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use simclr_ground::error::{Error, Result};
+use simclr_ground::location::absolute;
 use simclr_service::server::Guard;
 use simclr_trainer::device;
 use simclr_trainer::distributed::{self, Meeting, Place, World};
@@ -134,7 +135,7 @@ fn train_and_show(
 fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     if !folder.holds_run() {
         let mut config = args.config.load()?;
-        config.data.manifest = std::path::absolute(&config.data.manifest)?;
+        config.data.manifest = absolute(&config.data.manifest)?;
         args.feed.apply(&mut config.machine.feed);
         return Ok(config);
     }
@@ -150,7 +151,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
         Some(_) => args.config.load()?,
         None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
     };
-    config.data.manifest = std::path::absolute(&config.data.manifest)?;
+    config.data.manifest = absolute(&config.data.manifest)?;
     args.feed.apply(&mut config.machine.feed);
     let mut differences = recorded.differences(&config);
     differences.retain(|difference| !MAY_CHANGE.contains(&difference.key.as_str()));
