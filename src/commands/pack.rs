@@ -11,6 +11,7 @@ use super::Run;
 use crate::open::cores;
 use crate::output::ExitStatus;
 use crate::output::Output;
+use crate::telemetry::logging;
 use crate::telemetry::progress::Progress;
 
 /// Pack images into shards and a manifest: class folders, ILSVRC2012's tars, or a list.
@@ -85,13 +86,13 @@ impl Run for PackArgs {
         progress.finish();
         if !packed.left_out.is_empty() && !output.quiet {
             let first = packed.left_out[0].display();
-            eprintln!(
+            logging::say(format!(
                 "left out {} files that are no .jpg, .jpeg, .png or .webp, such as {first}",
                 packed.left_out.len()
-            );
+            ));
         }
         for (key, why) in packed.kept_as_is.iter().take(if output.quiet { 0 } else { SHOWN }) {
-            eprintln!("kept as it is: {key}: {why}");
+            logging::say(format!("kept as it is: {key}: {why}"));
         }
         let manifest = &packed.manifest;
         let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();

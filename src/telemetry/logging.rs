@@ -35,6 +35,11 @@ static RUN: OnceLock<(String, u32, u32)> = OnceLock::new();
 
 /// Logs from here on: warnings only, nothing but errors when `quiet`, more with each `verbose`.
 pub fn start(verbose: u8, quiet: bool, color: bool, format: Format) {
+    let _ = FORMAT.set(format);
+    if format == Format::Json {
+        // What a panic says is a line like any other.
+        std::panic::set_hook(Box::new(|panic| tell(Level::ERROR, &panic.to_string())));
+    }
     let level = match (quiet, verbose) {
         (true, _) => "error",
         (false, 0) => "warn",
@@ -48,6 +53,30 @@ pub fn start(verbose: u8, quiet: bool, color: bool, format: Format) {
     #[cfg(feature = "opentelemetry")]
     let registry = registry.with(collector::layer());
     let _ = registry.try_init();
+}
+
+/// How lines are written.
+static FORMAT: OnceLock<Format> = OnceLock::new();
+
+/// Says something to whoever started this, on stderr: for people as it is, for machines as a line of the log, however
+/// little of that is shown.
+pub fn say(text: impl Into<String>) {
+    tell(Level::INFO, &text.into());
+}
+
+/// As [`say`], of a given level, which is not said to people.
+pub fn tell(level: Level, text: &str) {
+    let line = match FORMAT.get() {
+        Some(Format::Json) => json_line(level, "simclr_pipeline", Fields { message: text.into(), ..Fields::default() }),
+        _ => text.to_owned(),
+    };
+    // A reader that has gone away is no failure of ours.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Whether lines are for machines.
+pub fn is_json() -> bool {
+    FORMAT.get() == Some(&Format::Json)
 }
 
 /// Hands over what is still on its way to a collector; the last thing that a program does.
@@ -66,7 +95,7 @@ mod collector {
     use opentelemetry_otlp::LogExporter;
     use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::logs::SdkLoggerProvider;
-    use tracing::Subscriber;
+    use tracing::{Level, Subscriber};
     use tracing_subscriber::Layer;
     use tracing_subscriber::filter::filter_fn;
     use tracing_subscriber::registry::LookupSpan;
@@ -78,7 +107,7 @@ mod collector {
         let exporter = match LogExporter::builder().with_http().build() {
             Ok(exporter) => exporter,
             Err(error) => {
-                eprintln!("warning: no logs go to a collector: {error}");
+                super::tell(Level::WARN, &format!("warning: no logs go to a collector: {error}"));
                 return None;
             }
         };
@@ -96,7 +125,7 @@ mod collector {
         if let Some(provider) = PROVIDER.get()
             && let Err(error) = provider.shutdown()
         {
-            eprintln!("warning: not all logs reached the collector: {error}");
+            super::tell(Level::WARN, &format!("warning: not all logs reached the collector: {error}"));
         }
     }
 }

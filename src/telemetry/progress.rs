@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::logging;
+
 /// Time between two lines in a pipe.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -21,7 +23,7 @@ pub struct Progress {
 impl Progress {
     /// Progress of `what`, in `total` steps of which `done` are done already.
     pub fn new(what: &'static str, done: u64, total: u64, quiet: bool) -> Self {
-        let bar = (std::io::stderr().is_terminal() && !quiet).then(|| {
+        let bar = (std::io::stderr().is_terminal() && !quiet && !logging::is_json()).then(|| {
             let style = ProgressStyle::with_template("{prefix:>10} {bar:30} {pos}/{len} [{elapsed} < {eta}] {msg}")
                 .expect("the template is valid");
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
@@ -46,7 +48,8 @@ impl Progress {
             return;
         }
         *last = Some(Instant::now());
-        eprintln!("{} {done}/{total} after {:.0} s {}", self.what, self.started.elapsed().as_secs_f64(), message());
+        let seconds = self.started.elapsed().as_secs_f64();
+        logging::say(format!("{} {done}/{total} after {seconds:.0} s {}", self.what, message()));
     }
 
     /// Takes the bar away.

@@ -29,6 +29,7 @@ use crate::drawing::contact_sheet::contact_sheet;
 use crate::output::ExitStatus;
 use crate::output::Output;
 use crate::signals::Stop;
+use crate::telemetry::logging;
 use crate::telemetry::progress::Progress;
 use crate::{open, report};
 
@@ -57,7 +58,7 @@ impl Run for QuickstartArgs {
         let began = Instant::now();
         let say = |text: String| {
             if !output.quiet {
-                eprintln!("{text}");
+                logging::say(text);
             }
         };
         let mut config = Config::load(Some("quickstart"), &self.settings)?;

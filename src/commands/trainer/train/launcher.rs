@@ -10,6 +10,7 @@ use simclr_trainer::distributed::LaunchersStore;
 
 use crate::output::ExitStatus;
 use crate::signals::LAUNCHER;
+use crate::telemetry::logging;
 
 /// How long the other ranks may take to end by themselves once one has failed: they call the roll, and say what they saw.
 const GRACE: Duration = Duration::from_secs(8);
@@ -33,10 +34,10 @@ pub fn run(count: u32, restarts: u32, stop: &AtomicBool) -> Result<ExitStatus> {
             // Wrong input stays wrong. After a step it was not: what is missing then may come back.
             Some(2) if attempt == 0 => return Err(Error::input(format!("rank {rank} would not begin; see above"))),
             _ if attempt == restarts => return Err(Error::runtime(format!("rank {rank} ended with {status}"))),
-            _ => eprintln!(
+            _ => logging::say(format!(
                 "rank {rank} ended with {status}; all start again from the last checkpoint ({} of {restarts})",
                 attempt + 1
-            ),
+            )),
         }
     }
     unreachable!("the last attempt returns")

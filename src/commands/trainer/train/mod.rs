@@ -191,7 +191,8 @@ pub fn show(
     };
     let address = web::serve("machine.metrics", &address, live.pages(guard), runtime)?;
     if !output.quiet {
-        eprintln!("metrics at http://{address}/metrics\na page of it all at http://{address}/");
+        logging::say(format!("metrics at http://{address}/metrics"));
+        logging::say(format!("a page of it all at http://{address}/"));
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ use crate::open;
 use crate::output::Output;
 use crate::signals::Stop;
 use crate::telemetry;
+use crate::telemetry::logging;
 use crate::telemetry::progress::Progress;
 use crate::telemetry::tensorboard::Events;
 
@@ -194,7 +195,7 @@ pub fn train(
     }
     let damaged = source.quarantine.entries().len();
     if damaged > 0 && !output.quiet {
-        eprintln!("{damaged} damaged samples were replaced; {} names them", folder.ledger(0).display());
+        logging::say(format!("{damaged} damaged samples were replaced; {} names them", folder.ledger(0).display()));
     }
     // A run that was done already has its last loss on record.
     let loss = match loss {
@@ -232,7 +233,7 @@ fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, ou
     checkpoint::load(&path, &training.model.parameters, optimizer)?;
     training.step = state.step;
     if !output.quiet {
-        eprintln!("going on from step {} ({})", state.step, path.display());
+        logging::say(format!("going on from step {} ({})", state.step, path.display()));
     }
     Ok(())
 }
