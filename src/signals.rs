@@ -15,6 +15,8 @@ pub struct Stop {
     asked: Arc<AtomicBool>,
     /// Whether there is something to put in order first.
     in_order: Arc<AtomicBool>,
+    /// What is done before the program ends at once.
+    tidy: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Stop {
@@ -26,7 +28,11 @@ impl Stop {
     /// # Errors
     /// If the system gives no thread.
     pub fn on_signals() -> Result<Self> {
-        let stop = Self::default();
+        Self::default().listen()
+    }
+
+    fn listen(self) -> Result<Self> {
+        let stop = self;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
         let also = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()];
@@ -55,6 +61,14 @@ impl Stop {
         Ok(stop)
     }
 
+    /// Ends the program at the first signal, once `tidy` has put things in order: whatever is being done is broken off.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn before_leaving(tidy: impl Fn() + Send + Sync + 'static) -> Result<()> {
+        Self { tidy: Some(Arc::new(tidy)), ..Self::default() }.listen().map(drop)
+    }
+
     /// From here on a signal is a request, for whoever looks at [`Stop::flag`]: there is something to put in order.
     pub fn in_order(&self) {
         self.in_order.store(true, Ordering::Relaxed);
@@ -79,6 +93,7 @@ impl Stop {
         let urges = [SignalKind::interrupt(), SignalKind::terminate()].contains(&kind);
         if !self.in_order.load(Ordering::Relaxed) {
             logging::say("interrupted");
+            self.tidy.iter().for_each(|tidy| tidy());
             leave();
         }
         // A scheduler's warning comes before its order to end, which is not meant to hurry what the warning began.
