@@ -38,7 +38,8 @@ pub fn run() -> ExitCode {
         Ok(ExitStatus::Interrupted) => ExitCode::from(output::INTERRUPTED),
         Err(error) => {
             let (red, plain) = if color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-            let text = if telemetry::logging::is_json() { error.to_string() } else { format!("{red}error:{plain} {error}") };
+            let text =
+                if telemetry::logging::is_json() { error.to_string() } else { format!("{red}error:{plain} {error}") };
             telemetry::logging::tell(tracing::Level::ERROR, &text);
             match error.class() {
                 ErrorClass::Input => ExitCode::from(2),

@@ -1,5 +1,6 @@
 //! Opens what a configuration describes on this machine: the source of a stream, the batches, the threads.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,15 +90,34 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// The runtime that storage and web pages run on. It ends without waiting for what still runs on it: storage that does not
+/// answer must not keep the program from ending.
+pub struct IoRuntime(Option<tokio::runtime::Runtime>);
+
+impl Deref for IoRuntime {
+    type Target = tokio::runtime::Runtime;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for IoRuntime {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(tokio::runtime::Runtime::shutdown_background);
+    }
+}
+
 /// The runtime that storage and web pages run on; computing has threads of its own.
 ///
 /// # Errors
 /// If the system gives no threads.
-pub fn runtime() -> Result<tokio::runtime::Runtime> {
+pub fn runtime() -> Result<IoRuntime> {
     // Two do for storage; a feed from many nodes takes a core for each 4 GB/s.
     let threads = (cores() / 8).clamp(2, 8);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(threads).thread_name("io").enable_all().build().context("cannot start the I/O threads")
+    let runtime = builder.worker_threads(threads).thread_name("io").enable_all().build();
+    Ok(IoRuntime(Some(runtime.context("cannot start the I/O threads")?)))
 }
 
 /// libtorch's threads on the CPU, for one of so many processes on it.

@@ -41,18 +41,18 @@ impl Stop {
             .chain(also.into_iter().filter(|kind| ignored >> (kind.as_raw_value() - 1) & 1 == 0))
             .collect();
         let entered = runtime.enter();
-        let mut signals = listened
-            .into_iter()
-            .map(|kind| Ok((kind, signal(kind)?)))
-            .collect::<std::io::Result<Vec<_>>>()?;
+        let mut signals =
+            listened.into_iter().map(|kind| Ok((kind, signal(kind)?))).collect::<std::io::Result<Vec<_>>>()?;
         drop(entered);
         let told = stop.clone();
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             runtime.block_on(async {
                 loop {
                     let next = std::future::poll_fn(|context| {
-                        let came = signals.iter_mut().find(|(_, signal)| signal.poll_recv(context).is_ready());
-                        came.map_or(std::task::Poll::Pending, |(kind, _)| std::task::Poll::Ready(*kind))
+                        let mut came = signals
+                            .iter_mut()
+                            .filter_map(|(kind, signal)| signal.poll_recv(context).is_ready().then_some(*kind));
+                        came.next().map_or(std::task::Poll::Pending, std::task::Poll::Ready)
                     });
                     told.on_signal(next.await);
                 }

@@ -236,7 +236,8 @@ fn files(machine: &MachineConfig, plan: Option<(&Plan, bool)>) -> Finding {
             Finding::new("files", Grade::Problem, found, meaning)
         }
         Some(limit) if limit < wanted => {
-            let meaning = format!("{sum}: a run keeps fewer open, and opens shards again and again; `ulimit -n {wanted}`");
+            let meaning =
+                format!("{sum}: a run keeps fewer open, and opens shards again and again; `ulimit -n {wanted}`");
             Finding::new("files", Grade::Note, found, meaning)
         }
         _ => Finding::new("files", Grade::Good, found, sum),
@@ -320,8 +321,6 @@ fn data(config: &Config) -> Vec<Finding> {
         }
         Err(error) => Finding::new("storage", Grade::Problem, error.to_string(), "a run would stop there"),
     });
-    // A server that does not answer must not keep the program from ending.
-    runtime.shutdown_background();
     findings
 }
 

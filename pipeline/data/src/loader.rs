@@ -46,8 +46,13 @@ pub struct LoaderOptions {
 pub struct Loader<S: Slab> {
     promises: Promises<S>,
     slabs: Sender<S>,
+    work: Receiver<Work<S>>,
+    feeder: tokio::task::AbortHandle,
     workers: Vec<JoinHandle<()>>,
 }
+
+/// How long threads may take to end that are still reading: storage that does not answer keeps nobody.
+const PATIENCE_AT_END: Duration = Duration::from_secs(2);
 
 impl<S: Slab> Loader<S> {
     /// Starts the stream. `slabs` are the caller's, each of at least [`simclr_plan::Plan::slab_bytes`] bytes.
@@ -84,8 +89,8 @@ impl<S: Slab> Loader<S> {
             batches: batch_sender,
             work: work_sender,
         };
-        runtime.spawn(feeder.run());
-        Ok(Self { promises: Promises::new(batches, source, runtime), slabs: slab_sender, workers })
+        let feeder = runtime.spawn(feeder.run()).abort_handle();
+        Ok(Self { promises: Promises::new(batches, source, runtime), slabs: slab_sender, work, feeder, workers })
     }
 
     /// The next batch, in order; `None` at the end of the stream. Blocks until it is there.
@@ -113,11 +118,20 @@ impl<S: Slab> BatchStream<S> for Loader<S> {
 
 impl<S: Slab> Drop for Loader<S> {
     fn drop(&mut self) {
-        // Without slabs and without a receiver the feeder ends; without the feeder the workers do.
         self.slabs.close();
         self.promises.give_up();
+        // It may be waiting for storage.
+        self.feeder.abort();
+        self.work.close();
+        let until = Instant::now() + PATIENCE_AT_END;
         for worker in self.workers.drain(..) {
-            let _ = worker.join();
+            while !worker.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // One that still reads ends once it has read, and nobody wants what it makes.
+            if worker.is_finished() {
+                let _ = worker.join();
+            }
         }
     }
 }

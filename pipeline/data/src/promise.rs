@@ -13,10 +13,13 @@ use tokio::runtime::Handle;
 use crate::metrics::Waiting;
 use crate::source::{LoadError, Source};
 
+/// Where a batch comes from when it is made.
+type Made<S> = Receiver<Result<Batch<S>, LoadError>>;
+
 /// What whoever makes batches says of the next one.
 pub enum Promise<S: Slab> {
     /// It is being made: its number, and where it will come from.
-    Batch(u64, Receiver<Result<Batch<S>, LoadError>>),
+    Batch(u64, Made<S>),
     /// There is none. That nothing is promised any more does not say so: whoever promises may have died.
     End,
 }
@@ -27,7 +30,7 @@ pub struct Promises<S: Slab> {
     /// Where waiting for them is timed.
     runtime: Handle,
     /// The batch that is waited for.
-    next: Option<(u64, Receiver<Result<Batch<S>, LoadError>>)>,
+    next: Option<(u64, Made<S>)>,
     /// Since when a batch is waited for, and what had been done until then.
     waiting: Option<(Instant, Spent)>,
     source: Arc<Source>,
@@ -126,7 +129,8 @@ impl<S: Slab> Promises<S> {
     /// What a batch waits for that this process makes, in words for people.
     pub fn waits_for_workers(&self) -> String {
         let shards = &self.source.store.manifest().shards;
-        let place = shards.first().map_or_else(String::new, |_| self.source.store.manifest().shard_place(0).to_string());
+        let place =
+            shards.first().map_or_else(String::new, |_| self.source.store.manifest().shard_place(0).to_string());
         match self.source.metrics.activities.requests() {
             0 => "worker threads that decode and augment".into(),
             requests => format!("storage: {requests} reads have no answer yet ({place} and its like)"),

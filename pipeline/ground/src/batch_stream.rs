@@ -29,6 +29,8 @@ pub struct StreamSummary {
 }
 
 /// What comes next of a stream.
+// It is taken apart where it is given; a box would be an allocation for each batch.
+#[allow(clippy::large_enum_variant)]
 pub enum Next<S: Slab> {
     /// A batch.
     Batch(Batch<S>),

@@ -53,7 +53,8 @@ pub fn aws(environment: Environment<'_>) -> Result<Profile, String> {
     if ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].iter().all(is_set) {
         return Ok(Profile { keys: None, ..profile });
     }
-    let skips = environment("AWS_SKIP_SIGNATURE").is_some_and(|value| ["true", "1", "yes", "on"].contains(&value.to_lowercase().as_str()));
+    let skips = environment("AWS_SKIP_SIGNATURE")
+        .is_some_and(|value| ["true", "1", "yes", "on"].contains(&value.to_lowercase().as_str()));
     let ways = [
         "AWS_WEB_IDENTITY_TOKEN_FILE",
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
@@ -76,7 +77,7 @@ pub fn aws(environment: Environment<'_>) -> Result<Profile, String> {
     {
         return Err(format!("no credentials: {variable} = {name:?}, and no such profile is in {}", shown.join(" or ")));
     }
-    if ways.iter().any(|name| is_set(&name)) {
+    if ways.iter().any(|name| is_set(name)) {
         return Ok(profile);
     }
     let role = match environment("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
@@ -86,13 +87,14 @@ pub fn aws(environment: Environment<'_>) -> Result<Profile, String> {
             Err(why) => why,
         },
     };
-    let files = [(&shown[0], &found[0], name), (&shown[1], &found[1], in_config.as_str())].map(|(path, found, table)| {
-        match found {
-            None => format!("{path} can't be read"),
-            Some(None) => format!("{path} has no [{table}]"),
-            Some(Some(_)) => format!("[{table}] of {path} has no aws_access_key_id and aws_secret_access_key"),
-        }
-    });
+    let files =
+        [(&shown[0], &found[0], name), (&shown[1], &found[1], in_config.as_str())].map(|(path, found, table)| {
+            match found {
+                None => format!("{path} can't be read"),
+                Some(None) => format!("{path} has no [{table}]"),
+                Some(Some(_)) => format!("[{table}] of {path} has no aws_access_key_id and aws_secret_access_key"),
+            }
+        });
     Err(format!(
         "no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not both set; {}; {role}; \
          AWS_SKIP_SIGNATURE=true reads public buckets without",
@@ -194,8 +196,7 @@ fn section(text: &str, name: &str) -> Option<BTreeMap<String, String>> {
 mod tests {
     use super::*;
 
-    const CREDENTIALS: &str =
-        "[default]\naws_access_key_id = one\naws_secret_access_key = 1\n\n# other\n[lab]\naws_access_key_id=two\naws_secret_access_key=2\naws_session_token=t=\n[half]\naws_access_key_id=x\n";
+    const CREDENTIALS: &str = "[default]\naws_access_key_id = one\naws_secret_access_key = 1\n\n# other\n[lab]\naws_access_key_id=two\naws_secret_access_key=2\naws_session_token=t=\n[half]\naws_access_key_id=x\n";
     const CONFIG: &str = "[default]\nregion = eu-west-1\n[profile lab]\nregion=us-east-2\nendpoint_url = http://localhost:9000\n[profile sso]\nsso_session = work\n";
 
     fn found(folder: &Path, variables: &[(&str, &str)]) -> Result<Profile, String> {
@@ -216,7 +217,8 @@ mod tests {
         std::fs::write(folder.path().join(".aws/credentials"), CREDENTIALS).unwrap();
         std::fs::write(folder.path().join(".aws/config"), CONFIG).unwrap();
         let of = |variables: &[(&str, &str)]| found(folder.path(), variables).unwrap();
-        let keys = |id: &str, secret: &str, token: Option<&str>| Some((id.into(), secret.into(), token.map(Into::into)));
+        let keys =
+            |id: &str, secret: &str, token: Option<&str>| Some((id.into(), secret.into(), token.map(Into::into)));
         let plain = of(&[]);
         assert_eq!((plain.keys, plain.region.as_deref()), (keys("one", "1", None), Some("eu-west-1")));
         let lab = of(&[("AWS_PROFILE", "lab")]);
@@ -229,7 +231,9 @@ mod tests {
     fn that_there_are_no_credentials_is_said_with_where_they_were_looked_for() {
         let folder = tempfile::tempdir().unwrap();
         let message = found(folder.path(), &[]).unwrap_err();
-        for part in ["AWS_ACCESS_KEY_ID", ".aws/credentials can't be read", ".aws/config can't be read", "AWS_SKIP_SIGNATURE"] {
+        for part in
+            ["AWS_ACCESS_KEY_ID", ".aws/credentials can't be read", ".aws/config can't be read", "AWS_SKIP_SIGNATURE"]
+        {
             assert!(message.contains(part), "{part}: {message}");
         }
         assert!(found(folder.path(), &[("AWS_SKIP_SIGNATURE", "true")]).is_ok());

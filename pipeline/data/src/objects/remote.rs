@@ -198,9 +198,15 @@ enum Answer {
 /// Why one attempt failed.
 enum Failure {
     Final(FetchError),
-    Passing { reason: &'static str, detail: String, pause: Option<Duration> },
+    Passing {
+        reason: &'static str,
+        detail: String,
+        pause: Option<Duration>,
+    },
     /// Nobody is there: the name is unknown, or the port is closed.
-    Nobody { detail: String },
+    Nobody {
+        detail: String,
+    },
 }
 
 impl Remote {
@@ -332,7 +338,11 @@ impl Remote {
                 server.answered.store(true, Ordering::Relaxed);
             }
             let wrong_address = nobody && !server.answered.load(Ordering::Relaxed);
-            let patience = if wrong_address { options.wrong_address_after.min(options.give_up_after) } else { options.give_up_after };
+            let patience = if wrong_address {
+                options.wrong_address_after.min(options.give_up_after)
+            } else {
+                options.give_up_after
+            };
             server.tell(&detail, began.elapsed(), patience);
             self.metrics.add_retry(reason);
             tracing::debug!(reason, detail, attempts, "storage request failed");
@@ -410,7 +420,8 @@ fn connect(url: &Url, origin: &str) -> object_store::Result<Arc<dyn ObjectStore>
     Ok(match url.scheme() {
         "s3" => {
             let profile = credentials::aws(&environment).map_err(none)?;
-            let mut builder = AmazonS3Builder::from_env().with_url(origin).with_retry(retry).with_http_connector(Listening);
+            let mut builder =
+                AmazonS3Builder::from_env().with_url(origin).with_retry(retry).with_http_connector(Listening);
             if let Some((id, secret, token)) = profile.keys {
                 builder = builder.with_access_key_id(id).with_secret_access_key(secret);
                 builder = token.map_or_else(|| builder.clone(), |token| builder.clone().with_token(token));
@@ -506,6 +517,11 @@ fn failure(server: &Server, error: &object_store::Error) -> Failure {
             }
             None => source = cause.source(),
         }
+    }
+    // Refusals of an object have errors of their own; this is one of whoever should give us credentials, or of a signature.
+    let refuses = |status: &&str| text.contains(&format!("status code: {status}"));
+    if ["400", "401", "403"].iter().any(|status| refuses(&status)) && !text.contains("RequestTimeout") {
+        return Failure::Final(FetchError::Denied(text));
     }
     match is_nobody(error, &text) {
         true => Failure::Nobody { detail: text },

@@ -161,7 +161,10 @@ impl BatchStream<DeviceSlab> for Stoppable {
                 Next::NotYet => {
                     if let Some(waited) = long.due() {
                         let what = self.batches.waits_for();
-                        tracing::warn!("the evaluation has waited {} s for a batch, and so for {what}", waited.as_secs());
+                        tracing::warn!(
+                            "the evaluation has waited {} s for a batch, and so for {what}",
+                            waited.as_secs()
+                        );
                     }
                 }
                 next => return Ok(next),
