@@ -1,7 +1,7 @@
 //! `simclr-pipeline`: streams SimCLR batches from tar shards, trains on them, evaluates what was learnt.
 //!
 //! [`cli`] is what can be asked; each verb is a module of [`commands`], with its arguments and what it does, and answers by an [`output`]. [`config`] is
-//! what decides a run, [`open`] opens what it describes on this machine. [`telemetry`] tells what goes on, [`web`] and
+//! what decides a run, [`open`] opens what it describes on this machine. [`signals`] asks it to stop. [`telemetry`] tells what goes on, [`web`] and
 //! [`report`] show it, with what [`drawing`] draws.
 
 pub mod output;
@@ -9,6 +9,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod open;
+pub mod signals;
 pub mod drawing;
 pub mod telemetry;
 pub mod web;
@@ -28,12 +29,13 @@ pub fn run() -> ExitCode {
     let cli = cli::Cli::parse();
     let color = cli.color();
     telemetry::logging::start(cli.verbose, cli.quiet, color, cli.log);
+    open::raise_open_files();
     let ended = cli.command.run(cli.output());
     telemetry::logging::finish();
     match ended {
         Ok(ExitStatus::Success) => ExitCode::SUCCESS,
         Ok(ExitStatus::ProblemsFound) => ExitCode::from(1),
-        Ok(ExitStatus::Interrupted) => ExitCode::from(130),
+        Ok(ExitStatus::Interrupted) => ExitCode::from(output::INTERRUPTED),
         Err(error) => {
             output::say_error(&error, color);
             match error.class() {

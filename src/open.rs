@@ -1,13 +1,15 @@
 //! Opens what a configuration describes on this machine: the source of a stream, the batches, the threads.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::metrics::PipelineMetrics;
 use simclr_data::objects::remote::RemoteOptions;
 use simclr_data::source::{DamagePolicy, Source};
-use simclr_data::store::StoreOptions;
+use simclr_data::store::{OTHER_FILES, StoreOptions};
 use simclr_ground::batch::Slab;
 use simclr_ground::batch_stream::BatchStream;
 use simclr_ground::error::{Context, Result};
@@ -37,8 +39,10 @@ pub fn source_with(stream: StreamConfig, machine: &MachineConfig, damage: Damage
 
 /// What the machine lets storage use.
 pub fn store_options(machine: &MachineConfig) -> StoreOptions {
+    // Half of the files that this process may open beside its own are for connections, half for shards.
+    let connections = open_files().map_or(u64::MAX, |limit| limit.saturating_sub(OTHER_FILES) / 2).max(1);
     let remote = RemoteOptions {
-        requests: machine.storage_requests,
+        requests: machine.storage_requests.min(usize::try_from(connections).unwrap_or(usize::MAX)),
         give_up_after: Duration::from_secs(machine.storage_patience_seconds),
         ..RemoteOptions::default()
     };
@@ -69,20 +73,51 @@ pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Vec<Ve
     vec![vec![0; plan.slab_bytes(share)]; machine.batches_ahead + 1]
 }
 
+/// How many files this process may have open; `None` if any number.
+pub fn open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Takes as many open files as the system lets this process have: the usual limit is meant for programs that open few.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // If it is refused, what is there has to do.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 /// The number of cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The runtime that storage and web pages run on. It ends without waiting for what still runs on it: storage that does not
+/// answer must not keep the program from ending.
+pub struct IoRuntime(Option<tokio::runtime::Runtime>);
+
+impl Deref for IoRuntime {
+    type Target = tokio::runtime::Runtime;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for IoRuntime {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(tokio::runtime::Runtime::shutdown_background);
+    }
 }
 
 /// The runtime that storage and web pages run on; computing has threads of its own.
 ///
 /// # Errors
 /// If the system gives no threads.
-pub fn runtime() -> Result<tokio::runtime::Runtime> {
+pub fn runtime() -> Result<IoRuntime> {
     // Two do for storage; a feed from many nodes takes a core for each 4 GB/s.
     let threads = (cores() / 8).clamp(2, 8);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(threads).thread_name("io").enable_all().build().context("cannot start the I/O threads")
+    let runtime = builder.worker_threads(threads).thread_name("io").enable_all().build();
+    Ok(IoRuntime(Some(runtime.context("cannot start the I/O threads")?)))
 }
 
 /// libtorch's threads on the CPU, for one of so many processes on it.

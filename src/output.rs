@@ -5,6 +5,12 @@ use std::io::Write;
 
 use serde::Serialize;
 use simclr_ground::error::{Error, Result};
+use tracing::Level;
+
+use crate::telemetry::logging;
+
+/// The exit code of a clean stop by a signal.
+pub const INTERRUPTED: u8 = 130;
 
 /// How a command ended when nothing failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,16 +52,20 @@ impl Output {
     }
 }
 
-/// Says something to a person, on stderr; lines after the first are set in.
+/// Says something to whoever started the program, on stderr; lines after the first are set in.
 pub fn say(text: &str) {
-    // A reader that has gone away is no failure of ours.
-    let _ = writeln!(std::io::stderr().lock(), "{}", paragraph(text));
+    logging::tell(Level::INFO, text);
 }
 
 /// Says why the program failed.
 pub fn say_error(error: &impl std::fmt::Display, color: bool) {
+    let error = error.to_string();
+    if logging::is_json() {
+        return logging::tell(Level::ERROR, &error);
+    }
     let (red, plain) = if color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-    let _ = writeln!(std::io::stderr().lock(), "{red}error:{plain} {}", paragraph(&error.to_string()));
+    // A reader that has gone away is no failure of ours.
+    let _ = writeln!(std::io::stderr().lock(), "{red}error:{plain} {}", paragraph(&error));
 }
 
 /// Text as a terminal may get it. Names in it are whatever someone put into a tar, a manifest or an answer: what would

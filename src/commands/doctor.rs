@@ -8,7 +8,10 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use simclr_data::pack::Resize;
+use simclr_data::store::OTHER_FILES;
 use simclr_ground::error::{Error, Result};
+use simclr_ground::location::Location;
+use simclr_ground::position::Share;
 use simclr_ground::sample::SampleRef;
 use simclr_image::decode::jpeg::{Decoder, Jpeg, Region};
 use simclr_plan::Plan;
@@ -63,7 +66,7 @@ impl Run for DoctorArgs {
         let mut findings = vec![cores(machine), vectors(), memory(&config), decoding()?];
         #[cfg(feature = "trainer")]
         findings.extend(devices(machine));
-        findings.extend([files(machine), clock()]);
+        findings.push(clock());
         if !machine.cache_dir.as_os_str().is_empty() {
             findings.push(disk("cache", &machine.cache_dir));
         }
@@ -71,6 +74,7 @@ impl Run for DoctorArgs {
             findings.extend(data(&config));
         } else {
             let meaning = "--manifest FILE looks at its shards too: whether they can be reached, and how fast";
+            findings.push(files(machine, None));
             findings.push(Finding::new("data", Grade::Note, "no manifest named", meaning));
         }
         let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
@@ -205,18 +209,38 @@ fn devices(machine: &MachineConfig) -> Vec<Finding> {
     findings
 }
 
-fn files(machine: &MachineConfig) -> Finding {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    // Shards that are open, connections, and what a process needs anyway.
-    let wanted = 1024 + machine.storage_requests as u64;
+/// How many files may be open, and how many a run opens: shards of the plan, if there is one, and connections.
+fn files(machine: &MachineConfig, plan: Option<(&Plan, bool)>) -> Finding {
+    let limit = open::open_files();
+    let (shards, connections) = match plan {
+        None => (0, machine.storage_requests as u64),
+        Some((plan, remote)) => {
+            let shards = plan.open_shards(Share::ALL) as u64;
+            // Shards on a server are files only where a cache keeps them.
+            let cached = !machine.cache_dir.as_os_str().is_empty();
+            (if remote && !cached { 0 } else { shards }, if remote { machine.storage_requests as u64 } else { 0 })
+        }
+    };
+    let wanted = shards + connections + OTHER_FILES;
     let found = limit.map_or("any number of open files".into(), |limit| format!("{limit} open files allowed"));
+    let sum = match plan {
+        None => format!("{connections} connections (machine.storage_requests), {OTHER_FILES} others, and shards"),
+        Some(_) => format!(
+            "{wanted} are wanted: {shards} shards in use at a time, {connections} connections \
+             (machine.storage_requests), {OTHER_FILES} others"
+        ),
+    };
     match limit {
+        Some(limit) if limit < OTHER_FILES + 8 => {
+            let meaning = format!("{sum}: a run would stop for want of files; `ulimit -n {wanted}`");
+            Finding::new("files", Grade::Problem, found, meaning)
+        }
         Some(limit) if limit < wanted => {
             let meaning =
-                format!("{wanted} are on the safe side with many shards or connections: `ulimit -n {wanted}`");
+                format!("{sum}: a run keeps fewer open, and opens shards again and again; `ulimit -n {wanted}`");
             Finding::new("files", Grade::Note, found, meaning)
         }
-        _ => Finding::new("files", Grade::Good, found, "enough for shards and connections"),
+        _ => Finding::new("files", Grade::Good, found, sum),
     }
 }
 
@@ -265,7 +289,8 @@ fn data(config: &Config) -> Vec<Finding> {
     let source = match opened {
         Ok(source) => source,
         Err(error) => {
-            return vec![Finding::new("data", Grade::Problem, format!("{error:#}"), "no run can begin with it")];
+            let data = Finding::new("data", Grade::Problem, format!("{error:#}"), "no run can begin with it");
+            return vec![files(&config.machine, None), data];
         }
     };
     let plan = &source.plan;
@@ -275,7 +300,9 @@ fn data(config: &Config) -> Vec<Finding> {
         plan.batches_per_epoch(),
         plan.dropped_per_epoch()
     );
-    let mut findings = vec![Finding::new("data", Grade::Good, found, meaning)];
+    let remote = matches!(source.store.manifest().shard_place(0), Location::Url(_));
+    let files = files(&config.machine, Some((plan, remote)));
+    let mut findings = vec![files, Finding::new("data", Grade::Good, found, meaning)];
     let runtime = match open::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return vec![Finding::new("storage", Grade::Problem, error.to_string(), "no thread for reading")],
@@ -294,8 +321,6 @@ fn data(config: &Config) -> Vec<Finding> {
         }
         Err(error) => Finding::new("storage", Grade::Problem, error.to_string(), "a run would stop there"),
     });
-    // A server that does not answer must not keep the program from ending.
-    runtime.shutdown_background();
     findings
 }
 

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use simclr_data::pack::{PackOptions, Resize, pack};
+use simclr_data::pack::{PackOptions, Resize, abandon, pack};
 use simclr_ground::error::{Error, Result};
 
 use super::Run;
 use crate::open::cores;
-use crate::output::ExitStatus;
-use crate::output::{Output, say};
+use crate::output::{ExitStatus, Output, say};
+use crate::signals::Stop;
 use crate::telemetry::progress::Progress;
 
 /// Pack images into shards and a manifest: class folders, ILSVRC2012's tars, or a list.
@@ -81,6 +81,8 @@ impl Run for PackArgs {
             threads: cores(),
             progress: &|done, total| progress.set(done, total, || "images".into()),
         };
+        let out = self.out.clone();
+        Stop::before_leaving(move || abandon(&out))?;
         let packed = pack(&self.source, &self.out, &options)?;
         progress.finish();
         if !packed.left_out.is_empty() && !output.quiet {

@@ -100,8 +100,6 @@ impl Run for ServeArgs {
             let listener = tokio::net::TcpListener::from_std(listener).context("cannot listen")?;
             Ok::<_, Error>(server::serve(service, listener, doors).await?)
         });
-        // A thread that waits for storage that does not answer must not keep the program from ending.
-        runtime.shutdown_background();
         served?;
         Ok(ExitStatus::Success)
     }

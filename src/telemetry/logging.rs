@@ -37,6 +37,11 @@ static RUN: OnceLock<(String, u32, u32)> = OnceLock::new();
 
 /// Logs from here on: warnings only, nothing but errors when `quiet`, more with each `verbose`.
 pub fn start(verbose: u8, quiet: bool, color: bool, format: Format) {
+    let _ = FORMAT.set(format);
+    if format == Format::Json {
+        // What a panic says is a line like any other.
+        std::panic::set_hook(Box::new(|panic| tell(Level::ERROR, &panic.to_string())));
+    }
     let level = match (quiet, verbose) {
         (true, _) => "error",
         (false, 0) => "warn",
@@ -50,6 +55,25 @@ pub fn start(verbose: u8, quiet: bool, color: bool, format: Format) {
     #[cfg(feature = "opentelemetry")]
     let registry = registry.with(collector::layer());
     let _ = registry.try_init();
+}
+
+/// How lines are written.
+static FORMAT: OnceLock<Format> = OnceLock::new();
+
+/// Writes a line of a program's own on stderr, however little of the log is shown: for people the text as it is, for
+/// machines a line of the log.
+pub fn tell(level: Level, text: &str) {
+    let line = match FORMAT.get() {
+        Some(Format::Json) => json_line(level, "simclr_pipeline", Fields { message: text.into(), ..Fields::default() }),
+        _ => paragraph(text),
+    };
+    // A reader that has gone away is no failure of ours.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Whether lines are for machines.
+pub fn is_json() -> bool {
+    FORMAT.get() == Some(&Format::Json)
 }
 
 /// Hands over what is still on its way to a collector; the last thing that a program does.
@@ -68,7 +92,7 @@ mod collector {
     use opentelemetry_otlp::LogExporter;
     use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::logs::SdkLoggerProvider;
-    use tracing::Subscriber;
+    use tracing::{Level, Subscriber};
     use tracing_subscriber::Layer;
     use tracing_subscriber::filter::filter_fn;
     use tracing_subscriber::registry::LookupSpan;
@@ -80,7 +104,7 @@ mod collector {
         let exporter = match LogExporter::builder().with_http().build() {
             Ok(exporter) => exporter,
             Err(error) => {
-                crate::output::say(&format!("warning: no logs go to a collector: {error}"));
+                super::tell(Level::WARN, &format!("warning: no logs go to a collector: {error}"));
                 return None;
             }
         };
@@ -98,7 +122,7 @@ mod collector {
         if let Some(provider) = PROVIDER.get()
             && let Err(error) = provider.shutdown()
         {
-            crate::output::say(&format!("warning: not all logs reached the collector: {error}"));
+            super::tell(Level::WARN, &format!("warning: not all logs reached the collector: {error}"));
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::logging;
 use crate::output::{row, say};
 
 /// Time between two lines in a pipe.
@@ -23,7 +24,7 @@ pub struct Progress {
 impl Progress {
     /// Progress of `what`, in `total` steps of which `done` are done already.
     pub fn new(what: &'static str, done: u64, total: u64, quiet: bool) -> Self {
-        let bar = (std::io::stderr().is_terminal() && !quiet).then(|| {
+        let bar = (std::io::stderr().is_terminal() && !quiet && !logging::is_json()).then(|| {
             let style = ProgressStyle::with_template("{prefix:>10} {bar:30} {pos}/{len} [{elapsed} < {eta}] {msg}")
                 .expect("the template is valid");
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());

@@ -1,5 +1,6 @@
 //! Several processes that train together: the same numbers for any number of them, errors that name ranks, no hang.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
@@ -332,4 +333,33 @@ fn what_keeps_ranks_apart_is_said_and_names_them() {
     let (output, said) = ended(command.env("RANK", "0").spawn().unwrap());
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("WORLD_SIZE is not set"), "{said}");
+}
+
+/// The lines that a process says, up to the one that holds all of `wanted`.
+fn said_until(child: &mut Child, wanted: &[&str]) -> Vec<String> {
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut said: Vec<String> = Vec::new();
+    while !said.last().is_some_and(|line| wanted.iter().all(|part| line.contains(part))) {
+        said.push(lines.next().unwrap_or_else(|| panic!("{wanted:?} is not in {said:?}")));
+    }
+    said
+}
+
+/// A rank that waits says for whom and why it thinks that they should come, and does not have to be killed.
+#[test]
+fn a_rank_that_waits_says_for_whom_and_ends_at_a_signal() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let args = train(&manifest, "run", &[]);
+    let mut first = start_rank(&world, (0, 4, free_port()), &args);
+    said_until(
+        &mut first,
+        &["rank 0 has waited", "ranks 1, 2, 3 have not come", "torchrun says so: RANK = 0, WORLD_SIZE = 4"],
+    );
+    let mut second = start_rank(&world, (1, 2, free_port()), &args);
+    said_until(&mut second, &["rank 1 of 2 has waited", "for rank 0, which keeps the store at 127.0.0.1:"]);
+    for mut child in [first, second] {
+        signal(&child.id().to_string(), "-TERM");
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+    }
 }

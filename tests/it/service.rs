@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::sources::Bucket;
+use crate::sources::{Bucket, Gate};
 use crate::world::{TINY, World};
 
 /// A node in a process of its own; it goes with the test.
@@ -359,4 +359,33 @@ fn python_reads_the_same_batches() {
         }
         assert!(rest.is_empty() && all.finalize().to_hex().as_str() == wanted["digest"]);
     }
+}
+
+/// A client that comes before a node knows whether it can serve waits until it does.
+#[test]
+fn clients_that_come_before_the_first_batch_wait_for_it() {
+    let world = World::new();
+    world.packed("set", 60, &[]);
+    let bucket = Bucket::serve(&world.at(""));
+    let mut environment = bucket.environment("secret");
+    let gate = Gate::before(environment[0].1.trim_start_matches("http://"), true);
+    environment[0].1 = format!("http://{}", gate.address);
+    let far = String::from_utf8(
+        world
+            .command(&["manifest", "build", "s3://set/*.tar", "--out", "far.json"])
+            .envs(environment.clone())
+            .output()
+            .unwrap()
+            .stderr,
+    );
+    assert!(world.at("far.json").exists(), "{far:?}");
+    gate.set(false);
+    let node = Node::start_with(&world, "127.0.0.1:0", &["--manifest", "far.json"], &environment);
+    let child = world.start(&fed("far.json", &node.url, &["--batches", "3"]));
+    // It has asked by now, or it asks later: either way it is not sent away.
+    std::thread::sleep(Duration::from_secs(1));
+    gate.set(true);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("not ready"), "{said}");
 }

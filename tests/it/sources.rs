@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -103,6 +103,26 @@ fn pictures_can_be_made_smaller() {
     let shown = world.done(&["manifest", "show", "small/manifest.json"]);
     assert!(shown["source"].as_str().unwrap().contains("short side 12, quality 80 4:2:0"), "{shown}");
     world.fails(&["pack", "pictures", "--out", "x", "--quality", "101"], 2, &["--quality 101"]);
+}
+
+#[test]
+fn a_pack_that_is_interrupted_leaves_nothing_behind() {
+    let world = World::new();
+    world.draw("pictures", 0, 3000);
+    let hidden = || {
+        let entries = std::fs::read_dir(world.at("")).unwrap().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(".set.packing")).count()
+    };
+    for name in ["-INT", "-TERM"] {
+        let child = world.start(&["pack", "pictures", "--out", "set", "--shard-bytes", "20000", "--zstd", "19"]);
+        crate::service::until("something is written", || hidden() > 0);
+        let id = child.id().to_string();
+        assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(hidden(), 0, "{name}");
+        assert!(!world.at("set").exists());
+    }
 }
 
 #[test]
@@ -274,6 +294,48 @@ impl Bucket {
     /// Bytes sent so far, HTTP's own included.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+}
+
+/// A way to `target` that can be shut: what is under way then does not arrive, and nobody is told.
+pub struct Gate {
+    pub address: String,
+    open: Arc<AtomicBool>,
+}
+
+impl Gate {
+    pub fn before(target: &str, open: bool) -> Self {
+        let (listener, target) = (std::net::TcpListener::bind("127.0.0.1:0").unwrap(), target.to_owned());
+        let (address, open) = (listener.local_addr().unwrap().to_string(), Arc::new(AtomicBool::new(open)));
+        let is_open = open.clone();
+        let carry = move |mut from: std::net::TcpStream, mut to: std::net::TcpStream, is_open: Arc<AtomicBool>| {
+            let mut piece = [0; 16 << 10];
+            while let Ok(n) = io::Read::read(&mut from, &mut piece)
+                && n > 0
+            {
+                while !is_open.load(Ordering::Relaxed) {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                if io::Write::write_all(&mut to, &piece[..n]).is_err() {
+                    break;
+                }
+            }
+            let _ = (from.shutdown(std::net::Shutdown::Both), to.shutdown(std::net::Shutdown::Both));
+        };
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = std::net::TcpStream::connect(&target) else { continue };
+                let (asks, answers) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let (there, back) = (is_open.clone(), is_open.clone());
+                std::thread::spawn(move || carry(asks, server, there));
+                std::thread::spawn(move || carry(answers, client, back));
+            }
+        });
+        Self { address, open }
+    }
+
+    pub fn set(&self, open: bool) {
+        self.open.store(open, Ordering::Relaxed);
     }
 }
 

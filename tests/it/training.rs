@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use crate::service::until;
+use crate::sources::{Bucket, Gate};
 use crate::world::{TINY, World, text};
 
 const STEPS: u64 = 12;
@@ -427,4 +429,238 @@ fn the_quick_start_does_the_whole_job() {
     assert!(std::fs::read(world.at("confusion.png")).unwrap().starts_with(b"\x89PNG"));
     world.done(&["report", "--run", "quick", "--out", "again.html"]);
     world.fails(&["quickstart", "--run", "quick"], 2, &["exists already"]);
+}
+
+/// Files that lost their end, as those of a network file system whose server fails do: what is read of them fails.
+struct Outage {
+    files: Vec<(std::path::PathBuf, Vec<u8>)>,
+}
+
+impl Outage {
+    /// Begins for the shards in a folder.
+    fn begin(folder: &std::path::Path) -> Self {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let shards = paths.filter(|path| path.extension().is_some_and(|extension| extension == "tar"));
+        let files: Vec<_> = shards.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+        files.iter().for_each(|(path, _)| drop(std::fs::File::create(path).unwrap()));
+        Self { files }
+    }
+
+    fn end(self) {
+        self.files.into_iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+    }
+}
+
+/// The step of the newest checkpoint.
+fn newest_checkpoint(world: &World, run: &str) -> Option<u64> {
+    let folders = std::fs::read_dir(world.at(run).join("checkpoints")).ok()?.flatten();
+    folders.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
+}
+
+/// An outage is no wrong input: what was learnt before it is kept, and the run goes on once it is over.
+#[test]
+fn an_outage_loses_no_step_and_is_no_wrong_input() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let more =
+        ["--resume", "--set", "checkpoint.every=1000", "--set", "train.steps=300", "--set", "schedule.epochs=90"];
+    let whole = arguments(&manifest, "whole", &more);
+    world.done(&whole);
+    let args = arguments(&manifest, "run", &more);
+    let mut child = world.start(&args);
+    wait_for(&world, "run", 3, &mut child);
+    let outage = Outage::begin(&world.at("set"));
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("shard ") && said.contains("cannot be read"), "{said}");
+    let taken = losses(&world, "run").len() as u64;
+    assert!((3..300).contains(&taken), "{taken} steps");
+    assert_eq!(newest_checkpoint(&world, "run"), Some(taken), "{said}");
+    // Before a step is taken, shards that are not those of the manifest are wrong input.
+    world.fails(&args, 2, &["0 bytes", "expected"]);
+    outage.end();
+    world.done(&args);
+    assert!(losses(&world, "run") == losses(&world, "whole"));
+}
+
+#[test]
+fn an_evaluation_that_fails_loses_no_step() {
+    let world = World::new();
+    let (manifest, test) = (world.packed("set", 60, &[]), world.packed("test", 20, &[]));
+    let setting = format!("eval.test={test}");
+    let more = ["--set", "checkpoint.every=1000", "--set", "eval.every=1", "--set", &setting];
+    let outage = Outage::begin(&world.at("test"));
+    world.fails(&arguments(&manifest, "run", &more), 1, &["0 bytes", "expected"]);
+    // An epoch is seven batches.
+    assert_eq!((newest_checkpoint(&world, "run"), losses(&world, "run").len()), (Some(7), 7));
+    outage.end();
+    assert_eq!(world.done(&arguments(&manifest, "run", &[&more[..], &["--resume"]].concat()))["step"], STEPS);
+}
+
+/// With several ranks, the one whose data does not come tells the others, and all start again from the step they were at.
+#[test]
+fn ranks_start_again_after_an_outage_from_the_step_they_were_at() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let more =
+        ["--nproc", "2", "--set", "checkpoint.every=1000", "--set", "train.steps=60", "--set", "schedule.epochs=90"];
+    world.done(&arguments(&manifest, "whole", &more));
+    let mut child = world.start(&arguments(&manifest, "run", &[&more[..], &["--restarts", "30"]].concat()));
+    wait_for(&world, "run", 3, &mut child);
+    let outage = Outage::begin(&world.at("set"));
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut said = Vec::new();
+    while !said.last().is_some_and(|line: &String| line.contains("all start again")) {
+        said.push(lines.next().unwrap_or_else(|| panic!("it ended: {said:?}")));
+    }
+    let taken = losses(&world, "run").len() as u64;
+    assert_eq!(newest_checkpoint(&world, "run"), Some(taken), "{said:?}");
+    outage.end();
+    said.extend(lines);
+    assert!(child.wait().unwrap().success(), "{said:?}");
+    assert!(said.iter().any(|line| line.contains(&format!("going on from step {taken} "))), "{said:?}");
+    assert!(losses(&world, "run") == losses(&world, "whole"));
+}
+
+fn signal(child: &Child, name: &str) {
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
+}
+
+/// Storage that does not answer keeps nobody from stopping: whatever signal a terminal or a scheduler sends, what was learnt
+/// is kept.
+#[test]
+fn a_signal_while_no_data_comes_keeps_what_was_learnt() {
+    let world = World::new();
+    world.packed("set", 60, &[]);
+    let bucket = Bucket::serve(&world.at(""));
+    let mut environment = bucket.environment("secret");
+    let gate = Gate::before(environment[0].1.trim_start_matches("http://"), true);
+    environment[0].1 = format!("http://{}", gate.address);
+    let more = ["--set", "checkpoint.every=1000", "--set", "train.steps=4000", "--set", "schedule.epochs=900"];
+    // Each sample is asked for by itself, none is held.
+    let more = [&more[..], &["--set", "machine.memory_bytes=1"]].concat();
+    for name in ["TERM", "HUP", "USR1", "USR2"] {
+        gate.set(true);
+        let args = arguments("s3://set/manifest.json", name, &more);
+        let mut child = world.command(&args).envs(environment.clone()).spawn().unwrap();
+        wait_for(&world, name, 2, &mut child);
+        gate.set(false);
+        let mut steps = 0;
+        until("the steps end", || {
+            std::thread::sleep(Duration::from_millis(400));
+            let known = std::mem::replace(&mut steps, losses(&world, name).len());
+            known == steps
+        });
+        signal(&child, &format!("-{name}"));
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{name}: {said}");
+        assert_eq!(newest_checkpoint(&world, name), Some(steps as u64), "{name}: {said}");
+    }
+    // Before the first step there is nothing to keep, and nothing to wait for.
+    let args = arguments("s3://set/manifest.json", "never", &more);
+    let child = world.command(&args).envs(environment.clone()).spawn().unwrap();
+    until("it listens", || {
+        let status = text(std::path::Path::new(&format!("/proc/{}/status", child.id())));
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() >> 14 & 1 == 1
+    });
+    signal(&child, "-TERM");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    assert!(!world.at("never/metrics.jsonl").exists());
+}
+
+/// `nohup` has a program ignore SIGHUP.
+#[test]
+fn a_signal_that_is_ignored_stops_nothing() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let args = arguments(&manifest, "run", &["--set", "train.steps=60", "--set", "schedule.epochs=90", "--json"]);
+    let plain = world.command(&args);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(plain.get_program()).args(plain.get_args());
+    command.current_dir(world.at("")).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    wait_for(&world, "run", 2, &mut child);
+    signal(&child, "-HUP");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(losses(&world, "run").len(), 60);
+}
+
+/// With few open files a run keeps fewer shards open, and learns the same.
+#[test]
+fn a_run_keeps_within_the_files_that_it_may_open() {
+    let world = World::new();
+    // Some hundred shards, of which each batch is read from many.
+    world.draw("pictures", 0, 400);
+    world.done(&["pack", "pictures", "--out", "set", "--shard-bytes", "10240"]);
+    let manifest = world.arg("set/manifest.json");
+    let more = ["--set", "order.shuffle_block_shards=64", "--set", "machine.threads=2", "--set", "batch.size=16"];
+    world.done(&arguments(&manifest, "whole", &more));
+    let limited = |args: &[&str]| {
+        let plain = world.command(args);
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]).arg(plain.get_program()).args(plain.get_args());
+        command.current_dir(world.at("")).output().unwrap()
+    };
+    let output = limited(&arguments(&manifest, "few", &more));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(losses(&world, "few") == losses(&world, "whole"));
+    let output = limited(&[&["doctor", "--json"], TINY, &["--manifest", &manifest], &more].concat());
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let files = found["findings"].as_array().unwrap().iter().find(|finding| finding["name"] == "files").unwrap();
+    assert_eq!((files["grade"].as_str(), files["found"].as_str()), (Some("note"), Some("64 open files allowed")));
+    assert!(files["meaning"].as_str().unwrap().contains("shards in use at a time"), "{files}");
+}
+
+#[test]
+fn a_manifest_on_a_server_is_taken_as_it_is_named() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&arguments(&manifest, "local", &[]));
+    let bucket = Bucket::serve(&world.at(""));
+    let done = |args: &[&str]| {
+        let output = world.command(args).envs(bucket.environment("secret")).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let url = "s3://set/manifest.json";
+    done(&arguments(url, "far", &["--set", "train.steps=6"]));
+    done(&arguments(url, "far", &["--resume"]));
+    assert!(losses(&world, "far") == losses(&world, "local"));
+    world.done(&["export", "--run", "local", "--names", "torchvision", "--out", "local.safetensors"]);
+    done(&[&["import", "local.safetensors", "--run", "imported", "--manifest", url], TINY].concat());
+    let fine =
+        ["eval", "finetune", "--run", "local", "--train", url, "--test", url, "--epochs", "1", "--save", "tuned"];
+    done(&fine);
+    for run in ["far", "imported", "tuned"] {
+        let record = text(&world.at(run).join("run.json"));
+        assert!(record.contains("\"s3://set/manifest.json\""), "{run}: {record}");
+    }
+}
+
+#[test]
+fn every_line_of_a_log_for_machines_is_an_object() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    let more = ["--log", "json", "--resume", "--set", "machine.metrics=127.0.0.1:0"];
+    let all = [
+        world.run(&arguments(&manifest, "run", &more)),
+        world.run(&arguments(&manifest, "run", &[&more[..], &["--set", "train.steps=14"]].concat())),
+        world.run(&arguments(&manifest, "two", &[&more[..], &["--nproc", "2"]].concat())),
+        world.run(&arguments("nowhere.json", "none", &more)),
+    ];
+    let mut messages = Vec::new();
+    for output in &all {
+        for line in String::from_utf8_lossy(&output.stderr).lines() {
+            let object: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|_| panic!("a plain line: {line}"));
+            messages.push(object["message"].as_str().unwrap().to_owned());
+        }
+    }
+    for wanted in ["metrics at http://", "training ", "going on from step 12", "nowhere.json"] {
+        assert!(messages.iter().any(|message| message.contains(wanted)), "{wanted:?} is not in {messages:?}");
+    }
 }

@@ -29,6 +29,12 @@ pub enum TrainError {
     /// The stream of batches stopped.
     #[error(transparent)]
     Load(#[from] StreamError),
+    /// The stream is over, and the training is not.
+    #[error("the stream of batches ended before batch {batch}, which is still to be trained on")]
+    StreamEnded {
+        /// The batch that did not come.
+        batch: u64,
+    },
     /// The loss is no number; nothing of this step is ever saved.
     #[error("the loss of step {step} is {loss}: the last checkpoint is kept; `preview --batch {}` shows the batch", position.batch)]
     NotFinite {
@@ -88,6 +94,7 @@ impl Classify for TrainError {
             Self::Memory { first: true, .. } => ErrorClass::Input,
             Self::Memory { first: false, .. }
             | Self::NotFinite { .. }
+            | Self::StreamEnded { .. }
             | Self::Torch(_)
             | Self::CheckpointWrite { .. } => ErrorClass::Runtime,
         }

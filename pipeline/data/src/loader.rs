@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, bounded};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use simclr_ground::batch::{Batch, PixelOrder, Slab};
-use simclr_ground::batch_stream::{BatchStream, StreamError};
+use simclr_ground::batch_stream::{BatchStream, Next, StreamError};
 use simclr_ground::position::Share;
 use simclr_ground::stall::Waited;
 use simclr_plan::Batches;
@@ -46,8 +46,13 @@ pub struct LoaderOptions {
 pub struct Loader<S: Slab> {
     promises: Promises<S>,
     slabs: Sender<S>,
+    work: Receiver<Work<S>>,
+    feeder: tokio::task::AbortHandle,
     workers: Vec<JoinHandle<()>>,
 }
+
+/// How long threads may take to end that are still reading: storage that does not answer keeps nobody.
+const PATIENCE_AT_END: Duration = Duration::from_secs(2);
 
 impl<S: Slab> Loader<S> {
     /// Starts the stream. `slabs` are the caller's, each of at least [`simclr_plan::Plan::slab_bytes`] bytes.
@@ -72,7 +77,8 @@ impl<S: Slab> Loader<S> {
         for slab in slabs {
             slab_sender.try_send(slab).unwrap_or_else(|_| panic!("the channel holds {num_slabs} slabs"));
         }
-        let (batch_sender, batches) = bounded(num_slabs);
+        // As many as can be made at a time, and the word that there are no more.
+        let (batch_sender, batches) = bounded(num_slabs + 1);
         let (work_sender, work) = bounded(2 * options.threads);
         let workers = workers::start(&source, options.threads, &work, runtime);
         let feeder = Feeder {
@@ -83,8 +89,8 @@ impl<S: Slab> Loader<S> {
             batches: batch_sender,
             work: work_sender,
         };
-        runtime.spawn(feeder.run());
-        Ok(Self { promises: Promises::new(batches, source), slabs: slab_sender, workers })
+        let feeder = runtime.spawn(feeder.run()).abort_handle();
+        Ok(Self { promises: Promises::new(batches, source, runtime), slabs: slab_sender, work, feeder, workers })
     }
 
     /// The next batch, in order; `None` at the end of the stream. Blocks until it is there.
@@ -97,8 +103,12 @@ impl<S: Slab> Loader<S> {
 }
 
 impl<S: Slab> BatchStream<S> for Loader<S> {
-    fn next_batch(&mut self) -> Result<Option<Batch<S>>, StreamError> {
-        Loader::next_batch(self).map_err(StreamError::new)
+    fn next_within(&mut self, patience: Duration) -> Result<Next<S>, StreamError> {
+        self.promises.next_within(patience).map_err(StreamError::new)
+    }
+
+    fn waits_for(&self) -> String {
+        self.promises.waits_for_workers()
     }
 
     fn waited(&self) -> Waited {
@@ -108,11 +118,20 @@ impl<S: Slab> BatchStream<S> for Loader<S> {
 
 impl<S: Slab> Drop for Loader<S> {
     fn drop(&mut self) {
-        // Without slabs and without a receiver the feeder ends; without the feeder the workers do.
         self.slabs.close();
         self.promises.give_up();
+        // It may be waiting for storage.
+        self.feeder.abort();
+        self.work.close();
+        let until = Instant::now() + PATIENCE_AT_END;
         for worker in self.workers.drain(..) {
-            let _ = worker.join();
+            while !worker.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // One that still reads ends once it has read, and nobody wants what it makes.
+            if worker.is_finished() {
+                let _ = worker.join();
+            }
         }
     }
 }
@@ -128,7 +147,7 @@ struct Feeder<S: Slab> {
 }
 
 impl<S: Slab> Feeder<S> {
-    /// Ends when the stream does, when nobody listens any more, or on an error, which it hands on.
+    /// Ends when the stream does, which it says, when nobody listens any more, or on an error, which it hands on.
     async fn run(self) {
         let mut parts = self.parts();
         let mut reading = FuturesOrdered::new();
@@ -144,9 +163,10 @@ impl<S: Slab> Feeder<S> {
                         return;
                     }
                 }
-                else => return,
+                else => break,
             }
         }
+        let _ = self.batches.send(Promise::End).await;
     }
 
     async fn locate(&self, next: NextPart<S>) -> (NextPart<S>, Result<Vec<Located>, StoreError>) {
@@ -217,6 +237,8 @@ impl<S: Slab> Parts<'_, S> {
 
     /// Lays out batch `number` in the slab; `None` when nobody listens any more.
     fn begin(&mut self, number: u64, slab: S) -> Option<()> {
+        #[cfg(test)]
+        assert!(number != tests::FAULT, "a fault of the feeder's");
         let source = &self.feeder.source;
         let around = self.batches.shards_around(number);
         if around != self.around {
@@ -226,7 +248,7 @@ impl<S: Slab> Parts<'_, S> {
         let samples = self.batches.samples(number);
         let (done, promise) = bounded(1);
         // There is room for as many promises as there are slabs.
-        self.feeder.batches.try_send((number, promise)).ok()?;
+        self.feeder.batches.try_send(Promise::Batch(number, promise)).ok()?;
         self.coming.extend(workers::begin(
             source,
             number,

@@ -84,6 +84,9 @@ pub enum LoadError {
     /// Whoever else should make the batches does not.
     #[error(transparent)]
     Elsewhere(#[from] StreamError),
+    /// Nobody makes batches any more, and nobody said that the stream ends; the message is on stderr.
+    #[error("whatever reads ahead died before the stream had ended")]
+    NothingPromised,
     /// A worker thread died; its message is on stderr.
     #[error("a worker thread died while it made batch {0}")]
     Worker(u64),
@@ -95,7 +98,9 @@ impl Classify for LoadError {
             Self::Value(error) => error.class(),
             Self::Store(error) => error.class(),
             Self::Elsewhere(error) => error.class(),
-            Self::Budget(_) | Self::Quarantine(_) | Self::NothingSound(_) | Self::Worker(_) => ErrorClass::Runtime,
+            Self::Budget(_) | Self::Quarantine(_) | Self::NothingSound(_) | Self::NothingPromised | Self::Worker(_) => {
+                ErrorClass::Runtime
+            }
         }
     }
 }

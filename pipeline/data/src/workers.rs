@@ -3,6 +3,7 @@
 //! Who asks for a batch they do not know. A batch that several workers make is done
 //! when the last of them has filled its part.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -10,7 +11,7 @@ use async_channel::{Receiver, Sender};
 use simclr_ground::activity::Activity;
 use simclr_ground::batch::{Batch, Filled, Layout, NO_LABEL, Part, PixelOrder, Slab, split};
 use simclr_ground::sample::SampleRef;
-use simclr_image::damage::Damage;
+use simclr_image::damage::{Damage, DamageReason};
 use simclr_image::views::{Key, ViewMaker};
 
 use crate::metrics::{self, PipelineMetrics};
@@ -176,11 +177,12 @@ impl Worker {
         let num_images = images.len();
         for ((image, wanted), located) in images.zip(samples).zip(located) {
             time.turn_to(Activity::Read);
-            let used = self.decode_or_replace(maker, memory, time, batch.epoch, wanted, located)?;
-            time.turn_to(Activity::Augment);
-            for view in 0..maker.steps().len() {
-                maker.write(view, part.view_mut(image, view));
-            }
+            let mut write = |maker: &mut ViewMaker| {
+                for view in 0..maker.steps().len() {
+                    maker.write(view, part.view_mut(image, view));
+                }
+            };
+            let used = self.make_or_replace((maker, &mut write), memory, time, batch.epoch, wanted, located)?;
             if used != wanted {
                 let label = source.store.manifest().shards[used.shard as usize].label(used.index as usize);
                 batch.note(|filled| {
@@ -195,10 +197,11 @@ impl Worker {
         Ok(part.finish())
     }
 
-    /// Decodes the sample, or if it is damaged the first sound one after it in the manifest; which one it was.
-    fn decode_or_replace(
+    /// Decodes the sample and writes its views, or if it is damaged those of the first sound one after it in the manifest;
+    /// which one it was.
+    fn make_or_replace(
         &self,
-        maker: &mut ViewMaker,
+        (maker, write): (&mut ViewMaker, &mut dyn FnMut(&mut ViewMaker)),
         memory: &mut Vec<u8>,
         time: &mut metrics::Worker,
         epoch: u64,
@@ -217,11 +220,26 @@ impl Worker {
                 };
                 let bytes = source.store.bytes(sample, &located, memory, &self.storage)?;
                 let rows = source.store.manifest().shards[sample.shard as usize].rows(sample.index as usize);
-                time.turn_to(Activity::Decode);
-                match maker.decode(bytes, rows, key) {
-                    Ok(()) => return Ok(sample),
-                    Err(damage) => source.quarantine.record(entry(source, sample, damage))?,
-                }
+                let made = shielded(|| {
+                    time.turn_to(Activity::Decode);
+                    #[cfg(test)]
+                    assert!(bytes != tests::FAULT, "a fault of the decoder's");
+                    maker.decode(bytes, rows, key)?;
+                    time.turn_to(Activity::Augment);
+                    write(maker);
+                    Ok(())
+                });
+                let damage = match made {
+                    Ok(Ok(())) => return Ok(sample),
+                    Ok(Err(damage)) => damage,
+                    Err(damage) => {
+                        // Whatever it was about to do, its buffers are half done.
+                        let config = &source.plan.config;
+                        *maker = ViewMaker::new(&config.recipe, config.data.decode_limits());
+                        damage
+                    }
+                };
+                source.quarantine.record(entry(source, sample, damage))?;
                 time.turn_to(Activity::Read);
             }
             located = None;
@@ -231,6 +249,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// Does what must not end a worker: a picture that a decoder has no answer to is damaged, as far as a stream is concerned.
+fn shielded<T>(work: impl FnOnce() -> T) -> Result<T, Damage> {
+    let gave_up = |_| Damage::new(DamageReason::Corrupt, "the decoder gave up on it");
+    catch_unwind(AssertUnwindSafe(work)).map_err(gave_up)
 }
 
 fn entry(source: &Source, sample: SampleRef, damage: Damage) -> QuarantineEntry {
@@ -243,4 +267,10 @@ fn entry(source: &Source, sample: SampleRef, damage: Damage) -> QuarantineEntry 
         reason: damage.reason.name().into(),
         detail: damage.detail,
     }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    /// A picture that our decoder is not up to.
+    pub const FAULT: &[u8] = b"a fault of the decoder's";
 }

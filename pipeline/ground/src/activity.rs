@@ -115,6 +115,11 @@ impl Activities {
         Stopwatch { all: self.clone(), doing, activity: Activity::Idle, since: now }
     }
 
+    /// Requests for bytes that are under way.
+    pub fn requests(&self) -> u32 {
+        self.0.fetching().requests as u32
+    }
+
     /// Says that bytes are asked for, as long as the answer lives.
     pub fn fetch(&self) -> Request {
         let mut fetching = self.0.fetching();

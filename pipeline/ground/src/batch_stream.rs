@@ -1,6 +1,7 @@
 //! A stream of batches as whoever trains on it sees it: where it is, what it is made of, and how the next batch is had.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::batch::{Batch, Slab};
 use crate::error::{Classify, ErrorClass};
@@ -29,13 +30,45 @@ pub struct StreamSummary {
     pub num_classes: Option<usize>,
 }
 
+/// What comes next of a stream.
+// It is taken apart where it is given; a box would be an allocation for each batch.
+#[allow(clippy::large_enum_variant)]
+pub enum Next<S: Slab> {
+    /// A batch.
+    Batch(Batch<S>),
+    /// Nothing: it was said that the stream ends here.
+    End,
+    /// A batch, but it is not there yet.
+    NotYet,
+}
+
+/// How long is waited at a time by those who wait as long as it takes.
+pub const LONG: Duration = Duration::from_secs(3600);
+
 /// Batches one after the other, wherever they are made.
 pub trait BatchStream<S: Slab> {
+    /// What comes next, in order; blocks until it is there, but for so long at most.
+    ///
+    /// # Errors
+    /// Whatever stopped the stream; after an error it is at its end.
+    fn next_within(&mut self, patience: Duration) -> Result<Next<S>, StreamError>;
+
     /// The next batch, in order; `None` at the end of the stream. Blocks until it is there.
     ///
     /// # Errors
     /// Whatever stopped the stream; after an error it is at its end.
-    fn next_batch(&mut self) -> Result<Option<Batch<S>>, StreamError>;
+    fn next_batch(&mut self) -> Result<Option<Batch<S>>, StreamError> {
+        loop {
+            match self.next_within(LONG)? {
+                Next::Batch(batch) => return Ok(Some(batch)),
+                Next::End => return Ok(None),
+                Next::NotYet => {}
+            }
+        }
+    }
+
+    /// What the stream itself waits for at this moment, in words for people.
+    fn waits_for(&self) -> String;
 
     /// How long was waited for batches so far, and for what.
     fn waited(&self) -> Waited;

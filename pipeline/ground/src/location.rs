@@ -127,6 +127,17 @@ impl Location {
     }
 }
 
+/// A path as a configuration has it, from the root on, so that it means the same in every folder; a URL does anyway.
+///
+/// # Errors
+/// If the path is empty, or there is no current folder.
+pub fn absolute(path: &Path) -> std::io::Result<PathBuf> {
+    match path.to_str() {
+        Some(text) if text.contains("://") => Ok(path.to_owned()),
+        _ => std::path::absolute(path),
+    }
+}
+
 impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -186,6 +197,15 @@ mod tests {
             assert!(!below("https://host/set", name), "{name}");
         }
         assert!(below("https://host/set", "https://host/set/a.tar"), "by its whole name");
+    }
+
+    #[test]
+    fn a_path_is_made_absolute_and_a_url_stays() {
+        for url in ["https://host/set/manifest.json", "s3://bucket/manifest.json", "file:///set/manifest.json"] {
+            assert_eq!(absolute(Path::new(url)).unwrap(), Path::new(url));
+        }
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(absolute(Path::new("set/manifest.json")).unwrap(), here.join("set/manifest.json"));
     }
 
     #[test]

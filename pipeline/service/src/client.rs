@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_channel::{Receiver, Sender, bounded};
-use simclr_data::promise::Promises;
+use simclr_data::promise::{Promise, Promises};
 use simclr_data::source::{LoadError, Source};
 use simclr_data::workers::Making;
-use simclr_ground::batch::{Batch, Filled, NO_LABEL, Part, Slab, split};
-use simclr_ground::batch_stream::{BatchStream, StreamError};
+use simclr_ground::batch::{Filled, NO_LABEL, Part, Slab, split};
+use simclr_ground::batch_stream::{BatchStream, Next, StreamError};
 use simclr_ground::position::Share;
 use simclr_ground::stall::Waited;
 use tokio::task::JoinSet;
@@ -29,6 +29,7 @@ use crate::wire::{self, Group, MessageInfo};
 pub struct Feed<S: Slab> {
     promises: Promises<S>,
     slabs: Sender<S>,
+    nodes: Arc<Nodes>,
     _tasks: JoinSet<()>,
 }
 
@@ -84,16 +85,20 @@ impl<S: Slab> Feed<S> {
             };
             tasks.spawn_on(receiver.run(wanted), runtime);
         }
-        let (batch_sender, promised) = bounded(num_slabs);
+        let (batch_sender, promised) = bounded(num_slabs + 1);
         let asking = Asking { source: source.clone(), share, slabs: slab_receiver, home: slab_sender.clone(), shares };
         tasks.spawn_on(asking.run(batches, batch_sender), runtime);
-        Ok(Self { promises: Promises::new(promised, source), slabs: slab_sender, _tasks: tasks })
+        Ok(Self { promises: Promises::new(promised, source, runtime), slabs: slab_sender, nodes: all, _tasks: tasks })
     }
 }
 
 impl<S: Slab> BatchStream<S> for Feed<S> {
-    fn next_batch(&mut self) -> Result<Option<Batch<S>>, StreamError> {
-        self.promises.next_batch().map_err(StreamError::new)
+    fn next_within(&mut self, patience: Duration) -> Result<Next<S>, StreamError> {
+        self.promises.next_within(patience).map_err(StreamError::new)
+    }
+
+    fn waits_for(&self) -> String {
+        self.nodes.told()
     }
 
     fn waited(&self) -> Waited {
@@ -132,8 +137,6 @@ struct Wanted<S: Slab> {
     batch: Arc<Making<S>>,
 }
 
-type Promise<S> = (u64, Receiver<Result<Batch<S>, LoadError>>);
-
 impl<S: Slab> Asking<S> {
     async fn run(self, (from, to): (u64, Option<u64>), promises: Sender<Promise<S>>) {
         let plan = &self.source.plan;
@@ -151,7 +154,7 @@ impl<S: Slab> Asking<S> {
                 waited_there: None,
             };
             let batch = Arc::new(Making::new(filled, done, self.home.clone(), &self.source.metrics));
-            if promises.send((number, promise)).await.is_err() {
+            if promises.send(Promise::Batch(number, promise)).await.is_err() {
                 return;
             }
             let parts = split(slab, layout, images / self.shares.len());
@@ -161,6 +164,7 @@ impl<S: Slab> Asking<S> {
                 }
             }
         }
+        let _ = promises.send(Promise::End).await;
     }
 }
 

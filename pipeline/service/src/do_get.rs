@@ -28,7 +28,10 @@ pub(super) trait Tickets: Clone + Send + Sync + 'static {
     fn check_token(&self, headers: &http::HeaderMap) -> Result<(), Status>;
 
     /// The frames that answer the ticket in these bytes.
-    fn open(&self, ticket: &[u8]) -> Result<impl futures::Stream<Item = Frame<Bytes>> + Send + 'static, Status>;
+    fn open(
+        &self,
+        ticket: &[u8],
+    ) -> impl Future<Output = Result<impl futures::Stream<Item = Frame<Bytes>> + Send + 'static, Status>> + Send;
 }
 
 /// Answers `DoGet` by itself and leaves all else to the generated code.
@@ -81,7 +84,7 @@ async fn do_get<T: Tickets>(flight: &T, request: Request<Body>) -> Result<Respon
         return Err(malformed());
     }
     let ticket = FlightTicket::decode(message).map_err(|_| malformed())?;
-    let frames = flight.open(&ticket.ticket)?.map(Ok::<_, Status>);
+    let frames = flight.open(&ticket.ticket).await?.map(Ok::<_, Status>);
     let mut response = Response::new(Body::new(StreamBody::new(frames)));
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
     Ok(response)

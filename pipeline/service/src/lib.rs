@@ -52,6 +52,9 @@ const IDLE_PROBE: Duration = Duration::from_secs(5);
 /// server fails no call, it keeps it waiting.
 const STORAGE_SILENCE: Duration = Duration::from_secs(10);
 
+/// How long clients that come before the first batch is made wait for it, before they are told to try elsewhere.
+const PATIENCE_AT_START: Duration = Duration::from_secs(30);
+
 /// What a service may use and whom it lets in; none of it changes what it serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,6 +95,8 @@ pub struct Service {
     metrics: ServiceMetrics,
     health: watch::Sender<Result<(), String>>,
     draining: watch::Sender<bool>,
+    /// Whether it is known yet if batches can be made.
+    begun: watch::Sender<bool>,
     /// Samples that can be read if and only if batches can be made.
     probe: Mutex<Vec<SampleRef>>,
     /// A worker thread died.
@@ -136,10 +141,21 @@ impl Service {
         let metrics = ServiceMetrics::register();
         metrics.set_ready(false);
         let health = watch::Sender::new(Err("the first batch is not made yet".to_owned()));
-        let draining = watch::Sender::new(false);
+        let (draining, begun) = (watch::Sender::new(false), watch::Sender::new(false));
         let broken = AtomicBool::new(false);
-        let service =
-            Self { maker, groups, rows_per_message, batches_ahead, config, metrics, health, draining, probe, broken };
+        let service = Self {
+            maker,
+            groups,
+            rows_per_message,
+            batches_ahead,
+            config,
+            metrics,
+            health,
+            draining,
+            begun,
+            probe,
+            broken,
+        };
         let service = Arc::new(service);
         runtime.spawn(service.clone().watch_health());
         Ok(service)
@@ -157,6 +173,20 @@ impl Service {
             return Err("a worker thread died".into());
         }
         self.health.borrow().clone()
+    }
+
+    /// As [`Service::ready`], but in its first moments the service waits until it knows.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub async fn ready_soon(&self) -> Result<(), String> {
+        let mut begun = self.begun.subscribe();
+        let known = begun.wait_for(|begun| *begun);
+        tokio::select! {
+            _ = tokio::time::timeout(PATIENCE_AT_START, known) => {},
+            () = self.drained() => {},
+        }
+        self.ready()
     }
 
     /// Whether the service works at all, so that it need not be started anew.
@@ -250,6 +280,7 @@ impl Service {
             made |= result.is_ok();
             let ready = result.is_ok();
             self.set_health(result);
+            self.begun.send_replace(true);
             pause = if ready { first_pause } else { (2 * pause).min(longest_pause) };
             let wait = if ready { IDLE_PROBE } else { pause };
             let mut health = self.health.subscribe();

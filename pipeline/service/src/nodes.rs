@@ -102,10 +102,7 @@ impl Nodes {
                 if let Some(link) = state.assigned(share, world) {
                     return Ok(link.clone());
                 }
-                let told = || {
-                    let tell = |(node, state): (&Node, &NodeState)| format!("{}: {}", node.url, state.why);
-                    self.nodes.iter().zip(&state.nodes).map(tell).collect::<Vec<_>>().join("; ")
-                };
+                let told = || self.told_of(&state);
                 if state.nodes.iter().all(|node| node.refuses) {
                     return Err(FeedError::Refused(told()));
                 }
@@ -120,6 +117,19 @@ impl Nodes {
                 () = tokio::time::sleep_until(patience_ends.into()) => {},
             }
         }
+    }
+
+    /// How it stands with each node, for people.
+    pub fn told(&self) -> String {
+        self.told_of(&self.state.borrow())
+    }
+
+    fn told_of(&self, state: &State) -> String {
+        let tell = |(node, state): (&Node, &NodeState)| match &state.link {
+            Some(_) => format!("{}: answers, and has not sent the batch yet", node.url),
+            None => format!("{}: {}", node.url, state.why),
+        };
+        self.nodes.iter().zip(&state.nodes).map(tell).collect::<Vec<_>>().join("; ")
     }
 
     /// Says that the link failed.

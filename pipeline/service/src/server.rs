@@ -161,9 +161,9 @@ impl Tickets for Flight {
         Err(Status::unauthenticated("the bearer token of this service is wanted"))
     }
 
-    fn open(&self, ticket: &[u8]) -> Result<impl Stream<Item = Frame<Bytes>> + Send + 'static, Status> {
+    async fn open(&self, ticket: &[u8]) -> Result<impl Stream<Item = Frame<Bytes>> + Send + 'static, Status> {
         let ticket = self.ticket(ticket)?;
-        self.check_ready()?;
+        self.check_ready().await?;
         let messages = stream::open(&self.service, &ticket);
         Ok(framing::frames(messages.inspect_err(|_| self.service.metrics.add_refused("limit"))?))
     }
@@ -182,8 +182,8 @@ impl Flight {
         })
     }
 
-    fn check_ready(&self) -> Result<(), Status> {
-        self.service.ready().map_err(|why| {
+    async fn check_ready(&self) -> Result<(), Status> {
+        self.service.ready_soon().await.map_err(|why| {
             self.service.metrics.add_refused("not_ready");
             Status::unavailable(format!("not ready: {why}"))
         })
@@ -257,7 +257,7 @@ impl FlightService for Flight {
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
         let descriptor = request.into_inner();
         let ticket = self.described(&descriptor)?;
-        self.check_ready()?;
+        self.check_ready().await?;
         Ok(Response::new(self.info(&ticket, descriptor)?))
     }
 

@@ -22,12 +22,13 @@ use tch::{Device, Tensor};
 
 use super::eval::ManifestData;
 use super::train::live::Live;
-use super::train::{show, stop_on_signals, train};
+use super::train::{show, train};
 use crate::commands::Run;
 use crate::config::Config;
 use crate::drawing::contact_sheet::contact_sheet;
 use crate::output::ExitStatus;
 use crate::output::Output;
+use crate::signals::Stop;
 use crate::telemetry::progress::Progress;
 use crate::{open, report};
 
@@ -70,7 +71,9 @@ impl Run for QuickstartArgs {
         }
         let device = device::open(config.machine.device)?;
         device::compute_on_cpu(open::torch_threads(&config.machine, 1));
-        let stop = stop_on_signals()?;
+        let stop = Stop::on_signals()?;
+        // What is half drawn is removed.
+        stop.in_order();
 
         say(format!(
             "drawing {} + {} pictures of {} classes and packing them",
@@ -109,17 +112,18 @@ impl Run for QuickstartArgs {
             }
             Ok((neighbours.top1, probe.top1))
         };
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_asked() {
             return Ok(ExitStatus::Interrupted);
         }
         let (knn_before, linear_before) = evaluate(&model, 0)?;
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_asked() {
             return Ok(ExitStatus::Interrupted);
         }
         say(format!("untrained encoder: kNN {:.1} %, linear {:.1} %", 100.0 * knn_before, 100.0 * linear_before));
 
         let outcome = train(&config, &folder, false, (&stop, &live, None), runtime.handle(), output)?;
-        if outcome.end == End::Interrupted || stop.load(Ordering::Relaxed) {
+        stop.in_order();
+        if outcome.end == End::Interrupted || stop.is_asked() {
             say(format!("stopped at step {}; `train --run {} --resume` goes on", outcome.step, path.display()));
             return Ok(ExitStatus::Interrupted);
         }
@@ -127,7 +131,7 @@ impl Run for QuickstartArgs {
         let (newest, _) = newest.ok_or_else(|| Error::runtime("the run has written no checkpoint"))?;
         checkpoint::load(&newest, &model.parameters, None)?;
         let (knn_after, linear_after) = evaluate(&model, outcome.step)?;
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_asked() {
             return Ok(ExitStatus::Interrupted);
         }
         let report = folder.join("report.html");

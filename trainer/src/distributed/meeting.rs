@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use simclr_ground::patience::{LongWait, saying};
 use simclr_torch::Said;
 use simclr_torch::c10d::Store;
 
@@ -29,7 +30,19 @@ impl Meeting {
     pub fn open(place: &Place, timeout: Duration) -> Result<Self, RanksError> {
         let keep = keeps_store(place);
         let prefix = format!("simclr-pipeline/{}", place.restarts);
-        let opened = Store::open((&place.host, place.port), keep, &prefix, timeout);
+        let &Place { rank, world, ref host, port, .. } = place;
+        let say = move |waited: Duration| {
+            let seconds = waited.as_secs();
+            match place.launcher_keeps_store {
+                true => tracing::warn!("rank {rank} has waited {seconds} s for its launcher's store at {host}:{port}"),
+                false => tracing::warn!(
+                    "rank {rank} of {world} has waited {seconds} s for rank 0, which keeps the store at {host}:{port} \
+                     (MASTER_ADDR, MASTER_PORT): it has not begun, or can't be reached there; {}",
+                    place.told_by
+                ),
+            }
+        };
+        let opened = saying(say, || Store::open((host, port), keep, &prefix, timeout));
         let (store, _) = opened.map_err(|why| RanksError::Store {
             rank: place.rank,
             what: if keep { "open" } else { "reach" },
@@ -51,11 +64,22 @@ impl Meeting {
     /// If one of them fails, or does not say anything in time.
     pub fn exchange(&self, key: &str, own: &str) -> Result<Vec<String>, RanksError> {
         self.say(&format!("{key}/{}", self.place.rank), own)?;
-        let began = Instant::now();
+        let (began, mut long) = (Instant::now(), LongWait::default());
+        let mut waiting = || {
+            let Some(waited) = long.due() else { return };
+            let absent = |&rank: &u32| matches!(self.store.get(&format!("{key}/{rank}"), Duration::ZERO), Ok(None));
+            let absent: Vec<u32> = (0..self.place.world).filter(absent).collect();
+            let Place { rank, world, told_by, host, port, .. } = &self.place;
+            tracing::warn!(
+                "rank {rank} has waited {} s: of a world of {world}, {} not come to {host}:{port}; {told_by}",
+                waited.as_secs(),
+                named(&absent, "has", "have"),
+            );
+        };
         let mut all = Vec::new();
         let mut missing = Vec::new();
         for rank in 0..self.place.world {
-            match self.word_of(rank, &format!("{key}/{rank}"), Some(began + self.timeout))? {
+            match self.word_of(rank, &format!("{key}/{rank}"), Some(began + self.timeout), &mut waiting)? {
                 Some(word) => all.push(word),
                 None => missing.push(rank),
             }
@@ -64,7 +88,7 @@ impl Meeting {
             self.say(&format!("{key}-read/{}", self.place.rank), "")?;
             for rank in (1..self.place.world).filter(|_| self.keeps_store()) {
                 // Whatever this rank does next, the others shall have read it all.
-                self.word_of(rank, &format!("{key}-read/{rank}"), Some(began + self.timeout))?;
+                self.word_of(rank, &format!("{key}-read/{rank}"), Some(began + self.timeout), &mut waiting)?;
             }
             return Ok(all);
         }
@@ -77,9 +101,16 @@ impl Meeting {
         self.store.set(key, word).map_err(|said| self.keeper_gone(said))
     }
 
-    /// The word at `key`, which `rank` is to leave; `None` if it is not there in time.
-    pub(super) fn word_of(&self, rank: u32, key: &str, until: Option<Instant>) -> Result<Option<String>, RanksError> {
+    /// The word at `key`, which `rank` is to leave; `None` if it is not there in time. `waiting` is called now and then.
+    pub(super) fn word_of(
+        &self,
+        rank: u32,
+        key: &str,
+        until: Option<Instant>,
+        waiting: &mut dyn FnMut(),
+    ) -> Result<Option<String>, RanksError> {
         loop {
+            waiting();
             let left = until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()));
             let word = self.store.get(key, left.min(LOOK)).map_err(|said| self.keeper_gone(said))?;
             if word.is_some() {
@@ -92,6 +123,22 @@ impl Meeting {
                 return Ok(None);
             }
         }
+    }
+
+    /// What another rank said that went wrong, once one has.
+    pub(super) fn failure_elsewhere(&self) -> RanksError {
+        let until = Instant::now() + self.timeout;
+        while Instant::now() < until {
+            for rank in (0..self.place.world).filter(|&rank| rank != self.place.rank) {
+                match self.failure_of(rank) {
+                    Ok(Some(what)) => return RanksError::Failed { rank, what },
+                    Ok(None) => {}
+                    Err(error) => return error,
+                }
+            }
+            std::thread::sleep(LOOK);
+        }
+        RanksError::Lost { who: "a rank that failed is".into(), said: "it did not say why".into() }
     }
 
     /// What `rank` said that went wrong.
@@ -127,7 +174,7 @@ impl Meeting {
             let until = Instant::now() + ROLL_CALL;
             let mut lost = Vec::new();
             for rank in (0..self.place.world).filter(|&rank| rank != own) {
-                if self.word_of(rank, &format!("noticed/{rank}"), Some(until))?.is_none() {
+                if self.word_of(rank, &format!("noticed/{rank}"), Some(until), &mut || {})?.is_none() {
                     lost.push(rank);
                 }
             }
@@ -180,6 +227,7 @@ mod tests {
             port: 1,
             launcher_keeps_store: false,
             restarts: 0,
+            told_by: "this test says so".into(),
         };
         let message = Meeting::open(&place, Duration::from_secs(1)).err().unwrap().to_string();
         assert!(message.starts_with("rank 1 cannot reach the store at 127.0.0.1:1 (MASTER_ADDR"), "{message}");

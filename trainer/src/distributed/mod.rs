@@ -35,4 +35,6 @@ pub struct Place {
     pub launcher_keeps_store: bool,
     /// How often the launcher has started all ranks anew.
     pub restarts: u32,
+    /// Who says that this is a rank, and how; for people.
+    pub told_by: String,
 }

@@ -108,7 +108,8 @@ pub fn place(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>> {
     };
     let launcher_keeps_store = get("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True");
     let restarts = get("TORCHELASTIC_RESTART_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0);
-    Ok(Some(Place { rank, world, local_rank, local_world, host, port, launcher_keeps_store, restarts }))
+    let told_by = format!("{} says so: {} = {rank}, {} = {world}", names.launcher, names.rank, names.world);
+    Ok(Some(Place { rank, world, local_rank, local_world, host, port, launcher_keeps_store, restarts, told_by }))
 }
 
 /// The first machine of Slurm's list: `gpu[03-07,9],login` begins with `gpu03`.
@@ -223,6 +224,7 @@ mod tests {
             port: 29500,
             launcher_keeps_store: true,
             restarts: 2,
+            told_by: "torchrun says so: RANK = 5, WORLD_SIZE = 8".into(),
         };
         assert_eq!(of(&torchrun).unwrap(), Some(wanted.clone()));
         let slurm = [
@@ -237,7 +239,8 @@ mod tests {
         let placed = of(&slurm).unwrap().unwrap();
         assert_eq!((placed.host.as_str(), placed.port), ("gpu03", 25_042));
         let own = Place { launcher_keeps_store: false, restarts: 0, ..wanted.clone() };
-        assert_eq!(Place { host: own.host.clone(), port: own.port, ..placed }, own);
+        assert_eq!(placed.told_by, "Slurm says so: SLURM_PROCID = 5, SLURM_STEP_NUM_TASKS = 8");
+        assert_eq!(Place { host: own.host.clone(), port: own.port, told_by: own.told_by.clone(), ..placed }, own);
         assert_eq!(of(&slurm[1..]).unwrap(), None, "a batch script is no rank");
         let job = [("RANK", "3"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "r50-master-0"), ("MASTER_PORT", "23456")];
         let placed = of(&job).unwrap().unwrap();

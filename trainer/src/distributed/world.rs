@@ -3,14 +3,15 @@
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use simclr_ground::patience::{LongWait, saying};
 use simclr_torch::Said;
 use simclr_torch::c10d::{self, Group};
 use tch::{Device, Tensor};
 
 use super::{Meeting, Place, RanksError, Reducer};
-use crate::error::TrainError;
+use crate::error::{TrainError, named};
 
 /// All ranks of a training; or the only process, which has no one to wait for.
 pub struct World {
@@ -46,7 +47,13 @@ impl World {
             })?),
             false => None,
         };
-        let group = Group::open((&meeting.store, host), rank, world, meeting.timeout, nccl);
+        let say = |waited: Duration| {
+            let seconds = waited.as_secs();
+            tracing::warn!(
+                "rank {rank} has waited {seconds} s for the other ranks of {world}: they are there, and connect to each other"
+            );
+        };
+        let group = saying(say, || Group::open((&meeting.store, host), rank, world, meeting.timeout, nccl));
         let group = group.map_err(|said| meeting.call_roll(said))?;
         let members = Members { group, meeting, said: RefCell::new(None) };
         Ok(Rc::new(Self { rank, size: world, members: Some(members) }))
@@ -104,14 +111,32 @@ impl World {
         })
     }
 
-    /// Whether `own` is set on any rank.
+    /// Which of these are set on any rank.
     ///
     /// # Errors
     /// If a rank is gone.
-    pub fn any(&self, own: bool) -> Result<bool, TrainError> {
-        let count = Tensor::from(f32::from(own));
-        self.sum(&count)?;
-        Ok(f64::try_from(&count)? > 0.0)
+    pub fn any<const N: usize>(&self, own: [bool; N]) -> Result<[bool; N], TrainError> {
+        if self.members.is_none() {
+            return Ok(own);
+        }
+        let counts = Tensor::from_slice(&own.map(f32::from));
+        let rank = self.rank;
+        let say = |waited: Duration| {
+            let seconds = waited.as_secs();
+            tracing::warn!(
+                "rank {rank} has waited {seconds} s for the other ranks to be ready for the next step: the one that has no \
+                 batch yet says what that waits for"
+            );
+        };
+        saying(say, || self.sum(&counts))?;
+        let counts = Vec::<f32>::try_from(&counts)?;
+        Ok(std::array::from_fn(|i| counts[i] > 0.0))
+    }
+
+    /// What made another rank stop; to be asked once it is known that one did.
+    pub fn failure_elsewhere(&self) -> TrainError {
+        let alone = || RanksError::Lost { who: "no rank is known to be".into(), said: "this process is alone".into() };
+        self.members.as_ref().map_or_else(alone, |members| members.meeting.failure_elsewhere()).into()
     }
 
     /// Batch norm over all ranks' `x`, `[N, C, ...]`; `None` if there are no others. What fails here is told by the next
@@ -175,7 +200,7 @@ impl World {
         if self.leads() {
             return Ok(meeting.say(what, "")?);
         }
-        meeting.word_of(0, what, None)?;
+        meeting.word_of(0, what, None, &mut waiting(self.rank, &[0], what))?;
         Ok(())
     }
 
@@ -191,7 +216,7 @@ impl World {
         if self.leads() {
             let until = Instant::now() + meeting.timeout;
             for rank in 1..self.size {
-                meeting.word_of(rank, &format!("left/{rank}"), Some(until))?;
+                meeting.word_of(rank, &format!("left/{rank}"), Some(until), &mut waiting(0, &[rank], "left"))?;
             }
         }
         Ok(())
@@ -207,6 +232,18 @@ impl Members {
             None => call(&self.group),
         };
         Ok(said.map_err(|said| self.meeting.call_roll(first_line(&said)))?)
+    }
+}
+
+/// Says, once a wait is long, which rank waits for which others, to have done what.
+fn waiting(rank: u32, others: &[u32], what: &str) -> impl FnMut() {
+    let (others, what) = (named(others, "has", "have"), what.split('/').next().unwrap_or_default().to_owned());
+    let mut long = LongWait::default();
+    move || {
+        if let Some(waited) = long.due() {
+            let seconds = waited.as_secs();
+            tracing::info!("rank {rank} has waited {seconds} s: {others} not said yet: {what}");
+        }
     }
 }
 

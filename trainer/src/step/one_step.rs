@@ -1,10 +1,12 @@
 //! One step: a batch comes to the device, the device is asked for the step, its numbers are waited for. On a GPU the three
 //! overlap with those of the next batch.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use simclr_ground::batch::Batch;
-use simclr_ground::batch_stream::BatchStream;
+use simclr_ground::batch_stream::{BatchStream, Next};
+use simclr_ground::patience::{LOOK, LongWait};
 use simclr_ground::stall::Waited;
 use tch::{Device, Tensor};
 
@@ -57,13 +59,33 @@ struct Told {
 }
 
 impl Training {
-    /// Waits for the next batch, and begins to bring it onto the device.
-    pub(super) fn fetch(&self, batches: &mut dyn BatchStream<DeviceSlab>) -> Result<Arrived, TrainError> {
+    /// Waits for the next batch, and begins to bring it onto the device; `None` if `stop` is set before it is there.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn fetch(
+        &self,
+        batches: &mut dyn BatchStream<DeviceSlab>,
+        stop: &AtomicBool,
+    ) -> Result<Option<Arrived>, TrainError> {
         let (began, before) = (Instant::now(), batches.waited());
-        let batch = batches.next_batch()?.expect("a shuffled stream has no end");
+        let mut long = LongWait::default();
+        let batch = loop {
+            match batches.next_within(LOOK)? {
+                Next::Batch(batch) => break batch,
+                Next::End => return Err(TrainError::StreamEnded { batch: self.step }),
+                Next::NotYet if stop.load(Ordering::Relaxed) => return Ok(None),
+                Next::NotYet => {
+                    if let Some(waited) = long.due() {
+                        let (seconds, what) = (waited.as_secs(), batches.waits_for());
+                        tracing::warn!("batch {} is waited for since {seconds} s, and so is {what}", self.step);
+                    }
+                }
+            }
+        };
         assert_eq!(batch.position.batch, self.step, "step and batch go together");
         let (wait, waited) = (began.elapsed(), batches.waited().since(&before));
-        Ok(Arrived { pixels: self.uploader.begin(&batch)?, batch, wait, waited })
+        Ok(Some(Arrived { pixels: self.uploader.begin(&batch)?, batch, wait, waited }))
     }
 
     /// Asks the device for a step. A GPU has then only begun: nothing here waits for it.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use simclr_ground::batch_stream::{BatchStream, StreamSummary};
-use simclr_ground::error::{InvalidValue, Result};
+use simclr_ground::error::{Error, ErrorClass, InvalidValue, Result};
 use simclr_ground::position::Position;
 use simclr_ground::stall::Waited;
 use tch::{Device, Tensor};
@@ -173,6 +173,9 @@ impl Training {
 
     /// Trains to the last step, or until `stop` is set on any rank. The stream must begin at batch [`Training::step`].
     ///
+    /// What is learnt is kept in a checkpoint whenever this ends between two steps: when it is asked to, when no batch
+    /// comes, and when an evaluation fails. Once a step was taken, the input was right: what fails then is nobody's input.
+    ///
     /// # Errors
     /// If the stream stops, the loss is no number, a checkpoint can't be written, or a rank is gone.
     pub fn run(
@@ -183,47 +186,71 @@ impl Training {
         stop: &AtomicBool,
         mut between: Between<'_>,
     ) -> Result<End> {
+        let began = self.step;
         let mut saved = self.step;
         let mut next = None;
         while self.step < self.last_step() {
             let counted = self.spent;
-            let arrived = match next.take() {
-                Some(arrived) => arrived,
-                None => self.fetch(batches)?,
+            let arrived = next.take().unwrap_or_else(|| self.fetch(batches, stop));
+            // All ranks end after the same step, so that what one of them keeps is what all of them know.
+            let gives_up = stop.load(Ordering::Relaxed) || matches!(arrived, Ok(None));
+            let [stopped, failed] = self.world.any([gives_up, arrived.is_err()])?;
+            let arrived = match arrived {
+                Ok(Some(arrived)) if !stopped && !failed => arrived,
+                ended => {
+                    let kept = self.keep(saved, stream, checkpoints);
+                    self.world.await_leader(&format!("kept/{}", self.step))?;
+                    let error: Error = match ended {
+                        Err(error) => error.into(),
+                        Ok(_) if failed => self.world.failure_elsewhere().into(),
+                        Ok(_) => return kept.map(|()| End::Interrupted).map_err(Into::into),
+                    };
+                    return Err(while_running(error, self.step > began));
+                }
             };
             let first = self.spent.steps == 0.0;
             let launched = in_memory(self.device, first, || self.launch(arrived))?;
             // While a GPU computes, the next batch comes to it. On the CPU the step is done by now.
             if self.device.is_cuda() && self.step < self.last_step() {
-                next = Some(self.fetch(batches)?);
+                next = Some(self.fetch(batches, stop));
             }
             let report = in_memory(self.device, first, || self.settle(launched))?;
             (between.step)(&report);
             if let Some((every, evaluate)) = &mut between.evaluation
                 && self.step.is_multiple_of(*every)
             {
-                let began = Instant::now();
+                let started = Instant::now();
                 self.settled = None;
-                if self.world.leads() {
-                    evaluate(&self.model, self.step)?;
+                if self.world.leads()
+                    && let Err(error) = evaluate(&self.model, self.step)
+                    // One that was given up ends with the run, at the next step.
+                    && !stop.load(Ordering::Relaxed)
+                {
+                    // Said already if it can't be: what made the evaluation fail is what is to be known.
+                    let _ = self.keep(saved, stream, checkpoints);
+                    return Err(while_running(error, true));
                 }
                 self.world.await_leader(&format!("evaluated/{}", self.step))?;
-                self.spent.evaluation += began.elapsed().as_secs_f64();
+                self.spent.evaluation += started.elapsed().as_secs_f64();
             }
             self.metrics.add_stalls(&self.spent.since(&counted));
-            let stopped = self.world.any(stop.load(Ordering::Relaxed))?;
-            if self.step.is_multiple_of(self.config.checkpoint.every) || self.step == self.last_step() || stopped {
+            if self.step.is_multiple_of(self.config.checkpoint.every) || self.step == self.last_step() {
                 self.save(stream, checkpoints)?;
                 saved = self.step;
-            }
-            if stopped && self.step < self.last_step() {
-                return Ok(End::Interrupted);
             }
         }
         if saved < self.step {
             self.save(stream, checkpoints)?;
         }
         Ok(End::Done)
+    }
+
+    /// Saves what was learnt since the step `saved`, before this ends.
+    fn keep(&mut self, saved: u64, stream: &StreamSummary, checkpoints: &Checkpoints) -> Result<(), TrainError> {
+        if saved == self.step {
+            return Ok(());
+        }
+        self.save(stream, checkpoints).inspect_err(|error| tracing::error!("the steps since {saved} are lost: {error}"))
     }
 
     fn save(&mut self, stream: &StreamSummary, checkpoints: &Checkpoints) -> Result<(), TrainError> {
@@ -241,4 +268,9 @@ impl Training {
         self.metrics.add_stalls(&self.spent.since(&counted));
         Ok(())
     }
+}
+
+/// What ended a run that had taken a step, or none: input that was right for a step has not become wrong since.
+fn while_running(error: Error, stepped: bool) -> Error {
+    if stepped { error.with_class(ErrorClass::Runtime) } else { error }
 }

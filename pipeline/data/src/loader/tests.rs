@@ -26,6 +26,9 @@ fn source(manifest: &Manifest, config: StreamConfig) -> Arc<Source> {
     Arc::new(Source { plan, store, quarantine, metrics })
 }
 
+/// The batch that the feeder of a test is not up to.
+pub const FAULT: u64 = 777;
+
 type Seen = (Vec<u8>, Vec<i64>, Vec<u64>, Vec<usize>);
 
 /// The batches from `from` up to before `to`, and the error that ended the stream.
@@ -307,4 +310,70 @@ fn a_slow_consumer_stops_the_producer() {
     assert_eq!(read, source.metrics.busy_seconds(Stage::Read));
     drop((first, second));
     assert_eq!(loader.next_batch().unwrap().unwrap().position.batch, 2);
+}
+
+/// A picture with which a decoder does not cope is a damaged sample, and nothing else: its place is filled, the stream goes
+/// on, and the worker that met it makes the same pictures of all others.
+#[test]
+fn a_decoder_that_panics_damages_its_sample_and_no_other() {
+    let with = |bytes: &'static [u8]| {
+        Set::draw_with(60, 16, None, move |i, picture| {
+            if i == 7 {
+                *picture = bytes.to_vec();
+            }
+        })
+    };
+    let (sets, mut config) = ([with(crate::workers::tests::FAULT), with(b"no picture at all")], stream(1, 12, 4));
+    config.data.max_damaged = 0.05;
+    let [faulty, damaged] = sets.each_ref().map(|set| source(&set.manifest, config.clone()));
+    let seen = all(&faulty, 1, 2, 0, 10);
+    assert_eq!(faulty.quarantine.entries().len(), 1);
+    assert_eq!(faulty.quarantine.entries()[0].reason, "corrupt");
+    let views = |batches: &[Seen]| {
+        batches.iter().map(|batch| (batch.1.clone(), batch.2.clone(), batch.3.clone())).collect::<Vec<_>>()
+    };
+    assert!(
+        views(&seen) == views(&all(&damaged, 1, 2, 0, 10)),
+        "the damaged sample's place is filled by the same rule"
+    );
+    assert!(seen == all(&source(&sets[0].manifest, config.clone()), 4, 3, 0, 10), "whoever meets it");
+}
+
+/// The end of a stream is said. A feeder that dies before it leaves no complete stream behind, whatever it has promised.
+#[test]
+fn a_stream_whose_feeder_dies_has_not_ended() {
+    let set = Set::draw(60, 16, None);
+    let source = source(&set.manifest, stream(1, 12, 4));
+    let (seen, error) = run(&source, 2, 2, FAULT - 3, FAULT + 3);
+    assert!(seen.len() <= 3 && error.is_some(), "{} batches, and no word of what failed", seen.len());
+    let (none, error) = run(&source, 2, 2, FAULT, FAULT + 3);
+    assert!(none.is_empty() && matches!(error, Some(LoadError::NothingPromised)), "{error:?}");
+    assert!(run(&source, 2, 2, FAULT - 3, FAULT).1.is_none());
+}
+
+/// Who waits for a batch can look up from time to time, and loses nothing by it.
+#[test]
+fn a_batch_that_is_not_there_yet_is_not_lost() {
+    let set = Set::draw(60, 16, None);
+    let source = source(&set.manifest, stream(1, 12, 4));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let slabs = vec![vec![0; source.plan.slab_bytes(Share::ALL)]; 1];
+    let options = LoaderOptions { threads: 1, from_batch: 0, to_batch: Some(3), share: Share::ALL };
+    let mut loader = Loader::start(source.clone(), slabs, options, runtime.handle()).unwrap();
+    let first = loader.next_batch().unwrap().unwrap();
+    // The only slab is out: there can be no other batch.
+    for _ in 0..3 {
+        assert!(matches!(loader.next_within(Duration::from_millis(1)), Ok(Next::NotYet)));
+    }
+    drop(first);
+    let mut numbers = Vec::new();
+    loop {
+        match loader.next_within(Duration::from_micros(100)).unwrap() {
+            Next::Batch(batch) => numbers.push(batch.position.batch),
+            Next::NotYet => {}
+            Next::End => break,
+        }
+    }
+    assert_eq!(numbers, [1, 2]);
+    assert!(matches!(loader.next_within(Duration::ZERO), Ok(Next::End)), "an end stays one");
 }

@@ -2,6 +2,7 @@
 //!
 //! [`remote`] asks servers, at the [`pace`] that they bear. Nothing here knows what the bytes mean.
 
+mod credentials;
 pub mod pace;
 mod redirect;
 pub mod remote;
@@ -67,8 +68,8 @@ pub(crate) fn unpacking(source: Box<dyn Read + Send>, zstd: bool) -> io::Result<
 /// A failed fetch as an I/O error of the kind that a failed file would have.
 fn io_error(error: FetchError) -> io::Error {
     let kind = match &error {
-        FetchError::NotFound(_) => io::ErrorKind::NotFound,
-        FetchError::Denied(_) => io::ErrorKind::PermissionDenied,
+        FetchError::NotFound(_) | FetchError::Unreachable { .. } => io::ErrorKind::NotFound,
+        FetchError::Denied(_) | FetchError::Setup(_) => io::ErrorKind::PermissionDenied,
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, error)

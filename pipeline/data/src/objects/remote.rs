@@ -21,9 +21,11 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use simclr_ground::error::{Classify, ErrorClass};
 use tokio::sync::mpsc;
 use url::Url;
 
+use super::credentials;
 use super::pace::Pace;
 use super::redirect::{Following, Refused};
 use crate::metrics::PipelineMetrics;
@@ -44,6 +46,9 @@ pub struct RemoteOptions {
     pub requests: usize,
     /// When one read has failed for this long the run stops.
     pub give_up_after: Duration,
+    /// A server that has never answered, and whose name is unknown or whose port is closed, is given up after this long:
+    /// its address is wrong.
+    pub wrong_address_after: Duration,
     /// Mean wait before the second attempt; it doubles with each further one.
     pub first_backoff: Duration,
     /// The longest wait between two attempts.
@@ -59,6 +64,7 @@ impl Default for RemoteOptions {
         Self {
             requests: 64,
             give_up_after: Duration::from_secs(120),
+            wrong_address_after: Duration::from_secs(3),
             first_backoff: Duration::from_millis(100),
             longest_backoff: Duration::from_secs(10),
             hedge_after: Duration::from_secs(1),
@@ -74,7 +80,7 @@ pub enum FetchError {
     #[error("no such object: {0}")]
     NotFound(String),
     /// The server knows us not, or not any more.
-    #[error("access is refused: {0}; check the credentials in the environment and what they allow")]
+    #[error("access is refused: {0}; check the credentials and what they allow")]
     Denied(String),
     /// The server answers with whole objects only.
     #[error("the server gives whole objects only, no ranges")]
@@ -97,9 +103,48 @@ pub enum FetchError {
         /// What went wrong how often.
         story: String,
     },
+    /// There is no server where one should be.
+    #[error("{origin} can't be reached ({why}) and has not answered before: check the host, the port and the endpoint")]
+    Unreachable {
+        /// The server.
+        origin: String,
+        /// What the system says.
+        why: String,
+    },
     /// The server can't be spoken to at all.
     #[error("{0}")]
     Setup(String),
+    /// A file on this machine can't be read.
+    #[error("{why}")]
+    Local {
+        /// Why.
+        why: String,
+        /// Whose that is.
+        class: ErrorClass,
+    },
+}
+
+impl FetchError {
+    /// What reading a file on this machine came to.
+    pub(crate) fn local(error: &std::io::Error) -> Self {
+        Self::Local { why: error.to_string(), class: error.class() }
+    }
+}
+
+impl Classify for FetchError {
+    /// What a server says of an object or of us is the user's to put right; that it says nothing is not.
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::GaveUp { .. } => ErrorClass::Runtime,
+            Self::Local { class, .. } => *class,
+            Self::NotFound(_)
+            | Self::Denied(_)
+            | Self::NoRanges
+            | Self::Size { .. }
+            | Self::Unreachable { .. }
+            | Self::Setup(_) => ErrorClass::Input,
+        }
+    }
 }
 
 /// Storage servers, each with its pace.
@@ -110,9 +155,35 @@ pub struct Remote {
 }
 
 struct Server {
+    /// Its scheme and host, or bucket.
+    origin: String,
     store: Arc<dyn ObjectStore>,
     pace: Pace,
     no_ranges: AtomicBool,
+    /// Whether it has ever answered, whatever that was.
+    answered: AtomicBool,
+    /// When it was last said that it fails.
+    told: Mutex<Option<Instant>>,
+}
+
+/// That a server fails is said at once, and then again each time that so much has passed.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
+
+impl Server {
+    fn new(origin: &str, store: Arc<dyn ObjectStore>, options: &RemoteOptions) -> Self {
+        let (pace, origin) = (Pace::new(options.requests), origin.to_owned());
+        Self { origin, store, pace, no_ranges: false.into(), answered: false.into(), told: Mutex::default() }
+    }
+
+    /// Says that a request has failed and is repeated, unless that was said a moment ago.
+    fn tell(&self, why: &str, since: Duration, patience: Duration) {
+        let mut told = self.told.lock().expect("no panic while held");
+        if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+            *told = Some(Instant::now());
+            let (origin, since, patience) = (&self.origin, since.as_secs_f64(), patience.as_secs());
+            tracing::warn!("{origin} fails for {since:.1} s: {why}; tried again, for {patience} s at most");
+        }
+    }
 }
 
 /// What a server's answer says beyond what `object_store` reports.
@@ -127,7 +198,15 @@ enum Answer {
 /// Why one attempt failed.
 enum Failure {
     Final(FetchError),
-    Passing { reason: &'static str, detail: String, pause: Option<Duration> },
+    Passing {
+        reason: &'static str,
+        detail: String,
+        pause: Option<Duration>,
+    },
+    /// Nobody is there: the name is unknown, or the port is closed.
+    Nobody {
+        detail: String,
+    },
 }
 
 impl Remote {
@@ -138,7 +217,7 @@ impl Remote {
 
     /// Reads objects below `origin` (`scheme://host`) from `store` from now on.
     pub fn register(&self, origin: &str, store: Arc<dyn ObjectStore>) {
-        let server = Server { store, pace: Pace::new(self.options.requests), no_ranges: AtomicBool::new(false) };
+        let server = Server::new(origin, store, &self.options);
         self.servers.lock().expect("no panic while held").insert(origin.to_owned(), Arc::new(server));
     }
 
@@ -241,17 +320,35 @@ impl Remote {
                 let detail = format!("no answer within {:.1} s", timeout.as_secs_f64());
                 Err(Failure::Passing { reason: "timeout", detail, pause: None })
             });
-            let (reason, detail, pause) = match result {
+            let (reason, detail, pause, nobody) = match result {
                 Ok(value) => {
+                    server.answered.store(true, Ordering::Relaxed);
                     permit.succeeded();
                     return Ok(value);
                 }
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing { reason, detail, pause }) => (reason, detail, pause),
+                Err(Failure::Final(error)) => {
+                    server.answered.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+                Err(Failure::Passing { reason, detail, pause }) => (reason, detail, pause, false),
+                Err(Failure::Nobody { detail }) => ("connection", detail, None, true),
             };
             drop(permit);
+            if reason == "busy" {
+                server.answered.store(true, Ordering::Relaxed);
+            }
+            let wrong_address = nobody && !server.answered.load(Ordering::Relaxed);
+            let patience = if wrong_address {
+                options.wrong_address_after.min(options.give_up_after)
+            } else {
+                options.give_up_after
+            };
+            server.tell(&detail, began.elapsed(), patience);
             self.metrics.add_retry(reason);
             tracing::debug!(reason, detail, attempts, "storage request failed");
+            if wrong_address && began.elapsed() + backoff > patience {
+                return Err(FetchError::Unreachable { origin: server.origin.clone(), why: detail });
+            }
             *failures.entry(detail).or_default() += 1;
             if matches!(reason, "busy" | "timeout") {
                 server.pace.slow_down(pause);
@@ -286,8 +383,8 @@ impl Remote {
             result = &mut second => (result, true),
         };
         match result {
-            Err(Failure::Passing { .. }) if other_is_first => first.await,
-            Err(Failure::Passing { .. }) => second.await,
+            Err(Failure::Passing { .. } | Failure::Nobody { .. }) if other_is_first => first.await,
+            Err(Failure::Passing { .. } | Failure::Nobody { .. }) => second.await,
             result => result,
         }
     }
@@ -299,7 +396,7 @@ impl Remote {
         if let Some(server) = self.servers.lock().expect("no panic while held").get(&origin) {
             return Ok((server.clone(), path));
         }
-        let store = connect(url, &origin).map_err(|error| setup(&error))?;
+        let store = connect(url, &origin).map_err(|error| setup(&root(&error)))?;
         self.register(&origin, store);
         Ok((self.servers.lock().expect("no panic while held")[&origin].clone(), path))
     }
@@ -318,19 +415,35 @@ pub(crate) fn test_bucket(endpoint: &str, bucket: &str, secret: &str) -> Arc<dyn
 fn connect(url: &Url, origin: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
     // Retrying is ours, so that every failure is counted and paced.
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let environment = |name: &str| std::env::var(name).ok();
+    let none = |why: String| object_store::Error::Generic { store: "credentials", source: why.into() };
     Ok(match url.scheme() {
         "s3" => {
-            let named = ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"];
-            let plain = named.iter().filter_map(|name| std::env::var(name).ok()).any(|at| at.starts_with("http://"));
-            let builder = AmazonS3Builder::from_env().with_url(origin).with_retry(retry).with_http_connector(Listening);
-            let builder = if plain { builder.with_allow_http(true) } else { builder };
-            Arc::new(builder.build()?)
+            let profile = credentials::aws(&environment).map_err(none)?;
+            let mut builder =
+                AmazonS3Builder::from_env().with_url(origin).with_retry(retry).with_http_connector(Listening);
+            if let Some((id, secret, token)) = profile.keys {
+                builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+                builder = token.map_or_else(|| builder.clone(), |token| builder.clone().with_token(token));
+            }
+            let is_set = |names: &[&str]| names.iter().find_map(|name| environment(name));
+            if let Some(region) = profile.region.filter(|_| is_set(&["AWS_REGION", "AWS_DEFAULT_REGION"]).is_none()) {
+                builder = builder.with_region(region);
+            }
+            let named = is_set(&["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"]);
+            if let Some(endpoint) = profile.endpoint.clone().filter(|_| named.is_none()) {
+                builder = builder.with_endpoint(endpoint);
+            }
+            let plain = named.or(profile.endpoint).is_some_and(|at| at.starts_with("http://"));
+            Arc::new(if plain { builder.with_allow_http(true) } else { builder }.build()?)
         }
         "gs" => {
+            credentials::google(&environment).map_err(none)?;
             let builder = GoogleCloudStorageBuilder::from_env().with_url(origin);
             Arc::new(builder.with_retry(retry).with_http_connector(Listening).build()?)
         }
         "az" => {
+            credentials::azure(&environment).map_err(none)?;
             let builder = MicrosoftAzureBuilder::from_env().with_url(origin);
             Arc::new(builder.with_retry(retry).with_http_connector(Listening).build()?)
         }
@@ -408,7 +521,31 @@ fn failure(server: &Server, error: &object_store::Error) -> Failure {
             None => source = cause.source(),
         }
     }
-    Failure::Passing { reason: "connection", detail: text, pause: None }
+    // Refusals of an object have errors of their own; this is one of whoever should give us credentials, or of a signature.
+    let refuses = |status: &&str| text.contains(&format!("status code: {status}"));
+    if ["400", "401", "403"].iter().any(|status| refuses(&status)) && !text.contains("RequestTimeout") {
+        return Failure::Final(FetchError::Denied(text));
+    }
+    match is_nobody(error, &text) {
+        true => Failure::Nobody { detail: text },
+        false => Failure::Passing { reason: "connection", detail: text, pause: None },
+    }
+}
+
+/// Whether nobody is there to answer: no machine of this name, or no program at this port.
+fn is_nobody(error: &object_store::Error, text: &str) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        let refused = cause.downcast_ref::<std::io::Error>();
+        // Resolvers have no kind of their own for a name that they do not know.
+        if refused.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+            || cause.to_string().starts_with("dns error")
+        {
+            return true;
+        }
+        source = cause.source();
+    }
+    text.contains("failed to lookup address")
 }
 
 /// The innermost message, where the fact is; what wraps it names URLs and ranges that differ with each request.

@@ -352,6 +352,20 @@ impl<'a> SetWriter<'a> {
     }
 }
 
+/// Removes what a pack of this process into `out` has made so far, if it is not done. Whatever still writes there finds its
+/// folder gone; to be called by who ends the program.
+pub fn abandon(out: &Path) {
+    let Ok(absolute) = std::path::absolute(out) else { return };
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else { return };
+    let prefix = format!(".{}.packing-{}-", name.to_string_lossy(), std::process::id());
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
+            // A file may come into it while it is emptied, though hardly more than once.
+            let _ = (0..100).find(|_| std::fs::remove_dir_all(entry.path()).is_ok() || !entry.path().exists());
+        }
+    }
+}
+
 /// Removes what packs that were killed left beside their target.
 fn remove_abandoned(parent: &Path, prefix: &str) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {

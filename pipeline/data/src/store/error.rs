@@ -17,6 +17,8 @@ pub enum StoreError {
         place: String,
         /// Why.
         why: String,
+        /// Whether other input would help: a file that is not there is the user's, a disk or a server that fails is not.
+        class: ErrorClass,
     },
     /// The shard is not the one that the manifest describes.
     #[error(
@@ -52,7 +54,17 @@ pub enum StoreError {
 
 impl Classify for StoreError {
     fn class(&self) -> ErrorClass {
-        ErrorClass::Input
+        match self {
+            Self::Io { class, .. } => *class,
+            Self::Changed { .. } | Self::Memory { .. } | Self::Cache { .. } => ErrorClass::Input,
+        }
+    }
+}
+
+impl StoreError {
+    /// A shard on this machine that can't be opened or read.
+    pub(super) fn io(place: impl ToString, error: &std::io::Error) -> Self {
+        Self::Io { place: place.to_string(), why: error.to_string(), class: error.class() }
     }
 }
 
@@ -61,6 +73,6 @@ pub(super) fn fetch_error(place: &Location, error: FetchError) -> StoreError {
     let place = place.to_string();
     match error {
         FetchError::Size { .. } => StoreError::Changed { place, what: error.to_string() },
-        error => StoreError::Io { place, why: error.to_string() },
+        error => StoreError::Io { place, why: error.to_string(), class: error.class() },
     }
 }

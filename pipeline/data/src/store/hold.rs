@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use simclr_ground::error::ErrorClass;
 use simclr_ground::location::Location;
+use simclr_ground::patience::LongWait;
 
 use super::StoreError;
 use super::cache::{DiskCache, Reserved, Writing};
@@ -156,8 +158,11 @@ impl State {
     fn begin(shard: u32, fetcher: Arc<Fetcher>) -> Fetching {
         let place = fetcher.places[shard as usize].to_string();
         let task = tokio::spawn(async move { fetcher.fetch(shard as usize).await.map(Arc::new) });
-        let stopped =
-            |error: tokio::task::JoinError| StoreError::Io { place, why: format!("fetching stopped: {error}") };
+        let stopped = |error: tokio::task::JoinError| StoreError::Io {
+            place,
+            why: format!("fetching stopped: {error}"),
+            class: ErrorClass::Runtime,
+        };
         async move { task.await.map_err(stopped)? }.boxed().shared()
     }
 
@@ -196,6 +201,7 @@ impl Fetcher {
     async fn fetch_once(&self, shard: usize) -> Result<Held, StoreError> {
         let digest = &self.manifest.shards[shard].tar_blake3;
         let Some(cache) = &self.cache else { return self.fill(shard, None).await.map(|filled| filled.held) };
+        let mut long = LongWait::default();
         loop {
             let reserved = match cache.get(digest) {
                 Ok(Some(file)) => return Ok(Held::File(file)),
@@ -204,7 +210,17 @@ impl Fetcher {
             };
             match reserved {
                 Ok(Reserved::There) => {}
-                Ok(Reserved::Busy) => tokio::time::sleep(LOOK_AGAIN).await,
+                Ok(Reserved::Busy) => {
+                    if let Some(waited) = long.due() {
+                        let (place, folder) = (&self.places[shard], cache.folder().display());
+                        tracing::warn!(
+                            "shard {place} is waited for since {} s: another process holds its lock in {folder} \
+                             (machine.cache_dir), and is fetching it",
+                            waited.as_secs()
+                        );
+                    }
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
                 Ok(Reserved::Room(writing)) => {
                     let filled = self.fill(shard, Some(writing)).await?;
                     if let Some(why) = filled.cache_failed {
@@ -242,14 +258,17 @@ impl Fetcher {
         let work = move || {
             let began = Instant::now();
             let zstd = place.is_zstd();
-            let source = unpacking(source, zstd).map_err(|error| io(&place, &error))?;
+            let source = unpacking(source, zstd).map_err(|error| StoreError::io(&place, &error))?;
             let result = copy(source, tar_bytes, writing);
             metrics.add_busy(Stage::Read, began.elapsed());
             let copied = result.map_err(|error| {
                 // What stopped the stream says more than that it stopped.
                 match failed.and_then(|failed| failed.lock().expect("no panic while held").take()) {
                     Some(error) => fetch_error(&place, error),
-                    None => StoreError::Changed { place: place.to_string(), what: error },
+                    None => match error {
+                        Stopped::Disk(error) => StoreError::io(&place, &error),
+                        Stopped::Wrong(what) => StoreError::Changed { place: place.to_string(), what },
+                    },
                 }
             })?;
             if copied.digest != digest {
@@ -261,7 +280,7 @@ impl Fetcher {
                 Sink::Memory(tar) => memory(tar, copied.cache_failed),
                 Sink::Cache(writing) => match writing.finish() {
                     Ok(file) => Filled { held: Held::File(file), cache_failed: None },
-                    Err(error) => return Err(io(&place, &error)),
+                    Err(error) => return Err(StoreError::io(&place, &error)),
                 },
             })
         };
@@ -285,9 +304,17 @@ struct Copied {
     cache_failed: Option<String>,
 }
 
+/// Why a copy stopped.
+enum Stopped {
+    /// The system says so.
+    Disk(std::io::Error),
+    /// What comes is not what is expected.
+    Wrong(String),
+}
+
 /// Copies a tar stream that must have `tar_bytes` bytes. If the cache fails on the way (a full disk), the copy goes
 /// on in memory.
-fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Result<Copied, String> {
+fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Result<Copied, Stopped> {
     let mut hasher = blake3::Hasher::new();
     let mut cache_failed = None;
     let mut sink = match writing {
@@ -301,13 +328,16 @@ fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Resu
             Ok(0) => break,
             Ok(n) => n,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(format!("its tar stream stopped after {count} bytes: {error}")),
+            // What the system itself says is about the disk; the rest, such as bytes that are not zstd, about what is on it.
+            Err(error) if error.raw_os_error().is_some() => return Err(Stopped::Disk(error)),
+            Err(error) => return Err(Stopped::Wrong(format!("its tar stream stopped after {count} bytes: {error}"))),
         };
         let bytes = &buffer[..n];
         hasher.update(bytes);
         count += n as u64;
         if count > tar_bytes {
-            return Err(format!("its tar stream has {count} bytes or more, {tar_bytes} expected"));
+            let what = format!("its tar stream has {count} bytes or more, {tar_bytes} expected");
+            return Err(Stopped::Wrong(what));
         }
         let failed = match &mut sink {
             Sink::Memory(tar) => {
@@ -319,18 +349,14 @@ fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Resu
         if let Some(error) = failed {
             let Sink::Cache(writing) = &mut sink else { unreachable!("memory does not fail") };
             let mut tar = Vec::with_capacity(tar_bytes as usize);
-            writing.read_back(count - n as u64, &mut tar).map_err(|error| error.to_string())?;
+            writing.read_back(count - n as u64, &mut tar).map_err(Stopped::Disk)?;
             tar.extend_from_slice(bytes);
             cache_failed = Some(error.to_string());
             sink = Sink::Memory(tar);
         }
     }
     if count != tar_bytes {
-        return Err(format!("its tar stream has {count} bytes, {tar_bytes} expected"));
+        return Err(Stopped::Wrong(format!("its tar stream has {count} bytes, {tar_bytes} expected")));
     }
     Ok(Copied { sink, digest: hasher.finalize().into(), cache_failed })
-}
-
-fn io(place: &Location, error: &std::io::Error) -> StoreError {
-    StoreError::Io { place: place.to_string(), why: error.to_string() }
 }

@@ -21,6 +21,7 @@ use std::time::Instant;
 use futures::{StreamExt, TryStreamExt};
 
 pub use error::StoreError;
+pub use files::OTHER_FILES;
 
 use simclr_ground::location::Location;
 use simclr_ground::sample::Check;
@@ -30,7 +31,7 @@ use crate::manifest::Manifest;
 use crate::metrics::{PipelineMetrics, Waiting};
 use crate::objects::remote::{FetchError, Remote, RemoteOptions};
 use error::fetch_error;
-use files::{OpenFiles, open_checked};
+use files::{OpenFile, OpenFiles, Room, open_checked};
 use hold::{Held, Holder};
 
 /// How often bytes that came wrong from a server are asked for again.
@@ -60,6 +61,7 @@ pub struct Store {
     remote: Arc<Remote>,
     metrics: PipelineMetrics,
     files: Mutex<OpenFiles>,
+    room: Room,
     holder: Arc<Holder>,
     /// Which shards are held whole; decided by [`Store::prepare`].
     held: OnceLock<Vec<bool>>,
@@ -70,14 +72,14 @@ pub enum Located {
     /// In memory, and the manifest's.
     Read(Vec<u8>),
     /// In an open file.
-    File(Arc<File>),
+    File(Arc<OpenFile>),
     /// In a shard that is held.
     Held(Arc<Held>),
 }
 
 /// Where a shard's bytes are at this moment.
 enum Source {
-    File(Arc<File>),
+    File(Arc<OpenFile>),
     Held(Arc<Held>),
     Direct,
 }
@@ -101,7 +103,8 @@ impl Store {
         let holder =
             Holder::new(manifest.clone(), places.clone(), remote.clone(), options.memory_bytes, cache, metrics.clone());
         let (files, held) = (Mutex::default(), OnceLock::new());
-        Ok(Self { manifest, places, remote, metrics, files, holder: Arc::new(holder), held })
+        let room = Room::within(rustix::process::getrlimit(rustix::process::Resource::Nofile).current);
+        Ok(Self { manifest, places, remote, metrics, files, room, holder: Arc::new(holder), held })
     }
 
     /// The manifest that the store reads.
@@ -306,16 +309,14 @@ impl Store {
     fn read_file(&self, sample: SampleRef, file: &File, memory: &mut Vec<u8>) -> Result<(), StoreError> {
         let (shard, i) = (&self.manifest.shards[sample.shard as usize], sample.index as usize);
         memory.resize(shard.sizes[i] as usize, 0);
-        file.read_exact_at(memory, shard.offsets[i]).map_err(|error| {
-            let place = self.places[sample.shard as usize].to_string();
-            StoreError::Io { place, why: error.to_string() }
-        })
+        let io = |error| StoreError::io(&self.places[sample.shard as usize], &error);
+        file.read_exact_at(memory, shard.offsets[i]).map_err(io)
     }
 
     /// Where this shard's bytes are now; fetches the shard if it is to be held and can't be read otherwise.
     async fn source(&self, shard: usize) -> Result<Source, StoreError> {
         if self.is_plain_file(shard) {
-            return self.file(shard).await.map(Source::File);
+            return Ok(self.file(shard).await?.map_or(Source::Direct, Source::File));
         }
         if !self.is_held(shard) {
             return Ok(Source::Direct);
@@ -385,8 +386,9 @@ impl Store {
                     }
                     Ok::<_, std::io::Error>((bytes, found))
                 };
+                let _room = self.room.single_read().await;
                 let read = blocking(read).await;
-                let (bytes, found) = read.map_err(|error| FetchError::Setup(error.to_string()))?;
+                let (bytes, found) = read.map_err(|error| FetchError::local(&error))?;
                 if found != expected {
                     return Err(FetchError::Size { found, expected });
                 }
@@ -413,17 +415,27 @@ impl Store {
         Err(StoreError::Changed { place: self.places[sample.shard as usize].to_string(), what })
     }
 
-    /// An open plain shard whose size is the manifest's.
-    async fn file(&self, shard: usize) -> Result<Arc<File>, StoreError> {
-        if let Some(file) = self.files.lock().expect("no panic while held").get(shard as u32) {
-            return Ok(file);
-        }
+    /// An open plain shard whose size is the manifest's; `None` if no more files may be open.
+    async fn file(&self, shard: usize) -> Result<Option<Arc<OpenFile>>, StoreError> {
+        let room = {
+            let mut files = self.files.lock().expect("no panic while held");
+            if let Some(file) = files.get(shard as u32) {
+                return Ok(Some(file));
+            }
+            loop {
+                match self.room.keep() {
+                    Some(room) => break room,
+                    None if files.close_oldest() => {}
+                    None => return Ok(None),
+                }
+            }
+        };
         let Location::File(path) = &self.places[shard] else { unreachable!("a plain shard on this machine") };
         let (path, expected) = (path.clone(), self.manifest.shards[shard].bytes);
         // Storage that does not answer keeps this waiting, and must not keep all else waiting with it.
-        let file = Arc::new(blocking(move || open_checked(&path, expected)).await?);
+        let file = Arc::new(OpenFile::new(blocking(move || open_checked(&path, expected)).await?, room));
         self.files.lock().expect("no panic while held").put(shard as u32, file.clone());
-        Ok(file)
+        Ok(Some(file))
     }
 
     /// Lets go of an open file that can't be read: by now another one may stand in its place.

@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::Manifest;
-use simclr_ground::batch_stream::BatchStream;
-use simclr_ground::error::{Error, Result};
+use simclr_ground::batch_stream::{BatchStream, Next, StreamError};
+use simclr_ground::error::{Classify, Error, ErrorClass, Result};
+use simclr_ground::patience::{LOOK, LongWait};
 use simclr_ground::position::Share;
+use simclr_ground::stall::Waited;
 use simclr_plan::{Plan, StreamConfig};
 use simclr_trainer::device::DeviceSlab;
 use simclr_trainer::eval::{EvalData, EvalView, SetInfo, SetRole, StreamRequest, StreamSize};
@@ -16,6 +19,7 @@ use tch::Device;
 use crate::config::Config;
 use crate::open;
 use crate::output::Output;
+use crate::signals::Stop;
 use crate::telemetry::progress::Progress;
 
 /// A labeled set.
@@ -31,6 +35,7 @@ pub struct ManifestData<'a> {
     sets: [LabeledSet; 2],
     runtime: &'a tokio::runtime::Handle,
     output: Output,
+    stop: Option<Stop>,
     progress: Mutex<Option<(&'static str, Progress)>>,
 }
 
@@ -51,7 +56,12 @@ impl<'a> ManifestData<'a> {
             let info = SetInfo { samples: manifest.samples, num_classes: manifest.num_classes() };
             Ok(LabeledSet { path: path.to_owned(), manifest, info })
         };
-        Ok(Self { config, sets: [set(train)?, set(test)?], runtime, output, progress: Mutex::default() })
+        Ok(Self { config, sets: [set(train)?, set(test)?], runtime, output, stop: None, progress: Mutex::default() })
+    }
+
+    /// The same, given up when somebody asks to stop.
+    pub fn until(self, stop: &Stop) -> Self {
+        Self { stop: Some(stop.clone()), ..self }
     }
 
     /// What a set lists.
@@ -101,7 +111,11 @@ impl EvalData for ManifestData<'_> {
             )));
         }
         let (stream, machine) = (self.stream(request)?, &self.config.machine);
-        open_stream(stream, machine, device, request.batches, self.runtime)
+        let batches = open_stream(stream, machine, device, request.batches, self.runtime)?;
+        Ok(match self.stop.clone() {
+            Some(stop) => Box::new(Stoppable { batches, stop }),
+            None => batches,
+        })
     }
 
     fn progress(&self, what: &'static str, done: u64, total: u64, message: &dyn Fn() -> String) {
@@ -115,6 +129,55 @@ impl EvalData for ManifestData<'_> {
             progress.finish();
             *current = None;
         }
+    }
+}
+
+/// A stream that ends with an error when somebody asks to stop.
+struct Stoppable {
+    batches: Box<dyn BatchStream<DeviceSlab>>,
+    stop: Stop,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+impl Classify for Interrupted {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Runtime
+    }
+}
+
+impl BatchStream<DeviceSlab> for Stoppable {
+    fn next_within(&mut self, patience: Duration) -> Result<Next<DeviceSlab>, StreamError> {
+        let (until, mut long) = (Instant::now() + patience, LongWait::default());
+        loop {
+            if self.stop.is_asked() {
+                return Err(StreamError::new(Interrupted));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match self.batches.next_within(left.min(LOOK))? {
+                Next::NotYet if left.is_zero() => return Ok(Next::NotYet),
+                Next::NotYet => {
+                    if let Some(waited) = long.due() {
+                        let what = self.batches.waits_for();
+                        tracing::warn!(
+                            "the evaluation has waited {} s for a batch, and so for {what}",
+                            waited.as_secs()
+                        );
+                    }
+                }
+                next => return Ok(next),
+            }
+        }
+    }
+
+    fn waits_for(&self) -> String {
+        self.batches.waits_for()
+    }
+
+    fn waited(&self) -> Waited {
+        self.batches.waited()
     }
 }
 

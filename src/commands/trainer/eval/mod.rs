@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use simclr_ground::error::{Context, Error, Result};
 use simclr_ground::files::write_whole;
+use simclr_ground::location::absolute;
 use simclr_image::drawn;
 use simclr_plan::STREAM_VERSION;
 use simclr_trainer::checkpoint;
@@ -253,7 +254,7 @@ fn result(
 /// Keeps a fine-tuned encoder as a run of its own.
 fn keep(folder: &RunFolder, trained: &SimClr, model: &OpenModel, common: &EvalArgs) -> Result<()> {
     let mut config = model.config.clone();
-    config.data.manifest = std::path::absolute(&common.train)?;
+    config.data.manifest = absolute(&common.train)?;
     let from = model.loaded.chosen.as_ref().map_or(model.folder.path(), |chosen| &chosen.path).to_owned();
     let digest = model.loaded.digest.clone().unwrap_or_default();
     let _lock = folder.lock()?;

@@ -9,9 +9,7 @@ use simclr_ground::error::{Context, Error, Result};
 use simclr_trainer::distributed::LaunchersStore;
 
 use crate::output::{ExitStatus, say};
-
-/// Says to a rank which process launched it.
-const LAUNCHER: &str = "SIMCLR_PIPELINE_LAUNCHER";
+use crate::signals::LAUNCHER;
 
 /// How long the other ranks may take to end by themselves once one has failed: they call the roll, and say what they saw.
 const GRACE: Duration = Duration::from_secs(8);
@@ -32,8 +30,8 @@ pub fn run(count: u32, restarts: u32, stop: &AtomicBool) -> Result<ExitStatus> {
         let Some((rank, status)) = failed else { return Ok(ExitStatus::Success) };
         match status.code() {
             Some(130) => return Ok(ExitStatus::Interrupted),
-            // Wrong input stays wrong.
-            Some(2) => return Err(Error::input(format!("rank {rank} would not begin; see above"))),
+            // Wrong input stays wrong. After a step it was not: what is missing then may come back.
+            Some(2) if attempt == 0 => return Err(Error::input(format!("rank {rank} would not begin; see above"))),
             _ if attempt == restarts => return Err(Error::runtime(format!("rank {rank} ended with {status}"))),
             _ => say(&format!(
                 "rank {rank} ended with {status}; all start again from the last checkpoint ({} of {restarts})",
@@ -135,11 +133,6 @@ fn end(ranks: &mut [Child]) {
 
 fn signal(rank: &Child, signal: Signal) {
     let _ = kill_process(Pid::from_child(rank), signal);
-}
-
-/// Whether a launcher of this program started this process, and speaks for it.
-pub fn has_launched() -> bool {
-    std::env::var_os(LAUNCHER).is_some()
 }
 
 /// Makes this process, if it was launched, end when its launcher does, however that ends.

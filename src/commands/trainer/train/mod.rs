@@ -7,12 +7,12 @@ mod training;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 use simclr_ground::error::{Error, Result};
+use simclr_ground::location::absolute;
 use simclr_service::server::Guard;
 use simclr_trainer::device;
 use simclr_trainer::distributed::{self, Meeting, Place, World};
@@ -22,8 +22,8 @@ use simclr_trainer::step::End;
 use crate::commands::Run;
 use crate::commands::args::{ConfigArgs, FeedArgs};
 use crate::config::{self, Config, MachineConfig};
-use crate::output::ExitStatus;
-use crate::output::{Output, say};
+use crate::output::{ExitStatus, Output, say};
+use crate::signals::Stop;
 use crate::telemetry::logging;
 use crate::{open, web};
 use live::Live;
@@ -71,10 +71,13 @@ const MAY_CHANGE: [&str; 9] = [
 impl Run for TrainArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         if let Some(count) = self.nproc {
-            let stop = stop_on_signals()?;
-            return launcher::run(count, self.restarts, &stop);
+            let stop = Stop::on_signals()?;
+            // The ranks are to be told.
+            stop.in_order();
+            return launcher::run(count, self.restarts, stop.flag());
         }
         launcher::follow();
+        let stop = Stop::on_signals()?;
         let place = if self.dry_run { None } else { distributed::place(|name| std::env::var(name).ok())? };
         let folder = RunFolder::at(&self.run);
         let config = configuration(self, &folder)?;
@@ -83,7 +86,6 @@ impl Run for TrainArgs {
         }
         let (rank, world) = place.as_ref().map_or((0, 1), |place| (place.rank, place.world));
         logging::of_run(&folder.path().display().to_string(), rank, world);
-        let stop = stop_on_signals()?;
         let open =
             |place: &Place| Meeting::open(place, Duration::from_secs(config.machine.rank_timeout_seconds)).map(Rc::new);
         let meeting = place.as_ref().map(open).transpose()?;
@@ -117,7 +119,7 @@ fn train_and_show(
     config: &Config,
     folder: &RunFolder,
     resume: bool,
-    (stop, meeting): (&AtomicBool, Option<&Rc<Meeting>>),
+    (stop, meeting): (&Stop, Option<&Rc<Meeting>>),
     output: Output,
 ) -> Result<(Outcome, Arc<Live>)> {
     let runtime = open::runtime()?;
@@ -132,7 +134,7 @@ fn train_and_show(
 fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     if !folder.holds_run() {
         let mut config = args.config.load()?;
-        config.data.manifest = std::path::absolute(&config.data.manifest)?;
+        config.data.manifest = absolute(&config.data.manifest)?;
         args.feed.apply(&mut config.machine.feed);
         return Ok(config);
     }
@@ -148,7 +150,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
         Some(_) => args.config.load()?,
         None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
     };
-    config.data.manifest = std::path::absolute(&config.data.manifest)?;
+    config.data.manifest = absolute(&config.data.manifest)?;
     args.feed.apply(&mut config.machine.feed);
     let mut differences = recorded.differences(&config);
     differences.retain(|difference| !MAY_CHANGE.contains(&difference.key.as_str()));
@@ -192,32 +194,6 @@ pub fn show(
         say(&format!("a page of it all at http://{address}/"));
     }
     Ok(())
-}
-
-/// A flag that SIGINT and SIGTERM set; a second one ends the program at once.
-pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (flag, runtime) = (stop.clone(), tokio::runtime::Builder::new_current_thread().enable_all().build()?);
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            loop {
-                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-                if flag.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130);
-                }
-                if !launcher::has_launched() {
-                    say("stopping after this step; once more to stop at once");
-                }
-            }
-        });
-    })?;
-    Ok(stop)
 }
 
 fn dry_run(config: &Config, output: Output) -> Result<ExitStatus> {

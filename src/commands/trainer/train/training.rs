@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use serde_json::json;
 use simclr_data::loader::LoaderOptions;
@@ -29,6 +29,7 @@ use crate::commands::trainer::eval::ManifestData;
 use crate::config::{Config, MachineConfig};
 use crate::open;
 use crate::output::{Output, say};
+use crate::signals::Stop;
 use crate::telemetry;
 use crate::telemetry::progress::Progress;
 use crate::telemetry::tensorboard::Events;
@@ -59,7 +60,7 @@ pub fn train(
     config: &Config,
     folder: &RunFolder,
     resume: bool,
-    (stop, live, meeting): (&AtomicBool, &Live, Option<&Rc<Meeting>>),
+    (stop, live, meeting): (&Stop, &Live, Option<&Rc<Meeting>>),
     runtime: &tokio::runtime::Handle,
     output: Output,
 ) -> Result<Outcome> {
@@ -141,7 +142,7 @@ pub fn train(
     };
     let mut evaluate = |model: &SimClr, step: u64| {
         live.turn_to("evaluating");
-        let evaluated = evaluate_neighbours(config, folder, (model, step), device, runtime);
+        let evaluated = evaluate_neighbours(config, folder, (model, step), device, (runtime, stop));
         live.turn_to("training");
         let top1 = evaluated?;
         if let Err(error) = write_events(step, &[("evaluation/knn_top1", top1)]) {
@@ -169,7 +170,7 @@ pub fn train(
             let written = write();
             if let Err(error) = written {
                 failed = Some(error);
-                stop.store(true, Ordering::Relaxed);
+                stop.flag().store(true, Ordering::Relaxed);
             }
         }
         progress.set(report.step, last, || {
@@ -182,7 +183,10 @@ pub fn train(
     };
     let evaluation = (every > 0).then_some((every, &mut evaluate as Evaluate<'_>));
     let between = Between { step: &mut on_step, evaluation };
-    let end = training.run(&mut *batches, &stream, &checkpoints, stop, between)?;
+    stop.in_order();
+    let end = training.run(&mut *batches, &stream, &checkpoints, stop.flag(), between);
+    stop.at_once();
+    let end = end?;
     world.leave()?;
     progress.finish();
     live.turn_to(if end == End::Interrupted { "interrupted" } else { "done" });
@@ -257,14 +261,14 @@ fn evaluate_neighbours(
     folder: &RunFolder,
     (model, step): (&SimClr, u64),
     device: Device,
-    runtime: &tokio::runtime::Handle,
+    (runtime, stop): (&tokio::runtime::Handle, &Stop),
 ) -> Result<f64> {
     let eval = &config.eval;
     let train = if eval.train.as_os_str().is_empty() { &config.data.manifest } else { &eval.train };
     // Training shows its progress already.
     let output = Output { json: false, quiet: true };
     let represent = |views: &Tensor| normalized_halves(&model.represent(views, 0));
-    let data = ManifestData::open(config, train, &eval.test, runtime, output)?;
+    let data = ManifestData::open(config, train, &eval.test, runtime, output)?.until(stop);
     let encode = |set, what| encode(&represent, &data, &StreamRequest::centers(set, config.seed), device, what);
     let (voters, asked) = (encode(SetRole::Train, "train set")?, encode(SetRole::Test, "test set")?);
     let result = knn(&voters, &asked, &eval.knn)?.measure()?;

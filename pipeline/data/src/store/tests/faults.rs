@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use simclr_ground::error::{Classify, ErrorClass};
 use simclr_plan::Batches;
 
 use super::servers::{Action, Proxy, Request, Server, copy_shards, s3};
@@ -222,4 +223,30 @@ fn ranks_together_read_the_set_about_once() {
     }
     println!("ranks and read amplification: {table:?}; {} shards", set.manifest.shards.len());
     assert!(table.iter().all(|(_, times)| *times <= 1.1), "a cut through a shard is all that is read twice: {table:?}");
+}
+
+/// A server that never was there is a wrong address, however patient a run is with servers that fail.
+#[test]
+fn a_wrong_address_is_told_apart_from_an_outage() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let patient = RemoteOptions { give_up_after: Duration::from_secs(86_400), ..IMPATIENT };
+    let remote = Remote::new(patient, PipelineMetrics::register());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = url::Url::parse(&format!("http://{}/manifest.json", listener.local_addr().unwrap())).unwrap();
+    drop(listener);
+    let error = runtime.block_on(remote.read(&url)).unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, FetchError::Unreachable { .. }), "{message}");
+    assert!(message.contains("127.0.0.1") && message.contains("refused") && message.contains("the port"), "{message}");
+    assert_eq!(error.class(), ErrorClass::Input);
+    // One that has answered before, if only that it has no such object, has failed: that may pass.
+    let folder = tempfile::tempdir().unwrap();
+    let server = servers::web(folder.path());
+    let remote = Remote::new(IMPATIENT, PipelineMetrics::register());
+    let url = url::Url::parse(&format!("{}/manifest.json", server.endpoint())).unwrap();
+    assert!(matches!(runtime.block_on(remote.read(&url)).unwrap_err(), FetchError::NotFound(_)));
+    drop(server);
+    let error = runtime.block_on(remote.read(&url)).unwrap_err();
+    assert!(matches!(error, FetchError::GaveUp { .. }), "{error}");
+    assert_eq!(error.class(), ErrorClass::Runtime);
 }

@@ -24,6 +24,7 @@ use crate::testing::{Set, stream};
 const IMPATIENT: RemoteOptions = RemoteOptions {
     requests: 8,
     give_up_after: Duration::from_secs(3),
+    wrong_address_after: Duration::from_millis(300),
     first_backoff: Duration::from_millis(5),
     longest_backoff: Duration::from_millis(100),
     hedge_after: Duration::from_millis(150),
