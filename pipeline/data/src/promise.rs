@@ -28,7 +28,7 @@ impl<S: Slab> Promises<S> {
         Self { batches: Some(batches), source, started: Instant::now(), delivered: 0, waited: Waited::default() }
     }
 
-    /// As [`BatchStream::next_batch`].
+    /// As [`simclr_ground::batch_stream::BatchStream::next_batch`].
     pub fn next_batch(&mut self) -> Result<Option<Batch<S>>, LoadError> {
         let Some(batches) = &self.batches else { return Ok(None) };
         let metrics = &self.source.metrics;
@@ -61,7 +61,7 @@ impl<S: Slab> Promises<S> {
         }
     }
 
-    /// As [`BatchStream::waited`].
+    /// As [`simclr_ground::batch_stream::BatchStream::waited`].
     pub fn waited(&self) -> Waited {
         self.waited
     }

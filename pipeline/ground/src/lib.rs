@@ -4,7 +4,7 @@
 //! - [`sample`] names samples, [`location`] the places that their bytes lie in.
 //! - [`batch`] is what a stream delivers, [`batch_stream`] how it is asked for.
 //! - [`stall`] says what somebody waited for, from what [`activity`] saw threads do.
-//! - [`error`] says whose an error is; [`files`] writes files whole or not at all; [`kinds`] reads tables whose `kind` decides
+//! - [`error`] says whose an error is; [`files`] writes files whole or not at all; [`mod@kinds`] reads tables whose `kind` decides
 //!   which keys they have.
 
 pub mod rng;

@@ -1,7 +1,7 @@
 //! From a sample's bytes to its views. Pure computing: no file, no network, no thread of its own, so that each part can
 //! be tested and fuzzed alone.
 //!
-//! 1. [`decode`] makes an image of bytes, or says what [`damage`] they have. [`simd`] holds the vector kernels.
+//! 1. [`decode`] makes an image of bytes, or says what [`damage`] they have. `simd` holds the vector kernels.
 //! 2. [`augment`] turns the image into views, with parameters drawn from (seed, epoch, sample, view).
 //! 3. [`views`] puts the two together for one sample.
 //!
