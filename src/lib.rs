@@ -1,8 +1,31 @@
 //! `simclr-pipeline`: streams SimCLR batches from tar shards, trains on them, evaluates what was learnt.
 //!
-//! [`cli`] is what can be asked; each verb is a module of [`commands`], with its arguments and what it does, and answers by an [`output`]. [`config`] is
-//! what decides a run, [`open`] opens what it describes on this machine. [`signals`] asks it to stop. [`telemetry`] tells what goes on, [`web`] and
-//! [`report`] show it, with what [`drawing`] draws.
+//! [`cli`] is what can be asked; each verb is a module of [`commands`], with its arguments and what it does, and answers by
+//! an [`output`]. [`config`] is what decides a run, [`open`] opens what it describes on this machine. [`signals`] asks it to
+//! stop. [`telemetry`] tells what goes on, [`web`] and [`report`] show it, with what [`drawing`] draws.
+//!
+//! What a configuration file says can be had in a few lines, such as which samples any batch of a run holds:
+//!
+//! ```
+//! use simclr_ground::position::Share;
+//! use simclr_pipeline::config::Config;
+//! use simclr_plan::{Batches, Plan, SampleCounts};
+//!
+//! // A preset, changed as `--set` changes it.
+//! let config = Config::load(Some("cifar10-resnet18"), &["batch.size=512".to_owned(), "seed=3".to_owned()])?;
+//!
+//! // A data set of 50 shards with 1,000 samples each; a manifest is such a catalog, too.
+//! let plan = Plan::new(&SampleCounts(vec![1000; 50]), config.stream())?;
+//! assert_eq!(plan.batches_per_epoch(), 97);
+//!
+//! // Batch 10,000, without those before it: the samples of all ranks, and those of the second of two.
+//! let all = Batches::new(&plan, Share::ALL).samples(10_000);
+//! let half = Batches::new(&plan, Share { rank: 1, world: 2 }).samples(10_000);
+//! assert_eq!(plan.position(10_000).epoch, 103);
+//! assert_eq!(all.len(), 512);
+//! assert_eq!(all[256..], half);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod output;
 pub mod cli;

@@ -54,7 +54,7 @@ impl<S: Slab> Promises<S> {
         }
     }
 
-    /// The next batch, in order; `None` at the end of the stream. Blocks until it is there.
+    /// As [`simclr_ground::batch_stream::BatchStream::next_batch`].
     pub fn next_batch(&mut self) -> Result<Option<Batch<S>>, LoadError> {
         loop {
             match self.next_within(LONG)? {
@@ -121,7 +121,7 @@ impl<S: Slab> Promises<S> {
         }
     }
 
-    /// As [`BatchStream::waited`].
+    /// As [`simclr_ground::batch_stream::BatchStream::waited`].
     pub fn waited(&self) -> Waited {
         self.waited
     }

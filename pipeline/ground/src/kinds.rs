@@ -1,7 +1,7 @@
 //! Tables of configuration whose `kind` decides which keys they have, beside those that all kinds share.
 //!
 //! A table is read as a struct of the shared keys and an enum of the kinds, whose variants hold structs of their own keys
-//! ([`kinds!`]). A key of another kind is refused, with the keys that would be right; one that was inherited from a preset
+//! ([`crate::kinds!`]). A key of another kind is refused, with the keys that would be right; one that was inherited from a preset
 //! of another kind is dropped before, by [`known_keys`].
 
 use serde::de::{DeserializeOwned, Deserializer, Error};

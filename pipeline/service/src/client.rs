@@ -1,7 +1,7 @@
 //! The trainer's side: the same stream of batches as the loader's, made by other machines.
 //!
 //! The lanes are cut into shares. Each share has a task that receives it for one batch after the other from the node
-//! that [`Nodes`] name, straight into its places of the batch's slab. If a node fails in the middle of a share, another
+//! that `Nodes` name, straight into its places of the batch's slab. If a node fails in the middle of a share, another
 //! is asked for that share of that batch: every batch comes once, in order, whatever happens to nodes.
 
 use std::sync::Arc;

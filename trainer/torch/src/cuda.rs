@@ -21,7 +21,7 @@ unsafe extern "C" {
 /// The file of the CUDA half.
 const LIBRARY: &str = "libtorch_cuda.so";
 
-/// The environment variable that names the folder of [`LIBRARY`] where it is found in no other way.
+/// The environment variable that names the folder of `libtorch_cuda.so` where it is found in no other way.
 pub const FOLDER_VARIABLE: &str = "SIMCLR_TORCH_LIB";
 
 /// Loads libtorch's CUDA library, once.

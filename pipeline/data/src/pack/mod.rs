@@ -1,6 +1,6 @@
 //! Packs images into shards and a manifest: deterministic to the byte, whole or not at all, on all cores.
 //!
-//! [`source`] says which images there are and where their bytes lie; [`encode`] makes them smaller if that is wanted.
+//! `source` says which images there are and where their bytes lie; `encode` makes them smaller if that is wanted.
 //! Here they are put in order, laid into shards, compressed, and read back.
 
 mod encode;

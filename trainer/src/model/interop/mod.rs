@@ -1,4 +1,4 @@
-//! Weights of other libraries, to and fro: [`export`] gives an encoder's tensors the names that they know, [`import`]
+//! Weights of other libraries, to and fro: [`export`] gives an encoder's tensors the names that they know, `import`
 //! finds an encoder among tensors that they wrote.
 
 mod export;
