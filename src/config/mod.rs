@@ -45,8 +45,7 @@ mod tables {
     pub use simclr_trainer::step::{CheckpointConfig, TrainConfig};
 
     /// The tables whose `kind` decides their keys, and the keys of a kind.
-    pub const KINDS: [(&str, super::KeysOf); 2] =
-        [("loss", LossConfig::keys), ("optimizer", OptimizerConfig::keys)];
+    pub const KINDS: [(&str, super::KeysOf); 2] = [("loss", LossConfig::keys), ("optimizer", OptimizerConfig::keys)];
 }
 
 /// Without the trainer its tables are carried along unread.

@@ -32,7 +32,7 @@ impl Running {
         let mut said = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         said.read_line(&mut line).unwrap();
-        let address = line.trim().trim_start_matches("metrics at http://").trim_end_matches("/metrics").to_owned();
+        let address = line.trim().trim_start_matches("metrics: http://").trim_end_matches("/metrics").to_owned();
         std::thread::spawn(move || said.read_to_end(&mut Vec::new()));
         let running = Self { child, address };
         until("step 3", || {

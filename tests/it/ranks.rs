@@ -182,7 +182,7 @@ fn a_rank_that_is_killed_ends_the_step_everywhere_and_all_start_again() {
         let (output, said) = ended(child);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(began.elapsed() < Duration::from_secs(30), "it took {:.1?}", began.elapsed());
-        let (gone, named) = (format!("rank {rank} is gone or stuck"), format!("rank {rank} ended with signal: 9"));
+        let (gone, named) = (format!("rank {rank} is gone or stuck"), format!("rank {rank} exited with signal: 9"));
         assert!(said.contains(&gone) && said.contains(&named), "{said}");
     }
     let child = world.start(&train(&manifest, "again", &[&more[..], &["--restarts", "2"]].concat()));
@@ -193,7 +193,7 @@ fn a_rank_that_is_killed_ends_the_step_everywhere_and_all_start_again() {
     }
     let (output, said) = ended(child);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("all start again from the last checkpoint (2 of 2)"), "{said}");
+    assert!(said.contains("restarting from the last checkpoint (2/2)"), "{said}");
     assert!(world.losses("again") == world.losses("quiet") && weights(&world, "again") == weights(&world, "quiet"));
 }
 

@@ -102,7 +102,11 @@ fn pictures_can_be_made_smaller() {
     assert_eq!(small["digest"], again["digest"]);
     let shown = world.done(&["manifest", "show", "small/manifest.json"]);
     assert!(shown["source"].as_str().unwrap().contains("short side 12, quality 80 4:2:0"), "{shown}");
-    world.fails(&["pack", "pictures", "--out", "x", "--quality", "101"], 2, &["--quality 101"]);
+    world.fails(
+        &["pack", "pictures", "--out", "x", "--quality", "101"],
+        2,
+        &["--quality must be between 1 and 100, got 101"],
+    );
 }
 
 #[test]

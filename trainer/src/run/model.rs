@@ -47,7 +47,7 @@ pub fn find(run: Option<&Path>, checkpoint: Option<&Path>, untrained: bool) -> R
     }
     let (newest, broken) = folder.checkpoints().newest();
     for error in broken {
-        tracing::warn!("not taken: {error}");
+        tracing::warn!("skipping corrupt checkpoint: {error}");
     }
     match newest {
         Some((path, state)) => Ok((folder, Some(Chosen { path, step: state.step }))),
