@@ -50,7 +50,7 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let embedding = Embedding::read(path)?;
     let manifest = embedding.manifest.display();
     let source = open::source(config.evaluation_stream(embedding.manifest.clone(), [0.0, 1.0], 1), &config.machine)
-        .map_err(|error| Error::input(format!("{}: was made from {manifest}: {error:#}", path.display())))?;
+        .map_err(|error| Error::input(format!("{}: cannot open its manifest {manifest}: {error:#}", path.display())))?;
     let classes = &source.store.manifest().classes;
     let rows = embedding.ids.len();
     let chosen: Vec<i64> = (0..POINTS.min(rows)).map(|i| (i * rows / POINTS.min(rows)) as i64).collect();
@@ -59,8 +59,8 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let most = labels.iter().flatten().copied().max().unwrap_or(0).max(9) as usize + 1;
     let components = principal_components(&some);
     page.push_str("<h2>Maps</h2><p class=\"faint\">");
-    write!(page, "{} of {rows} pictures of {}, ", chosen.len(), escape(&manifest.to_string()))?;
-    page.push_str("each a point; pictures that the encoder takes for alike lie together.</p><div class=\"curves\">");
+    write!(page, "{} of {rows} images of {}, ", chosen.len(), escape(&manifest.to_string()))?;
+    page.push_str("one point each; images with similar representations lie close together.</p><div class=\"curves\">");
     let plane = |values: &Tensor| -> Result<Vec<(f64, f64)>> {
         let [x, y] = [0, 1].map(|i| Vec::<f64>::try_from(values.select(1, i.min(values.size()[1] - 1))));
         Ok(x.map_err(TrainError::from)?.into_iter().zip(y.map_err(TrainError::from)?).collect())
@@ -68,7 +68,7 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let near = t_sne(&components)?;
     for (name, unit, points) in [
         ("Principal components", "the two directions of largest variance", plane(&components)?),
-        ("t-SNE", "neighbours stay neighbours; distances between groups mean little", near),
+        ("t-SNE", "preserves local neighborhoods; distances between groups mean little", near),
     ] {
         write!(page, "<figure><figcaption>{name} <span>{unit}</span></figcaption>")?;
         map(page, &points, &labels, most)?;
@@ -86,7 +86,7 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let picture = base64(&drawn::png(&neighbours(&embedding, &source)?));
     write!(
         page,
-        "<h2>Nearest neighbours</h2><p class=\"faint\">A picture, and the {NEIGHBOURS} others whose representations are most like its own; a green mark says that they are of its class.</p><img alt=\"pictures with their nearest neighbours\" src=\"data:image/png;base64,{picture}\">"
+        "<h2>Nearest neighbors</h2><p class=\"faint\">Each image and its {NEIGHBOURS} nearest neighbors by representation; a green mark means the same class.</p><img alt=\"images with their nearest neighbors\" src=\"data:image/png;base64,{picture}\">"
     )?;
     Ok(())
 }
@@ -94,26 +94,26 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
 impl Embedding {
     fn read(path: &Path) -> Result<Self> {
         let wrong = |what: String| Error::input(format!("--embedding {}: {what}", path.display()));
-        let none = |error: &dyn std::fmt::Display| wrong(format!("a table that `embed` wrote is wanted: {error}"));
-        let file = File::open(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let none = |error: &dyn std::fmt::Display| wrong(format!("expected a table written by `embed`: {error}"));
+        let file = File::open(path).map_err(|error| wrong(format!("cannot read: {error}")))?;
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| none(&error))?;
         let manifest = builder.schema().metadata().get("simclr.manifest").map(PathBuf::from);
-        let manifest = manifest.ok_or_else(|| none(&"it does not say of which manifest"))?;
+        let manifest = manifest.ok_or_else(|| none(&"no manifest in its metadata"))?;
         let (mut values, mut ids, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         for batch in builder.build().map_err(|error| none(&error))? {
             let batch = batch.map_err(|error| none(&error))?;
             let feature = column(&batch, "feature").and_then(<dyn Array>::as_fixed_size_list_opt);
-            let feature = feature.ok_or_else(|| none(&"it has no lists called feature"))?;
+            let feature = feature.ok_or_else(|| none(&"no list column feature"))?;
             let flat = feature.values().as_primitive_opt::<Float32Type>();
-            let flat = flat.ok_or_else(|| none(&"its features are not f32"))?;
+            let flat = flat.ok_or_else(|| none(&"the features are not f32"))?;
             values.push(Tensor::from_slice(flat.values()).view([-1, feature.value_length().into()]));
             let id = column(&batch, "id").and_then(|ids| ids.as_primitive_opt::<UInt64Type>());
-            ids.extend(id.ok_or_else(|| none(&"it has no column id"))?.values());
+            ids.extend(id.ok_or_else(|| none(&"no column id"))?.values());
             let label = column(&batch, "label").and_then(|labels| labels.as_primitive_opt::<Int64Type>());
-            labels.extend(label.ok_or_else(|| none(&"it has no column label"))?.iter());
+            labels.extend(label.ok_or_else(|| none(&"no column label"))?.iter());
         }
         if ids.len() < 2 {
-            return Err(wrong(format!("it has {} rows; at least 2 are wanted", ids.len())));
+            return Err(wrong(format!("expected at least 2 rows, found {}", ids.len())));
         }
         Ok(Self { values: Tensor::cat(&values, 0), ids, labels, manifest })
     }
@@ -208,7 +208,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
             None
         });
         found.ok_or_else(|| {
-            Error::input(format!("the embedding names sample {id}, its manifest has {}", manifest.samples))
+            Error::input(format!("the embeddings contain sample {id}, but the manifest has {}", manifest.samples))
         })
     };
     let columns = 1 + neighbours as u32;

@@ -78,7 +78,7 @@ mod collector {
         let exporter = match LogExporter::builder().with_http().build() {
             Ok(exporter) => exporter,
             Err(error) => {
-                eprintln!("warning: no logs go to a collector: {error}");
+                eprintln!("warning: cannot send logs to the collector: {error}");
                 return None;
             }
         };
@@ -96,7 +96,7 @@ mod collector {
         if let Some(provider) = PROVIDER.get()
             && let Err(error) = provider.shutdown()
         {
-            eprintln!("warning: not all logs reached the collector: {error}");
+            eprintln!("warning: some logs did not reach the collector: {error}");
         }
     }
 }

@@ -45,14 +45,14 @@ pub fn picture(
 ) -> Result<Vec<u8>, Refusal> {
     let mut inspector = Inspector::new(source, number, storage);
     if image >= inspector.num_images() {
-        return Err(missing(format!("batch {number} has {} images, counted from 0", inspector.num_images())));
+        return Err(missing(format!("batch {number} has {} images, numbered from 0", inspector.num_images())));
     }
     let seen = look(&mut inspector, image)?.seen.map_err(|damage| missing(damage.to_string()))?;
     if which == "original" {
         return Ok(drawn::png(&seen.original));
     }
     let view = which.parse().ok().and_then(|view: usize| seen.views.get(view));
-    let (view, _) = view.ok_or_else(|| missing(format!("{which}: original or a view's number is wanted")))?;
+    let (view, _) = view.ok_or_else(|| missing(format!("{which}: expected original or a view's number")))?;
     Ok(drawn::png(view))
 }
 

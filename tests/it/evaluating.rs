@@ -112,11 +112,11 @@ fn wrong_requests_to_evaluate_are_named() {
         let sets = ["--run", "run", "--train", &set, "--test", &set];
         world.fails(&[&["eval", command], &sets[..], more].concat(), 2, wanted);
     };
-    refused("finetune", &["--share", "0"], &["data.part = [0.0, 0.0]"]);
-    refused("finetune", &["--share", "1.5"], &["data.part = [0.0, 1.5]"]);
+    refused("finetune", &["--share", "0"], &["invalid value [0.0, 0.0] for data.part"]);
+    refused("finetune", &["--share", "1.5"], &["invalid value [0.0, 1.5] for data.part"]);
     refused("finetune", &["--subset", "nowhere.txt"], &["data.subset", "nowhere.txt"]);
-    refused("finetune", &["--epochs", "0"], &["--epochs 0"]);
-    refused("finetune", &["--batch", "0"], &["--batch 0"]);
+    refused("finetune", &["--epochs", "0"], &["--epochs must be"]);
+    refused("finetune", &["--batch", "0"], &["--batch must be"]);
     refused("finetune", &["--head-layer", "3"], &["2 layers"]);
     refused("linear", &["--solver", "lbfgs", "--crops"], &["--crops", "--solver sgd"]);
     refused("knn", &["--seeds", "0"], &["--seeds must be"]);

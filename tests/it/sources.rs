@@ -121,7 +121,7 @@ fn wids_indexes_are_written_and_read() {
     assert_eq!(built["digest"], world.done(&["manifest", "show", &manifest])["digest"]);
     let md5 = index["shardlist"][0]["md5sum"].as_str().unwrap();
     std::fs::write(world.at("set/index.json"), text.replace(md5, "00000000000000000000000000000000")).unwrap();
-    world.fails(&["manifest", "build", "set/index.json", "--out", "x.json"], 2, &["the index says MD5 0000", md5]);
+    world.fails(&["manifest", "build", "set/index.json", "--out", "x.json"], 2, &["the index lists MD5 0000", md5]);
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn a_bucket_is_as_good_as_a_folder() {
     }
     let refused = with_credentials("wrong", &args("s3://bucket/set/manifest.json"));
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(refused.status.code() == Some(2) && message.contains("access is refused"), "{message}");
+    assert!(refused.status.code() == Some(2) && message.contains("access denied"), "{message}");
     let missing = with_credentials("secret", &args("s3://bucket/nowhere.json"));
     let message = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(missing.status.code() == Some(2) && message.contains("no such object"), "{message}");

@@ -137,5 +137,5 @@ fn checkpoints_count_as_well() {
     let ended = world.done(&arguments(&manifest, &["--set", "checkpoint.every=1"]));
     let (shares, verdict) = (&ended["stalls"], ended["verdict"].as_str().unwrap());
     assert!(shares["checkpoint"].as_f64().unwrap() > 0.0, "{shares}");
-    assert!(verdict.starts_with("the trainer waited "), "{verdict}");
+    assert!(verdict.starts_with("data wait: "), "{verdict}");
 }

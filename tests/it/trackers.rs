@@ -158,7 +158,7 @@ print({key.decode(): value.decode() for key, value in table.schema.metadata.item
     world.done(&["report", "--run", "run", "--embedding", "h.parquet", "--out", "maps.html"]);
     let report = std::fs::read_to_string(world.at("maps.html")).unwrap();
     assert_eq!(report.matches("<circle").count(), 2 * 60, "each picture on both maps");
-    assert!(report.contains("t-SNE") && report.contains("Nearest neighbours"));
+    assert!(report.contains("t-SNE") && report.contains("Nearest neighbors"));
     let broken = ["report", "--run", "run", "--embedding", "h.npy", "--out", "no.html"];
     world.fails(&broken, 2, &["--embedding h.npy", "`embed`"]);
     world.fails(&["embed", "--run", "run", "--data", &manifest, "--out", "h.csv"], 2, &["h.csv", ".parquet or .npy"]);

@@ -76,13 +76,13 @@ pub enum LoadError {
     #[error(transparent)]
     Budget(#[from] BudgetSpent),
     /// No sample of the data set can be decoded.
-    #[error("none of the {0} samples can be decoded")]
+    #[error("none of the {0} samples could be decoded")]
     NothingSound(u64),
     /// Whoever else should make the batches does not.
     #[error(transparent)]
     Elsewhere(#[from] StreamError),
     /// A worker thread died; its message is on stderr.
-    #[error("a worker thread died while it made batch {0}")]
+    #[error("a worker thread panicked while making batch {0}")]
     Worker(u64),
 }
 

@@ -32,10 +32,10 @@ pub struct KnnConfig {
 pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<Answers, TrainError> {
     let wrong = |what: &str| Err(TrainError::Evaluation(what.into()));
     if config.k == 0 {
-        return wrong("k = 0: at least one neighbour is wanted");
+        return wrong("invalid value 0 for k: expected at least 1");
     }
     if !(config.temperature > 0.0 && config.temperature.is_finite()) {
-        return wrong("temperature: above 0 is wanted");
+        return wrong("invalid temperature: expected a number above 0");
     }
     let k = i64::from(config.k).min(train.values.size()[0]);
     let classes = classes(&train.labels, &test.labels)?;

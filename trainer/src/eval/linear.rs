@@ -46,7 +46,7 @@ pub struct LinearResult {
 impl LinearConfig {
     fn check(&self) -> Result<(), TrainError> {
         if self.epochs == 0 || self.batch == 0 || self.learning_rates.is_empty() {
-            let text = "at least one epoch, one feature per batch and one learning rate are wanted";
+            let text = "expected at least one epoch, one feature per batch and one learning rate";
             return Err(TrainError::Evaluation(text.into()));
         }
         Ok(())
@@ -66,9 +66,9 @@ pub fn linear(train: &Features, test: &Features, config: &LinearConfig) -> Resul
     let rows = train.values.size()[0] as usize;
     let held_out = (rows as f64 * config.validation).round() as usize;
     if held_out == 0 || held_out >= rows {
-        let found =
-            format!("{held_out} of {rows} training features would be held out; at least one on either side is wanted");
-        return Err(TrainError::Evaluation(found));
+        return Err(TrainError::Evaluation(format!(
+            "{held_out} of {rows} training features would be held out; expected at least one on either side"
+        )));
     }
     let scale = Scale::of(&train.values);
     let values = scale.apply(&train.values);

@@ -56,13 +56,13 @@ pub struct LogisticResult {
 pub fn logistic(train: &Features, test: &Features, config: &LogisticConfig) -> Result<LogisticResult, TrainError> {
     let wrong = |what: String| Err(TrainError::Evaluation(what));
     if config.lambdas.is_empty() || config.lambdas.iter().any(|lambda| !(*lambda >= 0.0 && lambda.is_finite())) {
-        return wrong("lambdas: at least one is wanted, and none below 0".into());
+        return wrong("invalid lambdas: expected at least one, none below 0".into());
     }
     let rows = train.values.size()[0] as usize;
     let held_out = (rows as f64 * config.validation).round() as usize;
     if held_out == 0 || held_out >= rows {
         return wrong(format!(
-            "{held_out} of {rows} training features would be held out; at least one on either side is wanted"
+            "{held_out} of {rows} training features would be held out; expected at least one on either side"
         ));
     }
     let classes = classes(&train.labels, &test.labels)?;

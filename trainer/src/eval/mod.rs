@@ -69,7 +69,7 @@ pub fn features(
         on_batch(batch.num_images);
     }
     if labels.is_empty() {
-        return Err(TrainError::Evaluation("none of the samples can be decoded".into()));
+        return Err(TrainError::Evaluation("none of the samples could be decoded".into()));
     }
     Ok(Features { values: Tensor::cat(&values, 0), labels: Tensor::from_slice(&labels), ids, left_out })
 }

@@ -92,7 +92,7 @@ impl ResNet {
         start: Initialization,
     ) -> Result<Self, TrainError> {
         if !(width > 0.0 && width <= 16.0) {
-            let wanted = "above 0 and at most 16 is wanted; 1 is the usual one";
+            let wanted = "expected a number above 0 and at most 16 (1 = standard width)";
             return Err(InvalidValue::new("model.width", width, wanted).into());
         }
         let (counts, bottleneck) = match encoder {

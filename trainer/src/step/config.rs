@@ -76,7 +76,7 @@ impl TrainerConfig {
             ("checkpoint.keep", self.checkpoint.keep as u64),
         ] {
             if value == 0 {
-                return Err(InvalidValue::new(key, 0, "at least 1 is wanted").into());
+                return Err(InvalidValue::new(key, 0, "expected at least 1").into());
             }
         }
         Ok(())

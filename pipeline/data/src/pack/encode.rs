@@ -22,7 +22,7 @@ impl std::fmt::Display for Resize {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let sampling = if self.subsample { "4:2:0" } else { "4:4:4" };
         match self.short_side {
-            0 => write!(f, "encoded anew at quality {} {sampling}", self.quality),
+            0 => write!(f, "re-encoded at quality {} {sampling}", self.quality),
             side => write!(f, "short side {side}, quality {} {sampling}", self.quality),
         }
     }

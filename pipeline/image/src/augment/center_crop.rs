@@ -22,7 +22,7 @@ impl Augmentation for CenterCrop {
         if self.fraction > 0.0 && self.fraction <= 1.0 {
             return Ok(());
         }
-        Err((format!("fraction {}", self.fraction), "above 0 and at most 1 is wanted".into()))
+        Err((format!("fraction {}", self.fraction), "expected a number above 0 and at most 1".into()))
     }
 
     fn draw(&self, context: &ViewContext, _: &mut Draws, steps: &mut Vec<Step>) {

@@ -39,7 +39,10 @@ impl Augmentation for Cutout {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.side > 0.0 && self.side <= 1.0) {
-            return Err((format!("side {}", self.side), "a share of the view's side, above 0 and at most 1".into()));
+            return Err((
+                format!("side {}", self.side),
+                "expected a fraction of the view's side, above 0 and at most 1".into(),
+            ));
         }
         Ok(())
     }

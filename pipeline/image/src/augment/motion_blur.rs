@@ -38,7 +38,7 @@ impl Augmentation for MotionBlur {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.length[0] >= 1.0 && self.length[0] <= self.length[1] && self.length[1] <= LONGEST) {
-            let wanted = format!("from and to, between 1 and {LONGEST} pixels, is wanted");
+            let wanted = format!("expected [from, to] in pixels with 1 <= from <= to <= {LONGEST}");
             return Err((format!("length {:?}", self.length), wanted));
         }
         Ok(())

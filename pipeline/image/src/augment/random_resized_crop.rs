@@ -56,10 +56,10 @@ impl Augmentation for RandomResizedCrop {
     fn check(&self) -> Result<(), (String, String)> {
         let sound = |[low, high]: [f64; 2], max: f64| low > 0.0 && low <= high && high <= max;
         if !sound(self.scale, 1.0) {
-            return Err((format!("scale {:?}", self.scale), "from and to, above 0 and at most 1, is wanted".into()));
+            return Err((format!("scale {:?}", self.scale), "expected [from, to] with 0 < from <= to <= 1".into()));
         }
         if !sound(self.ratio, 1e3) {
-            return Err((format!("ratio {:?}", self.ratio), "from and to, above 0, is wanted".into()));
+            return Err((format!("ratio {:?}", self.ratio), "expected [from, to] with 0 < from <= to <= 1000".into()));
         }
         Ok(())
     }

@@ -89,8 +89,8 @@ impl RecipeConfig {
             check_way(&format!("recipe.branches.{i}"), branch.size, branch.views, &branch.ops)?;
         }
         if self.count() > MOST_VIEWS as usize {
-            let found = format!("{} views in all", self.count());
-            let wanted = format!("at most {MOST_VIEWS} are wanted");
+            let found = format!("{} views in total", self.count());
+            let wanted = format!("expected at most {MOST_VIEWS}");
             return Err(InvalidValue { key: "recipe.branches".into(), found, wanted });
         }
         Ok(())
@@ -123,7 +123,7 @@ impl RecipeConfig {
     pub fn region(steps: &[Vec<Step>]) -> Region {
         let crop = |steps: &Vec<Step>| match steps.first() {
             Some(Step::Crop(crop)) => crop.region(),
-            other => panic!("a view begins with a crop, not with {other:?}"),
+            other => panic!("a view must start with a crop, not with {other:?}"),
         };
         steps.iter().map(crop).reduce(Region::union).expect("at least one view")
     }
@@ -153,13 +153,13 @@ const MOST_VIEWS: u32 = 64;
 fn check_way(at: &str, size: u32, views: u32, ops: &[Op]) -> Result<(), InvalidValue> {
     let wrong = |key: &str, found, wanted| Err(InvalidValue { key: Cow::Owned(format!("{at}.{key}")), found, wanted });
     if !(1..=4096).contains(&size) {
-        return wrong("size", size.to_string(), "a side between 1 and 4096 pixels is wanted".into());
+        return wrong("size", size.to_string(), "expected a side between 1 and 4096 pixels".into());
     }
     if !(1..=MOST_VIEWS).contains(&views) {
-        return wrong("views", views.to_string(), format!("between 1 and {MOST_VIEWS} views are wanted"));
+        return wrong("views", views.to_string(), format!("expected between 1 and {MOST_VIEWS} views"));
     }
     if !ops.first().is_some_and(Augmentation::is_crop) || ops.iter().skip(1).any(Augmentation::is_crop) {
-        let wanted = "the first op, and only that, is random_resized_crop or center_crop".into();
+        let wanted = "expected exactly one random_resized_crop or center_crop, as the first op".into();
         return wrong("ops", format!("{} ops", ops.len()), wanted);
     }
     ops.iter().try_for_each(|op| op.check().or_else(|(found, wanted)| wrong("ops", found, wanted)))

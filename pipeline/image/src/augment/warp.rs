@@ -32,7 +32,7 @@ impl Augmentation for Rotation {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if self.degrees.is_empty() || self.degrees.iter().any(|angle| !(-360.0..=360.0).contains(angle)) {
-            let wanted = "at least one angle between -360 and 360 is wanted".into();
+            let wanted = "expected at least one angle, each between -360 and 360".into();
             return Err((format!("degrees {:?}", self.degrees), wanted));
         }
         Ok(())

@@ -64,7 +64,7 @@ pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
             let start: String = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             Err(Damage::new(
                 DamageReason::UnknownFormat,
-                format!("{name} (first bytes {start}); JPEG, PNG or WebP is wanted"),
+                format!("{name} (first bytes {start}); expected JPEG, PNG or WebP"),
             ))
         }
     }
