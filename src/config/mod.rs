@@ -82,7 +82,7 @@ pub struct Config {
     pub model: tables::ModelConfig,
     /// The loss.
     pub loss: tables::LossConfig,
-    /// The optimiser.
+    /// The optimizer.
     pub optimizer: tables::OptimizerConfig,
     /// The learning rate over time.
     pub schedule: tables::ScheduleConfig,
@@ -100,15 +100,15 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalConfig {
-    /// Side of the central square that is looked at, as a share of the picture's short side.
+    /// Side of the central square that is looked at, as a share of the image's short side.
     pub center_crop: f64,
-    /// While training, evaluate nearest neighbours every so many epochs; 0: never.
+    /// While training, evaluate nearest neighbors every so many epochs; 0: never.
     pub every: u32,
-    /// The manifest whose labelled images vote then; empty: the one that is trained on.
+    /// The manifest whose labeled images vote then; empty: the one that is trained on.
     pub train: PathBuf,
-    /// The manifest whose labelled images are classified then.
+    /// The manifest whose labeled images are classified then.
     pub test: PathBuf,
-    /// Nearest neighbours.
+    /// Nearest neighbors.
     pub knn: tables::KnnConfig,
 }
 
@@ -248,7 +248,7 @@ impl Config {
         DataConfig { manifest, limit: 0, subset: PathBuf::new(), part, max_damaged: 1.0, ..self.data.clone() }
     }
 
-    /// The stream that evaluations see: every sample of a part of `manifest` once, in order, its centre.
+    /// The stream that evaluations see: every sample of a part of `manifest` once, in order, its center.
     pub fn evaluation_stream(&self, manifest: PathBuf, part: [f64; 2], seed: u64) -> StreamConfig {
         let crop =
             Op::CenterCrop(CenterCrop { fraction: self.eval.center_crop, interpolation: Interpolation::Bicubic });

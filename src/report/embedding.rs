@@ -1,4 +1,4 @@
-//! What representations look like: maps on which pictures that are alike lie together, and pictures with those that the
+//! What representations look like: maps on which images that are alike lie together, and images with those that the
 //! encoder takes for most alike.
 
 use std::fmt::Write;
@@ -24,9 +24,9 @@ use crate::open;
 
 /// Points on a map, at most: more hide each other and make the page large.
 const POINTS: usize = 2000;
-/// Pictures whose neighbours are shown.
+/// Images whose neighbors are shown.
 const QUERIES: usize = 10;
-/// Neighbours of each.
+/// Neighbors of each.
 const NEIGHBOURS: usize = 8;
 /// Directions of largest variance that t-SNE sees; fewer if there are fewer.
 const DIRECTIONS: i64 = 50;
@@ -42,7 +42,7 @@ struct Embedding {
     manifest: PathBuf,
 }
 
-/// Adds the maps and neighbours of the table at `path` to the page of a run with this configuration.
+/// Adds the maps and neighbors of the table at `path` to the page of a run with this configuration.
 ///
 /// # Errors
 /// If the table is none that `embed` writes, or the images it is made from can't be read.
@@ -132,7 +132,7 @@ fn principal_components(values: &Tensor) -> Tensor {
     u.narrow(1, 0, count) * s.narrow(0, 0, count)
 }
 
-/// The rows of `components` in the plane, neighbours beside neighbours; it begins with the first two components.
+/// The rows of `components` in the plane, neighbors beside neighbors; it begins with the first two components.
 fn t_sne(components: &Tensor) -> Result<Vec<(f64, f64)>> {
     let (count, directions) = components.size2().map_err(TrainError::from)?;
     let start = components.narrow(1, 0, 2.min(directions)).contiguous();
@@ -142,7 +142,7 @@ fn t_sne(components: &Tensor) -> Result<Vec<(f64, f64)>> {
         Vec::<f64>::try_from(start.flatten(0, -1)).map_err(TrainError::from)?.into_iter().map(|x| x as f32).collect();
     let rows = Vec::<Vec<f64>>::try_from(components).map_err(TrainError::from)?;
     let rows: Vec<Vec<f32>> = rows.iter().map(|row| row.iter().map(|&x| x as f32).collect()).collect();
-    // A neighbourhood is a part of the whole.
+    // A neighborhood is a part of the whole.
     let perplexity = (count as f32 / 4.0).clamp(1.0, 30.0);
     let distance = |a: &Vec<f32>, b: &Vec<f32>| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
     let mut t_sne: bhtsne::tSNE<'_, f32, Vec<f32>> = bhtsne::tSNE::new(&rows);
@@ -150,7 +150,7 @@ fn t_sne(components: &Tensor) -> Result<Vec<(f64, f64)>> {
     Ok(t_sne.embedding().chunks(2).map(|point| (f64::from(point[0]), f64::from(point[1]))).collect())
 }
 
-/// Points as SVG, coloured by class.
+/// Points as SVG, colored by class.
 fn map(page: &mut String, points: &[(f64, f64)], labels: &[Option<i64>], classes: usize) -> std::fmt::Result {
     const SIDE: f64 = 480.0;
     const EDGE: f64 = 8.0;
@@ -171,13 +171,13 @@ fn map(page: &mut String, points: &[(f64, f64)], labels: &[Option<i64>], classes
     Ok(())
 }
 
-/// A class's colour: hues all around, in two lightnesses so that neighbours on the wheel differ.
+/// A class's color: hues all around, in two lightnesses so that neighbors on the wheel differ.
 fn color(class: usize, classes: usize) -> String {
     let hue = 360 * class / classes.max(1);
     format!("hsl({hue} 75% {}%)", if class.is_multiple_of(2) { 45 } else { 62 })
 }
 
-/// Rows of a picture and those most like it.
+/// Rows of an image and those most like it.
 fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::decode::RgbImage> {
     const SIDE: u32 = 96;
     const GAP: u32 = 10;
@@ -190,7 +190,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
     let values = &embedding.values / embedding.values.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
     let asked = values.index_select(0, &Tensor::from_slice(&queries));
     let similarity = asked.matmul(&values.tr());
-    // Not the picture itself, nor a copy of it that comes first.
+    // Not the image itself, nor a copy of it that comes first.
     let itself = Tensor::from_slice(&queries).unsqueeze(1);
     let similarity = similarity.scatter_value(1, &itself, f64::NEG_INFINITY);
     let (_, nearest) = similarity.topk(neighbours as i64, 1, true, true);
@@ -234,7 +234,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
     Ok(canvas.into_image())
 }
 
-/// The rows whose neighbours are shown: the first of each class, as long as there are not too many.
+/// The rows whose neighbors are shown: the first of each class, as long as there are not too many.
 fn queries(labels: &[Option<i64>]) -> Vec<i64> {
     let mut seen = std::collections::BTreeMap::new();
     for (row, label) in labels.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A run's report: one HTML file that needs nothing else, with curves, evaluations, pictures and settings.
+//! A run's report: one HTML file that needs nothing else, with curves, evaluations, images and settings.
 
 mod embedding;
 

@@ -1,4 +1,4 @@
-//! A batch on the page: what its images are and how their views were made, and the pictures themselves.
+//! A batch on the page: what its images are and how their views were made, and the images themselves.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ pub fn describe(
     }))
 }
 
-/// A picture of batch `number` as PNG: `original`, or a view by its number.
+/// An image of batch `number` as PNG: `original`, or a view by its number.
 pub fn picture(
     source: &Source,
     number: u64,

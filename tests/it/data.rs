@@ -1,4 +1,4 @@
-//! From pictures to batches: pack, manifest, digest, preview, bench.
+//! From images to batches: pack, manifest, digest, preview, bench.
 
 use serde_json::Value;
 
@@ -52,7 +52,7 @@ fn every_difference_from_the_manifest_is_named() {
     problems(&good[..offset(7) + 20], &[&entry(7), "truncated", "unreadable, with the"]);
     problems(&good[..good.len() - 1024], &["end-of-archive"]);
     problems(&[&good[..], b"more"].concat(), &["data after the end"]);
-    // The label's header is the block after the picture's data.
+    // The label's header is the block after the image's data.
     let size = listed["shards"][0]["sizes"][2].as_u64().unwrap() as usize;
     let label = offset(2) + size.next_multiple_of(512);
     let without = [&good[..label], &good[label + 1024..]].concat();

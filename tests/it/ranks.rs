@@ -67,7 +67,7 @@ fn agree_whole(world: &World, run: &str, wanted: &str) {
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
         let off = norm(&mut found.iter().zip(&wanted).map(|(a, b)| f64::from(a - b)));
         let all = norm(&mut wanted.iter().map(|&x| f64::from(x)));
-        // Shifts, which begin at zero, have learnt little more than rounding yet.
+        // Shifts, which begin at zero, have learned little more than rounding yet.
         assert!(off < CLOSE * all.max(0.1), "{run}: {name} is off by {off}, of {all}");
     }
 }
@@ -104,7 +104,7 @@ fn every_loss_is_that_of_the_whole_batch() {
     }
 }
 
-/// Batch norm that is not synchronised sees what it sees when one process takes its batch in as many parts; and a rank's
+/// Batch norm that is not synchronized sees what it sees when one process takes its batch in as many parts; and a rank's
 /// batch may be taken in parts too.
 #[test]
 fn parts_of_batches_are_as_those_of_one_process() {
@@ -119,7 +119,7 @@ fn parts_of_batches_are_as_those_of_one_process() {
         world.done(&train(&manifest, &two, &[&local[..], &["--nproc", "2", "--set", micro]].concat()));
         agree(&world, &two, &one, &["loss", "gradient_norm"]);
     }
-    // With both, parts of all ranks are normalised together: another batch norm, and no error.
+    // With both, parts of all ranks are normalized together: another batch norm, and no error.
     world.done(&train(&manifest, "both", &["--nproc", "2", "--set", "train.micro_batch=2"]));
     assert!(world.steps("both").iter().all(|line| line["loss"].as_f64().unwrap().is_finite()));
 }

@@ -132,7 +132,7 @@ fn batches_over_the_network_equal_those_made_here() {
 }
 
 /// Lanes follow each other on a node. What is fetched twice does not grow with the set: shards at the borders between
-/// nodes, those with which the next epoch begins, and the first samples, which are wanted before their shard is there.
+/// nodes, those with which the next epoch begins, and the first samples, which are needed before their shard is there.
 #[test]
 fn nodes_together_read_the_set_once() {
     let world = World::new();

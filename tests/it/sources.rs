@@ -67,7 +67,7 @@ fn the_official_archives_pack_as_their_folders_do() {
     let list: String = pictures.iter().map(|(file, class, _)| format!("pictures/{class}/{file}\t{class}\n")).collect();
     std::fs::write(world.at("list.txt"), list).unwrap();
     world.done(&["pack", "list.txt", "--out", "listed", "--shard-bytes", "60000"]);
-    // The same pictures of the same classes, whatever they came in.
+    // The same images of the same classes, whatever they came in.
     let content = |set: &str| -> BTreeSet<(String, u64, String)> {
         let text = std::fs::read_to_string(world.at(&format!("{set}/manifest.json"))).unwrap();
         let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -38,7 +38,7 @@ fn slow_way(target: &str, pause: Duration) -> String {
     address
 }
 
-/// Packs pictures of this side, drawn in 40 files; the manifest's path.
+/// Packs images of this side, drawn in 40 files; the manifest's path.
 fn packed(world: &World, side: u32) -> String {
     for i in 0..40u64 {
         let class = (i % 10) as usize;

@@ -69,7 +69,7 @@ fn a_run_goes_on_with_the_losses_it_would_have_had() {
     }
 }
 
-/// Every optimiser and loss, with and without parts of a batch: what they remember is in the checkpoint.
+/// Every optimizer and loss, with and without parts of a batch: what they remember is in the checkpoint.
 #[test]
 fn runs_of_every_kind_go_on() {
     let world = World::new();

@@ -64,7 +64,7 @@ pub enum TrainError {
         /// Why.
         why: String,
     },
-    /// A checkpoint can't be read or is not what is wanted.
+    /// A checkpoint can't be read or does not fit.
     #[error("checkpoint {}: {what}", path.display())]
     Checkpoint {
         /// Where it is.

@@ -17,7 +17,7 @@ use simclr_image::damage::DamageReason;
 pub enum Stage {
     /// Reading bytes from storage, decompression included.
     Read,
-    /// Decoding pictures.
+    /// Decoding images.
     Decode,
     /// Augmenting them into views.
     Augment,

@@ -236,7 +236,7 @@ impl Plan {
         Err(InvalidValue { key: "order.lanes".into(), found, wanted })
     }
 
-    /// What a consumer of the stream needs to know; `num_classes` is the data set's, if it is labelled.
+    /// What a consumer of the stream needs to know; `num_classes` is the data set's, if it is labeled.
     pub fn summary(&self, num_classes: Option<usize>) -> StreamSummary {
         StreamSummary {
             plan_digest: self.digest.clone(),

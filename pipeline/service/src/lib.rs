@@ -67,7 +67,7 @@ pub struct ServiceConfig {
     pub client_timeout_seconds: u64,
     /// A service that is shut down waits this long for batches that are being sent.
     pub drain_seconds: u64,
-    /// A file that holds the bearer token that clients must show; empty: none is wanted.
+    /// File containing the bearer token required from clients; empty: no token.
     pub token: PathBuf,
     /// The service's certificate chain as PEM, for TLS; empty: no TLS.
     pub certificate: PathBuf,

@@ -41,7 +41,7 @@ pub(super) struct Link {
 pub(super) struct Nodes {
     nodes: Vec<Node>,
     token: Option<MetadataValue<Ascii>>,
-    /// What each is asked at first: the ticket that describes what is wanted.
+    /// What each is asked at first: the ticket that describes the stream.
     question: Vec<u8>,
     /// How long a question may go unanswered.
     timeout: Duration,

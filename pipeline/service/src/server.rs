@@ -46,7 +46,7 @@ impl Guard {
         Ok(Self(Some(blake3::hash(token.as_bytes()))))
     }
 
-    /// Whether a token is wanted.
+    /// Whether a token is required.
     pub fn wants_token(&self) -> bool {
         self.0.is_some()
     }

@@ -140,7 +140,7 @@ async fn ask(service: Arc<Service>, ticket: Ticket, places: Arc<Semaphore>, comi
         if coming.send(Coming { number, making, shared, samples, place }).await.is_err() {
             return;
         }
-        // Its parts come before the next one's, so that batches are done in the order in which they are wanted.
+        // Its parts come before the next one's, so that batches are done in the order in which they are needed.
         let _ = all_fed.await;
     }
 }

@@ -1,4 +1,4 @@
-//! `quickstart`: the whole job on pictures that the program draws itself.
+//! `quickstart`: the whole job on images that the program draws itself.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ pub struct QuickstartArgs {
     pub test_images: u64,
 }
 
-/// Side of a drawn picture in pixels.
+/// Side of a drawn image in pixels.
 const SIDE: u32 = 40;
 
 impl Run for QuickstartArgs {
@@ -78,7 +78,7 @@ impl Run for QuickstartArgs {
             self.test_images,
             drawn::CLASSES.len()
         ));
-        // Pictures of the two sets have different numbers, so none is in both.
+        // Images of the two sets have different numbers, so none is in both.
         let data = std::path::absolute(&path)?.join("data");
         let train_set = draw(&data, "train", 0, self.train_images, config.seed, output)?;
         let test_set = draw(&data, "test", self.train_images, self.test_images, config.seed, output)?;
@@ -152,7 +152,7 @@ fn free_name() -> PathBuf {
     names.into_iter().find(|path| !path.exists()).expect("there are more numbers than folders")
 }
 
-/// Draws pictures into class folders, packs them, and removes the folders; the manifest of the packed set.
+/// Draws images into class folders, packs them, and removes the folders; the manifest of the packed set.
 fn draw(data: &Path, name: &'static str, first: u64, count: u64, seed: u64, output: Output) -> Result<PathBuf> {
     let classes = drawn::CLASSES.len() as u64;
     if count < classes {

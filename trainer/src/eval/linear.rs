@@ -56,8 +56,8 @@ impl LinearConfig {
 /// Trains linear classifiers on `train`, chooses one on held-out features, and lets it answer for `test`.
 ///
 /// Softmax regression on features whose dimensions are brought to mean 0 and deviation 1 over the training set;
-/// Nesterov momentum 0.9, cosine to zero, no regularisation, weights zero at the start. The features are those of
-/// centre crops, computed once; [`linear_on_crops`] trains on random crops, as the paper does.
+/// Nesterov momentum 0.9, cosine to zero, no regularization, weights zero at the start. The features are those of
+/// center crops, computed once; [`linear_on_crops`] trains on random crops, as the paper does.
 ///
 /// # Errors
 /// If a setting is out of its range or there are too few features to hold any out.
@@ -98,7 +98,7 @@ pub fn linear(train: &Features, test: &Features, config: &LinearConfig) -> Resul
 /// As [`linear`], on a stream of randomly cropped and flipped images instead of features, as the paper trains; the
 /// encoder does not learn, and all learning rates are trained in the same pass.
 ///
-/// `batches` has `steps` batches of one view; `held_out` are features of centre crops of other images.
+/// `batches` has `steps` batches of one view; `held_out` are features of center crops of other images.
 ///
 /// # Errors
 /// If a setting is out of its range or the stream stops.

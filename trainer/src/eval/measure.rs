@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
 
-/// What a classifier says of labelled images.
+/// What a classifier says of labeled images.
 #[derive(Debug)]
 pub struct Answers {
     /// A score for each class, the higher the likelier, `[N, classes]`, on the CPU.
@@ -26,7 +26,7 @@ pub enum Metric {
     Map11,
 }
 
-/// What scores say of labelled images.
+/// What scores say of labeled images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
     /// Share of images whose class has the highest score.
@@ -35,7 +35,7 @@ pub struct Measured {
     pub top5: f64,
     /// Mean of the classes' shares: each class counts the same, however many images it has.
     pub mean_per_class: f64,
-    /// For each class the share of its images that were recognised; `None` for a class without images.
+    /// For each class the share of its images that were recognized; `None` for a class without images.
     pub per_class: Vec<Option<f64>>,
     /// For each class, in rows, how many of its images were taken for which.
     pub confusion: Vec<Vec<u64>>,

@@ -173,7 +173,7 @@ impl<'a> Task<'a> {
         Self { loaded, data, metric, features: OnceCell::new() }
     }
 
-    /// Nearest neighbours.
+    /// Nearest neighbors.
     ///
     /// # Errors
     /// If a set can't be read.

@@ -69,7 +69,7 @@ pub enum End {
 pub struct Training {
     /// The model.
     pub model: SimClr,
-    /// The optimiser.
+    /// The optimizer.
     pub optimizer: Optimizer,
     /// The learning rate over time.
     pub schedule: Schedule,

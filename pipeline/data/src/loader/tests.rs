@@ -1,4 +1,4 @@
-//! The laws of the stream, on small sets of drawn pictures.
+//! The laws of the stream, on small sets of drawn images.
 
 use simclr_ground::location::Location;
 use simclr_plan::Plan;

@@ -102,7 +102,7 @@ impl Shard {
         self.entries.len()
     }
 
-    /// The class of sample `i`, if the set is labelled.
+    /// The class of sample `i`, if the set is labeled.
     pub fn label(&self, i: usize) -> Option<u32> {
         self.labels.as_ref().map(|labels| labels[i])
     }

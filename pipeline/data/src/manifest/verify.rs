@@ -83,7 +83,7 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
             (Some(found), Some(expected)) => {
                 problem(Some(entry), sample.offset, format!("class {found}, expected {expected}"))
             }
-            // The scan has named it already if its neighbours have labels.
+            // The scan has named it already if its neighbors have labels.
             (None, Some(_)) if scan.problems.iter().any(|p| p.entry.as_ref() == Some(entry)) => {}
             (None, Some(expected)) => {
                 let what = format!("label file {}.cls is missing, expected class {expected}", split_name(entry).0);

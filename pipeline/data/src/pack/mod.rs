@@ -1,6 +1,6 @@
 //! Packs images into shards and a manifest: deterministic to the byte, whole or not at all, on all cores.
 //!
-//! [`source`] says which images there are and where their bytes lie; [`encode`] makes them smaller if that is wanted.
+//! [`source`] says which images there are and where their bytes lie; [`encode`] re-encodes them on request.
 //! Here they are put in order, laid into shards, compressed, and read back.
 
 mod encode;
@@ -72,7 +72,7 @@ pub struct Packed {
 /// Why nothing was packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// The source or the options are not what is wanted.
+    /// The source or the options are invalid.
     #[error("{}: {why}", path.display())]
     Input {
         /// What it is about.

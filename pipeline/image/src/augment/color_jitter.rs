@@ -7,7 +7,7 @@ use super::op::check_probability;
 use super::pixelwise::Change;
 use super::{Augmentation, Step, ViewContext};
 
-/// Changes the colours with a probability, by factors drawn anew for each view, in an order drawn anew.
+/// Changes the colors with a probability, by factors drawn anew for each view, in an order drawn anew.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ColorJitter {

@@ -6,7 +6,7 @@ use simclr_ground::rng::Draws;
 use super::op::check_probability;
 use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
-/// Covers a square of the view with a probability; its centre may lie anywhere in the view, so that some of it may
+/// Covers a square of the view with a probability; its center may lie anywhere in the view, so that some of it may
 /// lie outside (DeVries and Taylor 2017). The SimCLR paper studies it without printing a side; they took half of
 /// CIFAR-10's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

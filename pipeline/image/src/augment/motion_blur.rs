@@ -71,8 +71,8 @@ impl Filter for MotionStep {
 }
 
 impl MotionStep {
-    /// Each pixel becomes the mean of points on the line through its centre, half a pixel or less apart, each between
-    /// its four neighbours. Beyond the frame its last values go on.
+    /// Each pixel becomes the mean of points on the line through its center, half a pixel or less apart, each between
+    /// its four neighbors. Beyond the frame its last values go on.
     fn change(&self, view: &mut View) {
         let taps = self.taps();
         let weights = fixed_point(taps.iter().map(|tap| tap.weight));
@@ -136,7 +136,7 @@ fn fixed_point(weights: impl Iterator<Item = f64> + Clone) -> Vec<i16> {
     fixed
 }
 
-/// A neighbour and its weight.
+/// A neighbor and its weight.
 struct Tap {
     x: i64,
     y: i64,

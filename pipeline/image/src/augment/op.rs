@@ -50,7 +50,7 @@ pub enum Step {
     Crop(CropStep),
     /// Mirror left and right.
     HorizontalFlip,
-    /// Change the colours so, in this order; those that follow each other are made together.
+    /// Change the colors so, in this order; those that follow each other are made together.
     Colors(Vec<Change>),
     /// Anything else.
     Filter(Arc<dyn Filter>),

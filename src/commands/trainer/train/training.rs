@@ -221,7 +221,7 @@ fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, ou
             "{path}: data or recipe changed since this checkpoint (plan {found}, now {wanted})"
         )));
     }
-    // Imported weights begin a run; whatever optimiser it has, it remembers nothing yet.
+    // Imported weights begin a run; whatever optimizer it has, it remembers nothing yet.
     let optimizer = (!state.plan_digest.is_empty()).then_some(&training.optimizer);
     checkpoint::load(&path, &training.model.parameters, optimizer)?;
     training.step = state.step;
@@ -231,7 +231,7 @@ fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, ou
     Ok(())
 }
 
-/// The accuracy of nearest neighbours among the sets that `[eval]` names; noted in the run's folder.
+/// The accuracy of nearest neighbors among the sets that `[eval]` names; noted in the run's folder.
 fn evaluate_neighbours(
     config: &Config,
     folder: &RunFolder,
