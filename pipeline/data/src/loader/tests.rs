@@ -201,7 +201,7 @@ fn the_shares_of_all_ranks_are_the_global_batch() {
             assert!(*batch == together, "batch {g} of {world} ranks");
         }
     }
-    assert!(source.plan.check_share(Share { rank: 0, world: 3 }).unwrap_err().to_string().contains("divide"));
+    assert!(source.plan.check_share(Share { rank: 0, world: 3 }).unwrap_err().to_string().contains("multiple"));
 }
 
 #[test]
