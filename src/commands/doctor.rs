@@ -19,6 +19,7 @@ use crate::config::{Config, MachineConfig};
 use crate::open;
 use crate::output::ExitStatus;
 use crate::output::Output;
+use crate::telemetry::logging::time_now;
 
 /// Check this machine (CPU, memory, GPU, storage, limits) and report problems.
 #[derive(Args)]
@@ -248,10 +249,10 @@ fn clock() -> Finding {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     if now < EARLIEST {
         let meaning = "object storage requests and TLS need the correct time; batches and losses do not depend on it";
-        return Finding::new("clock", Grade::Problem, format!("{now} s since 1970: wrong"), meaning);
+        return Finding::new("clock", Grade::Problem, format!("{} is wrong", time_now()), meaning);
     }
     let meaning = "used only by logs, metrics, TLS and signed requests; batches and losses do not depend on it";
-    Finding::new("clock", Grade::Good, format!("{now} s since 1970"), meaning)
+    Finding::new("clock", Grade::Good, time_now(), meaning)
 }
 
 /// How fast a folder's disk is written.

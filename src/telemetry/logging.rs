@@ -215,11 +215,16 @@ fn human(level: Level, fields: &Fields, color: bool) -> String {
     line
 }
 
-fn json_line(level: Level, target: &str, fields: Fields) -> String {
+/// The time as ISO 8601 has it, in UTC.
+pub fn time_now() -> String {
     let mut time = String::new();
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    time
+}
+
+fn json_line(level: Level, target: &str, fields: Fields) -> String {
     let mut line = Map::new();
-    line.insert("time".into(), json!(time));
+    line.insert("time".into(), json!(time_now()));
     line.insert("level".into(), json!(level.as_str().to_lowercase()));
     line.insert("target".into(), json!(target));
     line.insert("message".into(), json!(fields.message));

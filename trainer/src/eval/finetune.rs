@@ -22,7 +22,7 @@ pub struct FineTuneConfig {
     pub steps: u64,
     /// The learning rate at the start.
     pub learning_rate: f64,
-    /// Share of each weight added to its gradient; batch norm and biases are excluded.
+    /// Weight decay; batch norm and biases are excluded.
     pub weight_decay: f64,
     /// Share of each batch's statistics in the running ones, in (0, 1].
     pub statistics_share: f64,

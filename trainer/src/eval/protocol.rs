@@ -138,17 +138,17 @@ pub struct Outcome {
 /// How the paper's fine-tuning is varied.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FinetuneSettings {
-    /// The share of each class's labels to learn from, in an order of the seed.
+    /// Fraction of each class's labels to train on, in seeded random order.
     pub share: f64,
-    /// Learn from the images that this file lists; empty: all of the share.
+    /// Train on the images listed in this file; empty: all of the fraction.
     pub subset: PathBuf,
-    /// Passes over them; 60 if they are less than 5 % of the set, else 30, if not given.
+    /// Epochs; by default 60 below 5% of the data, else 30.
     pub epochs: Option<f64>,
     /// Images per step.
     pub batch: u32,
-    /// The learning rate for a batch of 256, which it follows linearly.
+    /// Base learning rate at batch size 256 (scaled linearly).
     pub learning_rate: f64,
-    /// Share of each weight added to its gradient.
+    /// Weight decay.
     pub weight_decay: f64,
     /// What is seen of each image.
     pub view: EvalView,
