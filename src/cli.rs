@@ -8,28 +8,28 @@ use crate::commands::Command;
 use crate::output::Output;
 use crate::telemetry::logging::Format;
 
-/// Streams SimCLR batches from tar shards, trains on them, evaluates what was learnt.
+/// Self-supervised image pretraining (SimCLR): stream data, train, evaluate and export encoders.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted after a clean stop.
+/// Exit codes: 0 success, 1 failure, 2 usage or input error, 130 interrupted (checkpoint saved).
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Cli {
-    /// What is asked for.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
-    /// Print one JSON object on stdout; logs and progress stay on stderr.
+    /// Print the result as one JSON object on stdout; logs and progress go to stderr.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say more; twice for debugging.
+    /// Use verbose output (-vv for debug output).
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Say nothing but errors.
+    /// Suppress all output except errors and the result.
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Logs for people, or for machines: one JSON object a line, with time, run and rank.
+    /// Log format; `json` writes one object per line with time, run and rank.
     #[arg(long, global = true, value_enum, default_value = "human")]
     pub log: Format,
-    /// Colour messages.
+    /// When to use colored output.
     #[arg(long, global = true, value_enum, default_value = "auto")]
     color: When,
 }
@@ -51,7 +51,7 @@ impl Cli {
         }
     }
 
-    /// How the command answers.
+    /// How the command prints its result.
     pub fn output(&self) -> Output {
         Output { json: self.json, quiet: self.quiet }
     }

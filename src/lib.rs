@@ -1,4 +1,4 @@
-//! `simclr-pipeline`: streams SimCLR batches from tar shards, trains on them, evaluates what was learnt.
+//! `simclr-pipeline`: streams SimCLR batches from tar shards, trains on them, evaluates what was learned.
 //!
 //! [`cli`] is what can be asked; each verb is a module of [`commands`], with its arguments and what it does, and answers by
 //! an [`output`]. [`config`] is what decides a run, [`open`] opens what it describes on this machine. [`signals`] asks it to

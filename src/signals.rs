@@ -102,7 +102,7 @@ impl Stop {
             (false, urges) => {
                 URGED.store(urges, Ordering::Relaxed);
                 if !is_spoken_for() {
-                    crate::output::say("stopping after this step; once more to stop at once");
+                    crate::output::say("stopping after this step (press Ctrl-C again to stop immediately)");
                 }
             }
             _ => {}

@@ -80,7 +80,7 @@ trainer() {
         --batches $batches --set machine.feed.timeout_seconds=2 --json >"$tmp/digest" 2>"$tmp/trainer.err" &
     echo $! >"$tmp/trainer.pid"
 }
-# Waits for its end, and holds its digest against the one that is wanted.
+# Waits for its end, and compares its digest with the expected one.
 finished() {
     wait "$(cat "$tmp/trainer.pid")" || fail "the stream failed"
     rm "$tmp/trainer.pid"

@@ -11,13 +11,13 @@ use crate::config::Config;
 /// What to stream.
 #[derive(Args, Clone)]
 pub struct ConfigArgs {
-    /// A TOML file or a preset: imagenet-resnet50 (taken if none is named), cifar10-resnet18, quickstart.
+    /// TOML file or preset name [presets: imagenet-resnet50, cifar10-resnet18, quickstart; default: imagenet-resnet50].
     #[arg(long, value_name = "FILE|PRESET")]
     pub config: Option<String>,
-    /// Change one value; may be repeated.
+    /// Override a config value, e.g. --set batch.size=256 (repeatable).
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// The manifest; short for --set data.manifest=FILE.
+    /// Dataset manifest (path or URL); shorthand for --set data.manifest=FILE.
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
 }
@@ -41,29 +41,29 @@ impl ConfigArgs {
     }
 }
 
-/// Who makes the batches.
+/// Where the batches come from.
 #[derive(Args, Clone, Default)]
 pub struct FeedArgs {
-    /// Nodes that make the batches (`serve`), with commas between them: grpc://host:8815, or grpcs:// with TLS. Short
-    /// for machine.feed.nodes, as the other flags are for the other keys of that table.
+    /// Comma-separated batch servers (see `serve`): grpc://HOST:8815, or grpcs:// for TLS. Shorthand for
+    /// machine.feed.nodes; the other --feed flags set the other keys of that table.
     #[arg(long, value_name = "URL,…", value_delimiter = ',')]
     pub feed: Vec<String>,
-    /// A file with the bearer token that nodes want.
+    /// File containing the bearer token for the batch servers.
     #[arg(long, value_name = "FILE")]
     pub feed_token: Option<PathBuf>,
-    /// Certificates of those who may vouch for nodes.
+    /// CA bundle used to verify server certificates.
     #[arg(long, value_name = "PEM")]
     pub feed_ca: Option<PathBuf>,
-    /// Our own certificate, for nodes that want one.
+    /// Client certificate for mutual TLS.
     #[arg(long, value_name = "PEM", requires = "feed_key")]
     pub feed_cert: Option<PathBuf>,
-    /// The certificate's private key.
+    /// Private key of the client certificate.
     #[arg(long, value_name = "PEM", requires = "feed_cert")]
     pub feed_key: Option<PathBuf>,
 }
 
 impl FeedArgs {
-    /// Puts the flags into the configuration.
+    /// Applies the flags to the configuration.
     pub fn apply(&self, feed: &mut FeedConfig) {
         if !self.feed.is_empty() {
             feed.nodes.clone_from(&self.feed);

@@ -25,24 +25,24 @@ use crate::open;
 use crate::output::ExitStatus;
 use crate::output::Output;
 
-/// Measure the loader on your shards and say what limits it.
+/// Benchmark data loading on your shards and report the bottleneck.
 #[derive(Args)]
 pub struct BenchArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// What is measured.
+    /// Workload to benchmark.
     #[arg(long, value_enum, default_value = "simclr")]
     pub variant: Variant,
-    /// Images to load.
+    /// Number of images to load.
     #[arg(long, default_value_t = 2000)]
     pub images: u64,
-    /// Worker threads; 0 takes all cores.
+    /// Worker threads (0 = all cores).
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// Count and time nothing: what metrics cost is the difference.
+    /// Disable instrumentation (to measure its overhead).
     #[arg(long)]
     pub no_metrics: bool,
-    /// Images that the trainer takes each second, all devices together: say how many cores feed it.
+    /// Target throughput in images per second, all devices together; reports how many cores are needed to sustain it.
     #[arg(long, value_name = "IMAGES_PER_SECOND")]
     pub feed: Option<f64>,
 }
@@ -54,9 +54,9 @@ pub enum Variant {
     Decode,
     /// Decode, then one random-resized-crop with flip.
     Rrc1,
-    /// Decode, then two of them.
+    /// Decode, then two such views.
     Rrc2,
-    /// Decode, then the whole recipe for each of its views.
+    /// Decode, then the full augmentation recipe for each view.
     Simclr,
 }
 
@@ -70,10 +70,10 @@ impl Run for BenchArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let config = self.config.load()?;
         if self.images == 0 {
-            return Err(Error::input("--images 0: at least one is wanted"));
+            return Err(Error::input("--images must be at least 1"));
         }
         if self.feed.is_some_and(|wanted| !(wanted > 0.0 && wanted.is_finite())) {
-            return Err(Error::input(format!("--feed {}: a number above 0 is wanted", self.feed.unwrap_or(0.0))));
+            return Err(Error::input(format!("--feed must be greater than 0, got {}", self.feed.unwrap_or(0.0))));
         }
         let threads = if self.threads == 0 { open::cores() } else { self.threads };
         let samples = simclr_data::manifest::Manifest::read(&config.data.manifest)?.samples;
@@ -156,11 +156,11 @@ impl Run for BenchArgs {
                 text += &format!("  {:8} {:7.3} ms per image\n", stage.name(), 1e3 * seconds);
             }
             text += &format!(
-                "  {:8} {:7.2} times decoding and augmenting: the rest reads, orders and hands over\n",
+                "  {:8} {:7.2}x decode + augment (overhead: reading, ordering, hand-off)\n",
                 "all CPU", overhead
             );
             text += &format!(
-                "memory: {:.0} MB at most, of which {slabs} batches of {:.0} MB\n",
+                "memory: {:.0} MB peak, including {slabs} batches of {:.0} MB\n",
                 memory as f64 / 1e6,
                 slab_bytes as f64 / 1e6
             );
@@ -172,21 +172,21 @@ impl Run for BenchArgs {
                 let shares =
                     shares.filter(|(_, share)| *share >= 0.5).map(|(cause, share)| format!("{cause} {share:.0} %"));
                 text += &format!(
-                    "whoever takes batches faster than this waits for {}\n",
+                    "a faster consumer would be limited by: {}\n",
                     shares.collect::<Vec<_>>().join(", ")
                 );
             }
             let wanted = self.feed.unwrap_or(1000.0);
             let cores = (wanted * cpu_per_image).ceil();
-            text += &format!("feeding {wanted:.0} images/s takes {cores:.0} cores such as these\n");
+            text += &format!("{wanted:.0} images/s needs about {cores:.0} cores like these\n");
             text + &match bottleneck {
-                "storage" => format!("workers wait {:.0} % of their time for bytes: storage limits", 100.0 * starved),
+                "storage" => format!("bottleneck: storage (workers spend {:.0}% of their time waiting for data)", 100.0 * starved),
                 "slabs" => format!(
-                    "workers wait {:.0} % of their time for a free batch: raise machine.batches_ahead",
+                    "bottleneck: free batches (workers spend {:.0}% of their time waiting for one; increase machine.batches_ahead)",
                     100.0 * starved
                 ),
                 stage => {
-                    format!("workers are busy and {stage} costs most: more threads or cores help until storage limits")
+                    format!("bottleneck: CPU (workers are busy, mostly with {stage}; add threads or cores)")
                 }
             }
         })?;

@@ -14,25 +14,25 @@ use crate::output::ExitStatus;
 use crate::output::{Output, row};
 use crate::telemetry::progress::Progress;
 
-/// Print the BLAKE3 of each global batch (pixels, labels, ids) and of all.
+/// Print the BLAKE3 digest of each global batch (pixels, labels, IDs) and of the whole stream.
 #[derive(Args)]
 pub struct DigestArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// The first global batch.
+    /// First global batch.
     #[arg(long, default_value_t = 0)]
     pub from_batch: u64,
-    /// How many batches.
+    /// Number of batches.
     #[arg(long, default_value_t = 4)]
     pub batches: u64,
-    /// Put each global batch together from the shares of this many ranks; the digests are the same.
+    /// Assemble each global batch from N ranks (digests do not change).
     #[arg(long, default_value_t = 1)]
     pub ranks: u32,
     #[command(flatten)]
     pub feed: FeedArgs,
 }
 
-/// What `--json` tells. Runs over hundreds of thousands of batches are told too, so they are not copied for it.
+/// What `--json` prints. It may cover hundreds of thousands of batches, so nothing is copied for it.
 #[derive(Serialize)]
 struct Report<'a> {
     batches: &'a [BatchDigest],
@@ -63,7 +63,7 @@ impl Run for DigestArgs {
         let threads = if config.machine.threads == 0 { open::cores() } else { config.machine.threads };
         let to_batch = self.from_batch.checked_add(self.batches);
         let to_batch =
-            to_batch.ok_or_else(|| Error::input("--from-batch and --batches reach beyond the last number"))?;
+            to_batch.ok_or_else(|| Error::input("--from-batch plus --batches exceeds the largest batch number"))?;
         let (from_batch, to_batch) = (self.from_batch, Some(to_batch));
         let rank = |rank| {
             let options = LoaderOptions { threads, from_batch, to_batch, share: Share { rank, world: self.ranks } };

@@ -22,8 +22,9 @@ use crate::config::{Config, MachineConfig};
 use crate::open;
 use crate::output::ExitStatus;
 use crate::output::Output;
+use crate::telemetry::logging::time_now;
 
-/// Say what this machine can do for a run: cores, memory, GPU, storage, limits, and what that means.
+/// Check this machine (CPU, memory, GPU, storage, limits) and report problems.
 #[derive(Args)]
 pub struct DoctorArgs {
     #[command(flatten)]
@@ -73,9 +74,9 @@ impl Run for DoctorArgs {
         if self.config.manifest.is_some() || config.data.manifest.exists() {
             findings.extend(data(&config));
         } else {
-            let meaning = "--manifest FILE looks at its shards too: whether they can be reached, and how fast";
+            let meaning = "pass --manifest FILE to check access to its shards and read speed";
             findings.push(files(machine, None));
-            findings.push(Finding::new("data", Grade::Note, "no manifest named", meaning));
+            findings.push(Finding::new("data", Grade::Note, "no manifest given", meaning));
         }
         let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
         output.result(&json!({ "findings": findings, "problems": problems }), || told(&findings, problems))?;
@@ -89,14 +90,14 @@ fn told(findings: &[Finding], problems: usize) -> String {
         let mark = match grade {
             Grade::Good => "ok  ",
             Grade::Note => "note",
-            Grade::Problem => "BAD ",
+            Grade::Problem => "FAIL",
         };
         let _ = writeln!(text, "{mark} {name:9} {found}\n               {meaning}");
     }
     text + &match problems {
-        0 => "nothing stands in the way of a run".to_owned(),
-        1 => "one problem stands in the way of a run".to_owned(),
-        _ => format!("{problems} problems stand in the way of a run"),
+        0 => "no problems found".to_owned(),
+        1 => "1 problem found".to_owned(),
+        _ => format!("{problems} problems found"),
     }
 }
 
@@ -104,13 +105,14 @@ fn cores(machine: &MachineConfig) -> Finding {
     let usable = open::cores();
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let all = text.lines().filter(|line| line.starts_with("processor")).count().max(usable);
-    let found = if all > usable { format!("{usable} of the machine's {all} cores") } else { format!("{usable} cores") };
+    let found = if all > usable { format!("{usable} of {all} cores usable") } else { format!("{usable} cores") };
     let threads = machine.threads;
     if threads > usable {
-        let meaning = format!("machine.threads = {threads} is more than there are: threads will take turns");
+        let meaning = format!("machine.threads = {threads} exceeds the {usable} usable cores (oversubscribed)");
         return Finding::new("cores", Grade::Note, found, meaning);
     }
-    let meaning = format!("machine.threads = 0 takes them: {} beside a GPU, all in `serve`", (usable - 1).max(1));
+    let meaning =
+        format!("machine.threads = 0 uses {} loader threads with a GPU, all cores in `serve`", (usable - 1).max(1));
     let grade = if all > usable { Grade::Note } else { Grade::Good };
     Finding::new("cores", grade, found, meaning)
 }
@@ -118,12 +120,17 @@ fn cores(machine: &MachineConfig) -> Finding {
 fn vectors() -> Finding {
     let name = simclr_image::vector_instructions();
     match name {
-        "none" => Finding::new("vectors", Grade::Note, "plain code", "the loader works, at a fraction of its speed"),
-        _ => Finding::new("vectors", Grade::Good, name, "views have the same bytes on every machine, whatever it has"),
+        "none" => Finding::new("vectors", Grade::Note, "no vector instructions", "the loader works, but much slower"),
+        _ => Finding::new(
+            "vectors",
+            Grade::Good,
+            name,
+            "views are bit-identical on every machine, whatever its vector instructions",
+        ),
     }
 }
 
-/// What a file of the control group's or the system's says, in bytes.
+/// A value of a cgroup or system file, in bytes.
 fn bytes_of(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
@@ -142,37 +149,47 @@ fn memory(config: &Config) -> Finding {
         0..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),
     };
-    let found = format!("{} free{}", giga(there), if group.is_some() { ", as the control group allows" } else { "" });
+    let found = format!("{} available{}", giga(there), if group.is_some() { " (cgroup limit)" } else { "" });
     let asks = format!(
-        "batches take {} (batch.size, machine.batches_ahead), shards up to {} (machine.memory_bytes)",
+        "batches need {} (batch.size, machine.batches_ahead), shards up to {} (machine.memory_bytes)",
         giga(slabs),
         giga(config.machine.memory_bytes)
     );
     if slabs > there {
-        return Finding::new("memory", Grade::Problem, found, format!("{asks}: the batches alone do not fit"));
+        return Finding::new(
+            "memory",
+            Grade::Problem,
+            found,
+            format!("{asks}; the batches alone do not fit in memory"),
+        );
     }
     Finding::new("memory", if wanted > there { Grade::Note } else { Grade::Good }, found, asks)
 }
 
-/// How fast one core decodes: a drawn picture, about as large as a photograph of ImageNet.
+/// How fast one core decodes a generated image, about as large as an ImageNet photo.
 fn decoding() -> Result<Finding> {
     const FOR: Duration = Duration::from_millis(300);
     let picture = simclr_image::drawn::picture(1, 3, 1, 448);
     let jpeg = Resize { short_side: 0, quality: 90, subsample: true }.apply(&simclr_image::drawn::png(&picture));
-    let jpeg = jpeg.map_err(|damage| Error::runtime(format!("a drawn picture is not encoded: {damage}")))?;
+    let jpeg = jpeg.map_err(|damage| Error::runtime(format!("cannot encode a generated image: {damage}")))?;
     let mut decoder = Decoder::default();
     let whole = Region { left: 0, top: 0, width: picture.width, height: picture.height };
     let (began, mut pictures) = (Instant::now(), 0u32);
     while began.elapsed() < FOR {
         let jpeg = Jpeg::parse(&jpeg).and_then(|jpeg| decoder.decode(&jpeg, whole).map(|planes| planes.width));
         if jpeg.is_err() {
-            return Err(Error::runtime("a drawn picture is not decoded"));
+            return Err(Error::runtime("cannot decode a generated image"));
         }
         pictures += 1;
     }
     let each = 1e3 * began.elapsed().as_secs_f64() / f64::from(pictures);
-    let found = format!("{each:.2} ms for a drawn JPEG of 448×448 on one core");
-    Ok(Finding::new("decoding", Grade::Good, found, "`bench --manifest FILE` measures the whole loader on your shards"))
+    let found = format!("{each:.2} ms per generated 448×448 JPEG on one core");
+    Ok(Finding::new(
+        "decoding",
+        Grade::Good,
+        found,
+        "run `bench --manifest FILE` to benchmark the full loader on your shards",
+    ))
 }
 
 #[cfg(feature = "trainer")]
@@ -181,30 +198,37 @@ fn devices(machine: &MachineConfig) -> Vec<Finding> {
     let libtorch = env!("CARGO_PKG_VERSION");
     let threads = open::torch_threads(machine, 1);
     let found = format!("libtorch {} in simclr-pipeline {libtorch}", simclr_trainer::run::LIBTORCH);
-    let meaning = format!("on the CPU it computes with {threads} threads (machine.torch_threads)");
+    let meaning = format!("uses {threads} threads on the CPU (machine.torch_threads)");
     let mut findings = vec![Finding::new("libtorch", Grade::Good, found, meaning)];
     let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
     let driver = driver.and_then(|text| text.lines().next().map(|line| line.trim().to_owned()));
     let (grade, found, meaning) = match (&driver, device::open(DeviceName::Cuda)) {
         (_, Ok(_)) => {
-            (Grade::Good, format!("{} usable", device::gpus()), "machine.device = auto takes the first".to_owned())
+            (Grade::Good, format!("{} usable", device::gpus()), "machine.device = auto uses the first one".to_owned())
         }
-        (_, Err(error)) if device::gpus_of_driver().is_some() || driver.is_some() => {
-            (Grade::Problem, "a driver, but no CUDA for libtorch".to_owned(), error.to_string())
-        }
+        (_, Err(error)) if device::gpus_of_driver().is_some() || driver.is_some() => (
+            Grade::Problem,
+            "NVIDIA driver found, but libtorch's CUDA libraries are not loadable".to_owned(),
+            error.to_string(),
+        ),
         (_, Err(_)) if matches!(machine.device, DeviceName::Cuda | DeviceName::CudaNth(_)) => {
             let device: String = machine.device.into();
-            (Grade::Problem, "no NVIDIA driver".to_owned(), format!("machine.device = {device:?} needs one"))
+            (Grade::Problem, "no NVIDIA driver".to_owned(), format!("machine.device = {device:?} requires one"))
         }
         (_, Err(_)) => (
             Grade::Note,
             "no NVIDIA driver".to_owned(),
-            "machine.device = auto trains on the CPU; this machine can still feed others with `serve`".to_owned(),
+            "machine.device = auto trains on the CPU; this machine can still run `serve` for others".to_owned(),
         ),
     };
     findings.push(Finding::new("GPU", grade, found, meaning));
     if let Some(driver) = driver {
-        findings.push(Finding::new("driver", Grade::Good, driver, "its CUDA must be at least that of libtorch"));
+        findings.push(Finding::new(
+            "driver",
+            Grade::Good,
+            driver,
+            "must support libtorch's CUDA version or a newer one",
+        ));
     }
     findings
 }
@@ -226,18 +250,18 @@ fn files(machine: &MachineConfig, plan: Option<(&Plan, bool)>) -> Finding {
     let sum = match plan {
         None => format!("{connections} connections (machine.storage_requests), {OTHER_FILES} others, and shards"),
         Some(_) => format!(
-            "{wanted} are wanted: {shards} shards in use at a time, {connections} connections \
+            "{wanted} are recommended: {shards} shards in use at a time, {connections} connections \
              (machine.storage_requests), {OTHER_FILES} others"
         ),
     };
     match limit {
         Some(limit) if limit < OTHER_FILES + 8 => {
-            let meaning = format!("{sum}: a run would stop for want of files; `ulimit -n {wanted}`");
+            let meaning = format!("{sum}: training would run out of files; run `ulimit -n {wanted}`");
             Finding::new("files", Grade::Problem, found, meaning)
         }
         Some(limit) if limit < wanted => {
             let meaning =
-                format!("{sum}: a run keeps fewer open, and opens shards again and again; `ulimit -n {wanted}`");
+                format!("{sum}: training keeps fewer shards open and reopens them often; run `ulimit -n {wanted}`");
             Finding::new("files", Grade::Note, found, meaning)
         }
         _ => Finding::new("files", Grade::Good, found, sum),
@@ -249,14 +273,14 @@ fn clock() -> Finding {
     const EARLIEST: u64 = 1_735_689_600;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     if now < EARLIEST {
-        let meaning = "requests to buckets and TLS need the right time; batches and losses do not depend on it";
-        return Finding::new("clock", Grade::Problem, format!("{now} s since 1970: wrong"), meaning);
+        let meaning = "object storage requests and TLS need the correct time; batches and losses do not depend on it";
+        return Finding::new("clock", Grade::Problem, format!("{} is wrong", time_now()), meaning);
     }
-    let meaning = "only logs, metrics, TLS and signed requests look at it; batches and losses do not";
-    Finding::new("clock", Grade::Good, format!("{now} s since 1970"), meaning)
+    let meaning = "used only by logs, metrics, TLS and signed requests; batches and losses do not depend on it";
+    Finding::new("clock", Grade::Good, time_now(), meaning)
 }
 
-/// How fast a folder's disk takes bytes and gives them back.
+/// How fast a folder's disk is written.
 fn disk(name: &'static str, folder: &Path) -> Finding {
     const BYTES: usize = 64 << 20;
     let measure = || -> std::io::Result<f64> {
@@ -273,12 +297,12 @@ fn disk(name: &'static str, folder: &Path) -> Finding {
     };
     match measure() {
         Ok(speed) => {
-            let found = format!("{} takes {:.0} MB/s", folder.display(), speed / 1e6);
-            Finding::new(name, Grade::Good, found, "shards are kept there as they come (machine.cache_dir)")
+            let found = format!("{}: {:.0} MB/s write speed", folder.display(), speed / 1e6);
+            Finding::new(name, Grade::Good, found, "shards are cached there (machine.cache_dir)")
         }
         Err(error) => {
             let found = format!("{}: {error}", folder.display());
-            Finding::new(name, Grade::Problem, found, "machine.cache_dir must be a folder that can be written")
+            Finding::new(name, Grade::Problem, found, "machine.cache_dir must be a writable directory")
         }
     }
 }
@@ -289,14 +313,14 @@ fn data(config: &Config) -> Vec<Finding> {
     let source = match opened {
         Ok(source) => source,
         Err(error) => {
-            let data = Finding::new("data", Grade::Problem, format!("{error:#}"), "no run can begin with it");
+            let data = Finding::new("data", Grade::Problem, format!("{error:#}"), "training cannot start");
             return vec![files(&config.machine, None), data];
         }
     };
     let plan = &source.plan;
     let found = format!("{} samples in {} shards", plan.num_samples(), plan.shard_sizes.len());
     let meaning = format!(
-        "{} batches an epoch, {} samples of an epoch left over (batch.size)",
+        "{} batches per epoch, {} samples dropped per epoch (batch.size)",
         plan.batches_per_epoch(),
         plan.dropped_per_epoch()
     );
@@ -305,7 +329,9 @@ fn data(config: &Config) -> Vec<Finding> {
     let mut findings = vec![files, Finding::new("data", Grade::Good, found, meaning)];
     let runtime = match open::runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return vec![Finding::new("storage", Grade::Problem, error.to_string(), "no thread for reading")],
+        Err(error) => {
+            return vec![Finding::new("storage", Grade::Problem, error.to_string(), "cannot start the I/O threads")];
+        }
     };
     let samples = spread(plan);
     let began = Instant::now();
@@ -314,12 +340,13 @@ fn data(config: &Config) -> Vec<Finding> {
     findings.push(match read {
         Ok(all) => {
             let bytes: usize = all.iter().map(Vec::len).sum();
-            let found = format!("{} samples, {:.1} MB, in {seconds:.2} s", all.len(), bytes as f64 / 1e6);
+            let found = format!("read {} samples ({:.1} MB) in {seconds:.2} s", all.len(), bytes as f64 / 1e6);
             let place = source.store.manifest().shard_place(0).to_string();
-            let meaning = format!("read from all over {place} and its like, checked; the first read is the slowest");
+            let meaning =
+                format!("samples of several shards such as {place}, checksums verified; the first read is the slowest");
             Finding::new("storage", Grade::Good, found, meaning)
         }
-        Err(error) => Finding::new("storage", Grade::Problem, error.to_string(), "a run would stop there"),
+        Err(error) => Finding::new("storage", Grade::Problem, error.to_string(), "training would stop here"),
     });
     findings
 }

@@ -18,53 +18,52 @@ use crate::output::ExitStatus;
 use crate::output::{Output, row};
 use crate::telemetry::progress::Progress;
 
-/// Build, verify or show the manifest of existing shards.
+/// Build, verify, show or convert the manifest of existing shards.
 #[derive(Subcommand)]
 pub enum ManifestCommand {
-    /// Read shards from end to end and write their manifest.
+    /// Scan shards and write a manifest.
     Build {
-        /// Paths, URLs (s3, gs, az, https), globs or brace ranges (name-{000..012}.tar), plain or .zst; or the index
-        /// of another tool: a wids .json, or a dataset's _info.json#split.
+        /// Paths, URLs (s3, gs, az, https), globs or brace ranges (name-{000..012}.tar), plain or .zst; or another
+        /// tool's index: a wids .json, or a dataset's _info.json#split.
         #[arg(required = true)]
         shards: Vec<String>,
-        /// The file to write.
+        /// Manifest file to write.
         #[arg(long)]
         out: PathBuf,
-        /// A file with the name of class i on line i; classes.txt beside the first shard is taken if it is there.
+        /// Class names, one per line, in label order [default: classes.txt next to the first shard, if present].
         #[arg(long)]
         classes: Option<PathBuf>,
-        /// Leave out the samples that a run has put into quarantine: its quarantine.jsonl.
+        /// Exclude samples listed in a run's quarantine.jsonl.
         #[arg(long, value_name = "FILE")]
         exclude: Option<PathBuf>,
-        /// Leave out where each JPEG's data may be entered: the manifest is smaller and built faster, crops of one view
-        /// are decoded a little slower
+        /// Do not index JPEG entry points: smaller manifest, faster to build, slightly slower crops.
         #[arg(long)]
         no_row_index: bool,
     },
-    /// Re-read every shard and list every difference from the manifest.
+    /// Verify all shards against the manifest and report every mismatch.
     Verify {
         /// The manifest.
         manifest: PathBuf,
     },
-    /// Show what a manifest lists.
+    /// Show a manifest's contents.
     Show {
         /// The manifest.
         manifest: PathBuf,
-        /// Measure how well an epoch is shuffled, and how much of it ranks read twice.
+        /// Measure shuffle quality and read amplification across ranks.
         #[arg(long)]
         shuffle: bool,
-        /// With --shuffle: the configuration whose order, batch and seed are meant.
+        /// Config that provides batch size, order and seed (with --shuffle).
         #[arg(long, value_name = "FILE|PRESET", requires = "shuffle")]
         config: Option<String>,
-        /// With --shuffle: change one value of it; may be repeated.
+        /// Override a value of that config (with --shuffle, repeatable).
         #[arg(long = "set", value_name = "TABLE.KEY=VALUE", requires = "shuffle")]
         settings: Vec<String>,
     },
-    /// Write another tool's index of a manifest's shards: the wids index that webdataset reads.
+    /// Convert a manifest to a wids index (webdataset).
     Convert {
         /// The manifest.
         manifest: PathBuf,
-        /// The index to write.
+        /// Index file to write.
         #[arg(long)]
         wids: PathBuf,
     },
@@ -88,7 +87,7 @@ impl Run for ManifestCommand {
                 let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
                 if excluded < asked {
                     let none = asked - excluded;
-                    tracing::warn!("{none} of {asked} samples that were to be left out are in none of the shards");
+                    tracing::warn!("{none} of {asked} samples to exclude were not found in the shards");
                 }
                 manifest.write(out)?;
                 report(&manifest, out, output)?;
@@ -103,7 +102,7 @@ impl Run for ManifestCommand {
                 let object =
                     json!({ "samples": samples, "shards": shards, "digest": manifest.digest, "problems": problems });
                 output.result(&object, || match problems.len() {
-                    0 => format!("{samples} samples in {shards} shards are as the manifest says"),
+                    0 => format!("{samples} samples in {shards} shards match the manifest"),
                     n => {
                         let lines: Vec<String> = problems.iter().map(|problem| row(&problem.to_string())).collect();
                         format!("{}\n{n} problems", lines.join("\n"))
@@ -132,7 +131,7 @@ impl Run for ManifestCommand {
                 })?;
                 let text = serde_json::to_vec_pretty(&index).expect("an index is plain data");
                 simclr_ground::files::write_whole(out, &text)
-                    .map_err(|error| Error::input(format!("{}: cannot be written: {error}", out.display())))?;
+                    .map_err(|error| Error::input(format!("cannot write {}: {error}", out.display())))?;
                 let object = json!({ "out": out, "samples": manifest.samples, "shards": manifest.shards.len() });
                 output.result(&object, || out.display().to_string())?;
                 Ok(ExitStatus::Success)
@@ -149,12 +148,12 @@ fn quarantined(ledger: &Path) -> Result<BTreeSet<String>> {
         let entry: Result<simclr_data::quarantine::QuarantineEntry, _> = serde_json::from_str(line);
         entry
             .map(|entry| entry.entry)
-            .map_err(|error| wrong(format!("line {}: no line of a quarantine.jsonl: {error}", number + 1)))
+            .map_err(|error| wrong(format!("line {}: not a quarantine.jsonl entry: {error}", number + 1)))
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(entry).collect()
 }
 
-/// What `show --shuffle` says to people.
+/// The text of `show --shuffle`.
 fn describe(quality: &ShuffleQuality) -> String {
     let mut text = format!("epoch 0, {} samples                      this order   full shuffle\n", quality.samples);
     let mut line = |what: &str, found: Option<f64>, full: Option<f64>| {
@@ -163,21 +162,21 @@ fn describe(quality: &ShuffleQuality) -> String {
         }
     };
     line(
-        "distance moved, as a share of the set",
+        "mean displacement, fraction of the dataset",
         Some(quality.mean_distance),
         Some(quality.mean_distance_of_a_full_shuffle),
     );
-    line("shards in a batch", Some(quality.shards_per_batch), Some(quality.shards_per_batch_of_a_full_shuffle));
+    line("shards per batch", Some(quality.shards_per_batch), Some(quality.shards_per_batch_of_a_full_shuffle));
     line(
-        "two samples of a batch have the same class",
+        "P(two samples of a batch share a class)",
         quality.same_class_in_batch,
         quality.same_class_in_batch_of_a_full_shuffle,
     );
     if let Some(same) = quality.same_class_neighbours_in_manifest {
-        text += &format!("neighbours in the manifest of the same class   {same:.4}\n");
+        text += &format!("manifest neighbors of the same class           {same:.4}\n");
     }
     for (ranks, times) in &quality.read_amplification {
-        text += &format!("read by {ranks} ranks: {times:.3} times the set's bytes\n");
+        text += &format!("read amplification with {ranks} ranks: {times:.3}x the dataset's bytes\n");
     }
     text.trim_end().to_owned()
 }

@@ -19,52 +19,52 @@ pub struct PackArgs {
     /// A folder of class folders (SRC/<class>/<image>); a tar of class tars (ILSVRC2012_img_train.tar); a tar of
     /// images; or a list (.txt) with a path and a class on each line.
     pub source: PathBuf,
-    /// The folder to create.
+    /// Output directory to create.
     #[arg(long)]
     pub out: PathBuf,
-    /// Close a shard before its tar stream grows beyond this.
+    /// Maximum shard size, e.g. 256MiB.
     #[arg(long, default_value_t = 256 << 20)]
     pub shard_bytes: u64,
-    /// Compress the shards with zstd, in frames that can be read one by one.
+    /// Compress shards with zstd at this level (seekable frames).
     #[arg(long, value_name = "LEVEL")]
     pub zstd: Option<i32>,
-    /// Shrink pictures whose short side is longer than this; they become JPEG.
+    /// Downscale images so that the short side is at most PX (re-encoded as JPEG).
     #[arg(long, value_name = "PX")]
     pub resize_short: Option<u32>,
-    /// Encode pictures anew with this JPEG quality; 90 if only --resize-short is given.
+    /// Re-encode images at this JPEG quality (1-100) [default with --resize-short: 90].
     #[arg(long, value_name = "Q")]
     pub quality: Option<u8>,
-    /// Encode with half the resolution of colours (4:2:0): smaller, and faster to decode.
+    /// Use 4:2:0 chroma subsampling (smaller files, faster decoding).
     #[arg(long)]
     pub subsample: bool,
-    /// For a tar of images: the class of each on a line, in the order of their names, or after their names.
+    /// Label file for a tar of images: one class per line in filename order, or `NAME CLASS` per line.
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
-    /// Decides the order in which samples are written.
+    /// Random seed for the sample order.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
-/// How many images that could not be made smaller are named.
+/// How many images that could not be re-encoded are listed.
 const SHOWN: usize = 10;
 
-/// JPEG quality if none is said: what the field packs with.
+/// The default JPEG quality, which the field packs with.
 const QUALITY: u8 = 90;
 
-/// How pictures are made smaller, if that is asked for.
+/// How images are re-encoded, if at all.
 fn resize(args: &PackArgs) -> Result<Option<Resize>> {
     if args.resize_short.is_none() && args.quality.is_none() {
         if args.subsample {
-            return Err(Error::input("--subsample goes with --resize-short or --quality"));
+            return Err(Error::input("--subsample requires --resize-short or --quality"));
         }
         return Ok(None);
     }
     let quality = args.quality.unwrap_or(QUALITY);
     if !(1..=100).contains(&quality) {
-        return Err(Error::input(format!("--quality {quality}: between 1 and 100 is wanted")));
+        return Err(Error::input(format!("--quality must be between 1 and 100, got {quality}")));
     }
     if args.resize_short == Some(0) {
-        return Err(Error::input("--resize-short 0: at least one pixel is wanted"));
+        return Err(Error::input("--resize-short must be at least 1"));
     }
     Ok(Some(Resize { short_side: args.resize_short.unwrap_or(0), quality, subsample: args.subsample }))
 }
@@ -88,12 +88,12 @@ impl Run for PackArgs {
         if !packed.left_out.is_empty() && !output.quiet {
             let first = packed.left_out[0].display();
             say(&format!(
-                "left out {} files that are no .jpg, .jpeg, .png or .webp, such as {first}",
+                "skipped {} non-image files (not .jpg, .jpeg, .png or .webp), e.g. {first}",
                 packed.left_out.len()
             ));
         }
         for (key, why) in packed.kept_as_is.iter().take(if output.quiet { 0 } else { SHOWN }) {
-            say(&format!("kept as it is: {key}: {why}"));
+            say(&format!("not re-encoded: {key}: {why}"));
         }
         let manifest = &packed.manifest;
         let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();

@@ -15,18 +15,18 @@ use crate::open;
 use crate::output::ExitStatus;
 use crate::output::Output;
 
-/// Draw a contact sheet: pictures, their views, and the drawn parameters.
+/// Render a contact sheet of images, their augmented views and the sampled parameters.
 #[derive(Args)]
 pub struct PreviewArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// The global batch to look at.
+    /// Global batch to show.
     #[arg(long, default_value_t = 0)]
     pub batch: u64,
-    /// How many of its images to show.
+    /// Number of images to show.
     #[arg(long, default_value_t = 12)]
     pub images: usize,
-    /// The PNG to write.
+    /// PNG file to write.
     #[arg(long, default_value = "preview.png")]
     pub out: PathBuf,
 }
@@ -36,11 +36,11 @@ impl Run for PreviewArgs {
         let config = self.config.load()?;
         let source = open::source(config.stream(), &config.machine)?;
         if self.images == 0 {
-            return Err(Error::input("--images 0: at least one is wanted"));
+            return Err(Error::input("--images must be at least 1"));
         }
         let sheet = contact_sheet(&source, self.batch, self.images)?;
         write_whole(&self.out, &drawn::png(&sheet))
-            .map_err(|error| Error::input(format!("{}: cannot write the picture: {error}", self.out.display())))?;
+            .map_err(|error| Error::input(format!("cannot write {}: {error}", self.out.display())))?;
         let object = json!({ "out": self.out, "batch": self.batch, "plan_digest": source.plan.digest, "width": sheet.width, "height": sheet.height });
         output.result(&object, || self.out.display().to_string())?;
         Ok(ExitStatus::Success)

@@ -17,27 +17,27 @@ use crate::output::ExitStatus;
 use crate::output::Output;
 use crate::web::{self, Pages};
 
-/// Serve batches to trainers on other machines, over Arrow Flight; they name this node with --feed.
+/// Serve batches to remote trainers over Arrow Flight (see `train --feed`).
 #[derive(Args)]
 pub struct ServeArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Where clients connect; port 0 takes a free one. Beyond this machine, think of TLS and a token.
+    /// Listen address (port 0 picks a free port). Enable TLS and a token before exposing it to other hosts.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8815")]
     pub listen: String,
-    /// Where /metrics, /livez, /readyz, /status and a page are served.
+    /// Address for metrics, health probes, status and the dashboard.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
     pub metrics: String,
-    /// A file with the bearer token that clients must show; short for machine.service.token.
+    /// File containing the bearer token required from clients; shorthand for machine.service.token.
     #[arg(long, value_name = "FILE")]
     pub token: Option<PathBuf>,
-    /// The certificate chain, for TLS; short for machine.service.certificate.
+    /// Server certificate chain (enables TLS); shorthand for machine.service.certificate.
     #[arg(long, value_name = "PEM", requires = "key")]
     pub certificate: Option<PathBuf>,
-    /// The certificate's private key; short for machine.service.key.
+    /// Private key of the certificate; shorthand for machine.service.key.
     #[arg(long, value_name = "PEM", requires = "certificate")]
     pub key: Option<PathBuf>,
-    /// Who may vouch for clients, which then need a certificate too; short for machine.service.client_ca.
+    /// CA bundle used to verify client certificates (enables mutual TLS); shorthand for machine.service.client_ca.
     #[arg(long, value_name = "PEM", requires = "certificate")]
     pub client_ca: Option<PathBuf>,
 }
@@ -66,7 +66,7 @@ impl Run for ServeArgs {
         let address = listener.local_addr()?;
         let guarded = doors.has_tls() && doors.guard.wants_token();
         if !address.ip().is_loopback() && !guarded {
-            tracing::warn!("{address} can be reached from other machines; TLS and a token keep strangers out");
+            tracing::warn!("{address} is reachable from other hosts without TLS and a token");
         }
         let plan = source.plan.digest.clone();
         let service =
@@ -74,7 +74,7 @@ impl Run for ServeArgs {
         let pages = Pages {
             alive: Arc::new({
                 let service = service.clone();
-                move || if service.alive() { Ok(()) } else { Err("a worker thread died".into()) }
+                move || if service.alive() { Ok(()) } else { Err("a worker thread panicked".into()) }
             }),
             ready: Arc::new({
                 let service = service.clone();
@@ -95,7 +95,7 @@ impl Run for ServeArgs {
         runtime.spawn(drain_on_signals(service.clone()));
         let url = format!("{}://{address}", if doors.has_tls() { "grpcs" } else { "grpc" });
         let object = json!({ "listen": url, "metrics": format!("http://{metrics}/metrics"), "plan_digest": plan });
-        output.result(&object, || format!("{url} serves plan {plan}\nhttp://{metrics}/ tells how it goes"))?;
+        output.result(&object, || format!("serving plan {plan} at {url}\ndashboard: http://{metrics}/"))?;
         let served = runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).context("cannot listen")?;
             Ok::<_, Error>(server::serve(service, listener, doors).await?)

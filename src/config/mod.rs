@@ -82,7 +82,7 @@ pub struct Config {
     pub model: tables::ModelConfig,
     /// The loss.
     pub loss: tables::LossConfig,
-    /// The optimiser.
+    /// The optimizer.
     pub optimizer: tables::OptimizerConfig,
     /// The learning rate over time.
     pub schedule: tables::ScheduleConfig,
@@ -100,15 +100,15 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalConfig {
-    /// Side of the central square that is looked at, as a share of the picture's short side.
+    /// Side of the central square that is looked at, as a share of the image's short side.
     pub center_crop: f64,
-    /// While training, evaluate nearest neighbours every so many epochs; 0: never.
+    /// While training, evaluate nearest neighbors every so many epochs; 0: never.
     pub every: u32,
-    /// The manifest whose labelled images vote then; empty: the one that is trained on.
+    /// The manifest whose labeled images vote then; empty: the one that is trained on.
     pub train: PathBuf,
-    /// The manifest whose labelled images are classified then.
+    /// The manifest whose labeled images are classified then.
     pub test: PathBuf,
-    /// Nearest neighbours.
+    /// Nearest neighbors.
     pub knn: tables::KnnConfig,
 }
 
@@ -224,8 +224,8 @@ impl Config {
             ("rank_timeout_seconds", machine.rank_timeout_seconds as usize, 1, 1_000_000),
         ] {
             if !(least..=most).contains(&found) {
-                let wanted = format!("between {least} and {most} is wanted");
-                return Err(ConfigError::new(format!("machine.{key} = {found}"), wanted));
+                let why = format!("invalid value {found} for machine.{key}: must be between {least} and {most}");
+                return Err(ConfigError::new(place, why));
             }
         }
         Ok(config)
@@ -248,7 +248,7 @@ impl Config {
         DataConfig { manifest, limit: 0, subset: PathBuf::new(), part, max_damaged: 1.0, ..self.data.clone() }
     }
 
-    /// The stream that evaluations see: every sample of a part of `manifest` once, in order, its centre.
+    /// The stream that evaluations see: every sample of a part of `manifest` once, in order, its center.
     pub fn evaluation_stream(&self, manifest: PathBuf, part: [f64; 2], seed: u64) -> StreamConfig {
         let crop =
             Op::CenterCrop(CenterCrop { fraction: self.eval.center_crop, interpolation: Interpolation::Bicubic });
@@ -321,14 +321,14 @@ fn compare(path: &str, one: &Value, two: &Value, found: &mut Vec<Difference>) {
             for (key, value) in a {
                 match b.get(key) {
                     Some(other) => compare(&inside(key), value, other, found),
-                    None => found.push(differ(inside(key), format!("{value} against nothing"))),
+                    None => found.push(differ(inside(key), format!("{value} vs unset"))),
                 }
             }
             for (key, value) in b.iter().filter(|(key, _)| !a.contains_key(*key)) {
-                found.push(differ(inside(key), format!("nothing against {value}")));
+                found.push(differ(inside(key), format!("unset vs {value}")));
             }
         }
-        _ if one != two => found.push(differ(path.to_owned(), format!("{one} against {two}"))),
+        _ if one != two => found.push(differ(path.to_owned(), format!("{one} vs {two}"))),
         _ => {}
     }
 }
@@ -344,10 +344,8 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
     let place = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
         let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
-        ConfigError::new(
-            &place,
-            format!("no file that can be read ({error}) and no preset; presets are {}", names.join(", ")),
-        )
+        let why = format!("config not found: not a file ({error}) and not a preset (available: {})", names.join(", "));
+        ConfigError::new(&place, why)
     })?;
     let mut own: Table =
         text.parse().map_err(|error: toml::de::Error| ConfigError::new(&place, error.to_string().trim().to_owned()))?;
@@ -355,16 +353,19 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
         None => DEFAULT.to_owned(),
         Some(Value::String(name)) => name,
         Some(other) => {
-            return Err(ConfigError::new(place, format!("extends = {other}: the name of a preset is wanted")));
+            return Err(ConfigError::new(place, format!("invalid value {other} for extends: expected a preset name")));
         }
     };
-    let mut table =
-        preset(&base).ok_or_else(|| ConfigError::new(&place, format!("extends = {base:?}: no preset of that name")))?;
+    let mut table = preset(&base)
+        .ok_or_else(|| ConfigError::new(&place, format!("invalid value {base:?} for extends: unknown preset")))?;
     let schema = match own.remove("schema_version") {
         None => tables::CONFIG_SCHEMA,
         Some(Value::Integer(version)) if version > 0 => u32::try_from(version).unwrap_or(u32::MAX),
         Some(other) => {
-            let wanted = format!("schema_version = {other}: expected a number from 1 to {}", tables::CONFIG_SCHEMA);
+            let wanted = format!(
+                "invalid value {other} for schema_version: expected a number from 1 to {}",
+                tables::CONFIG_SCHEMA
+            );
             return Err(ConfigError::new(place, wanted));
         }
     };
@@ -388,7 +389,7 @@ fn drop_foreign(table: &mut Table, name: &str, keys: KeysOf, kind: Option<&str>)
 fn upgrade(table: &mut Table, schema: u32, place: &str) -> Result<(), ConfigError> {
     if schema > tables::CONFIG_SCHEMA {
         let why = format!(
-            "schema_version = {schema} is of a newer simclr-pipeline; this one reads up to {}",
+            "schema_version {schema} was written by a newer simclr-pipeline; this one reads up to {}",
             tables::CONFIG_SCHEMA
         );
         return Err(ConfigError::new(place, why));
@@ -429,14 +430,14 @@ fn set_all(table: &mut Table, settings: &[String]) -> Result<(), ConfigError> {
 /// Applies one `table.key=value`; a number in the path counts into a list.
 fn set(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
     let place = format!("--set {setting}");
-    let (path, text) = setting.split_once('=').ok_or_else(|| ConfigError::new(&place, "table.key=value is wanted"))?;
+    let (path, text) = setting.split_once('=').ok_or_else(|| ConfigError::new(&place, "expected TABLE.KEY=VALUE"))?;
     // Anything that is no TOML value is meant as a string, so that paths and names need no quotes.
     let value = format!("x = {text}").parse::<Table>().ok().and_then(|mut parsed| parsed.remove("x"));
     let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
     let keys: Vec<&str> = path.trim().split('.').collect();
     let (last, tables) = keys.split_last().expect("split gives at least one part");
     let known = known_keys(&Value::Table(table.clone()));
-    let unknown = |key: &str| ConfigError::new(&place, format!("no table {key:?}{}", nearest(path, &known)));
+    let unknown = |key: &str| ConfigError::new(&place, format!("unknown key {key:?}{}", nearest(path, &known)));
     let table = descend(table, tables).map_err(unknown)?;
     // A whole number where a fraction stands is that fraction.
     let value = match (table.get(*last), value) {
@@ -545,7 +546,7 @@ mod tests {
         let config = Config::load(path.to_str(), &[]).unwrap();
         assert_eq!((config.seed, config.batch.size, config.recipe.size), (7, 64, 32));
         std::fs::write(&path, "extends = \"cifar\"\n").unwrap();
-        assert!(error(path.to_str(), &[]).contains("no preset of that name"));
+        assert!(error(path.to_str(), &[]).contains("unknown preset"));
         std::fs::write(&path, "[batch]\nsize = \"many\"\n").unwrap();
         assert!(error(path.to_str(), &[]).contains("batch.size"), "{}", error(path.to_str(), &[]));
     }
@@ -578,7 +579,7 @@ mod tests {
         std::fs::write(&path, format!("schema_version = 1\n{all}")).unwrap();
         Config::load(path.to_str(), &[]).unwrap();
         std::fs::write(&path, "schema_version = 9\n").unwrap();
-        assert!(error(path.to_str(), &[]).contains("schema_version = 9 is of a newer simclr-pipeline"));
+        assert!(error(path.to_str(), &[]).contains("schema_version 9 was written by a newer simclr-pipeline"));
     }
 
     #[test]
@@ -590,12 +591,12 @@ mod tests {
         check(&["machine.thread=2"], &["machine.thread", "did you mean threads?"]);
         check(&["machin.threads=2"], &["machin", "did you mean machine.threads?"]);
         check(&["order.lanes=many"], &["order.lanes", "invalid type"]);
-        check(&["order.lanes"], &["table.key=value"]);
+        check(&["order.lanes"], &["TABLE.KEY=VALUE"]);
         check(&["recipe.mode=torch"], &["recipe.mode", "did you mean torchvision?"]);
         check(&["machine.precision=fp16"], &["machine.precision", "unknown variant `fp16`", "`fp32`, `tf32`, `bf16`"]);
         check(&["machine.device=tpu"], &["machine.device", "expected cpu, cuda, cuda:N or auto"]);
         check(&["optimizer.nesterov=true"], &["optimizer: unknown field `nesterov` of kind lars"]);
         check(&["optimizer.kind=sgd", "optimizer.trust_coefficient=1"], &["`trust_coefficient` of kind sgd"]);
-        assert!(error(Some("nowhere.toml"), &[]).contains("presets are imagenet-resnet50"));
+        assert!(error(Some("nowhere.toml"), &[]).contains("available: imagenet-resnet50"));
     }
 }

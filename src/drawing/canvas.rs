@@ -1,14 +1,14 @@
-//! Draws on RGB pictures: text, boxes, other pictures. Enough for a contact sheet.
+//! Draws on RGB images: text, boxes, other images. Enough for a contact sheet.
 
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use simclr_image::decode::RgbImage;
 
-/// The ground of pictures that stand in reports.
+/// The ground of images that stand in reports.
 pub const PAPER: [u8; 3] = [251, 251, 249];
 /// What is written on it.
 pub const INK: [u8; 3] = [28, 30, 34];
 
-/// A picture that is being drawn on.
+/// An image that is being drawn on.
 pub struct Canvas {
     image: RgbImage,
     text: FontRef<'static>,
@@ -25,7 +25,7 @@ pub enum Face {
 }
 
 impl Canvas {
-    /// A canvas of one colour.
+    /// A canvas of one color.
     pub fn new(width: u32, height: u32, colour: [u8; 3]) -> Self {
         let pixels = colour.repeat(width as usize * height as usize);
         let font = |bytes: &'static [u8]| FontRef::try_from_slice(bytes).expect("the embedded fonts are fonts");
@@ -36,7 +36,7 @@ impl Canvas {
         }
     }
 
-    /// The picture.
+    /// The image.
     pub fn into_image(self) -> RgbImage {
         self.image
     }
@@ -50,14 +50,14 @@ impl Canvas {
         }
     }
 
-    /// Puts `picture` into the square of `side` pixels at (x, y): scaled to fit, centred.
+    /// Puts `picture` into the square of `side` pixels at (x, y): scaled to fit, centered.
     pub fn put(&mut self, picture: &RgbImage, x: u32, y: u32, side: u32) {
         let scale = f64::from(side) / f64::from(picture.width.max(picture.height));
         let width = ((f64::from(picture.width) * scale).round() as u32).clamp(1, side);
         let height = ((f64::from(picture.height) * scale).round() as u32).clamp(1, side);
         let source = image::RgbImage::from_raw(picture.width, picture.height, picture.pixels.clone())
-            .expect("a picture has all its pixels");
-        // Small pictures are shown as the pixels they are.
+            .expect("an image has all its pixels");
+        // Small images are shown as the pixels they are.
         let filter = if scale >= 1.0 { image::imageops::Nearest } else { image::imageops::CatmullRom };
         let scaled = image::imageops::resize(&source, width, height, filter);
         let (left, top) = (x + (side - width) / 2, y + (side - height) / 2);

@@ -1,11 +1,11 @@
-//! What was taken for what, as a picture.
+//! A confusion matrix, as an image.
 
 use simclr_image::decode::RgbImage;
 use simclr_trainer::eval::Measured;
 
 use crate::drawing::canvas::{Canvas, Face, INK, PAPER};
 
-/// What was taken for what: a row for each class, a column for each answer, darker the more of the class's images.
+/// The confusion matrix: a row for each true class, a column for each predicted one, darker for larger fractions.
 pub fn confusion_image(measured: &Measured, names: &[String]) -> RgbImage {
     const FULL: [f64; 3] = [16.0, 60.0, 140.0];
     let classes = measured.confusion.len() as u32;
@@ -17,7 +17,7 @@ pub fn confusion_image(measured: &Measured, names: &[String]) -> RgbImage {
     let title =
         format!("top-1 {:.1} %, mean per class {:.1} %", 100.0 * measured.top1, 100.0 * measured.mean_per_class);
     canvas.write(&title, 24, 14, left + side - 24, 22.0, Face::Text, INK);
-    canvas.write("rows: what it is; columns: what it was taken for", 24, 44, left + side - 24, 13.0, Face::Text, INK);
+    canvas.write("rows: true class; columns: predicted class", 24, 44, left + side - 24, 13.0, Face::Text, INK);
     for (row, answers) in measured.confusion.iter().enumerate() {
         let images: u64 = answers.iter().sum();
         let y = top + row as u32 * cell;
@@ -46,7 +46,7 @@ pub fn confusion_image(measured: &Measured, names: &[String]) -> RgbImage {
         }
     }
     if named {
-        canvas.write("shares in %", left, top + side + 12, side, 12.0, Face::Text, INK);
+        canvas.write("row percentages", left, top + side + 12, side, 12.0, Face::Text, INK);
     }
     canvas.into_image()
 }

@@ -83,7 +83,7 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> Result<RgbIm
     Ok(canvas.into_image())
 }
 
-/// A line for each step; the colour changes take two.
+/// A line for each step; the color changes take two.
 fn captions(steps: &[Step]) -> Vec<String> {
     let mut lines = Vec::new();
     for step in steps {

@@ -1,4 +1,4 @@
-//! What representations look like: maps on which pictures that are alike lie together, and pictures with those that the
+//! What representations look like: maps on which images that are alike lie together, and images with those that the
 //! encoder takes for most alike.
 
 use std::fmt::Write;
@@ -24,9 +24,9 @@ use crate::open;
 
 /// Points on a map, at most: more hide each other and make the page large.
 const POINTS: usize = 2000;
-/// Pictures whose neighbours are shown.
+/// Images whose neighbors are shown.
 const QUERIES: usize = 10;
-/// Neighbours of each.
+/// Neighbors of each.
 const NEIGHBOURS: usize = 8;
 /// Directions of largest variance that t-SNE sees; fewer if there are fewer.
 const DIRECTIONS: i64 = 50;
@@ -42,7 +42,7 @@ struct Embedding {
     manifest: PathBuf,
 }
 
-/// Adds the maps and neighbours of the table at `path` to the page of a run with this configuration.
+/// Adds the maps and neighbors of the table at `path` to the page of a run with this configuration.
 ///
 /// # Errors
 /// If the table is none that `embed` writes, or the images it is made from can't be read.
@@ -50,7 +50,7 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let embedding = Embedding::read(path)?;
     let manifest = embedding.manifest.display();
     let source = open::source(config.evaluation_stream(embedding.manifest.clone(), [0.0, 1.0], 1), &config.machine)
-        .map_err(|error| Error::input(format!("{}: was made from {manifest}: {error:#}", path.display())))?;
+        .map_err(|error| Error::input(format!("{}: cannot open its manifest {manifest}: {error:#}", path.display())))?;
     let classes = &source.store.manifest().classes;
     let rows = embedding.ids.len();
     let chosen: Vec<i64> = (0..POINTS.min(rows)).map(|i| (i * rows / POINTS.min(rows)) as i64).collect();
@@ -59,8 +59,8 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let most = labels.iter().flatten().copied().max().unwrap_or(0).max(9) as usize + 1;
     let components = principal_components(&some);
     page.push_str("<h2>Maps</h2><p class=\"faint\">");
-    write!(page, "{} of {rows} pictures of {}, ", chosen.len(), escape(&manifest.to_string()))?;
-    page.push_str("each a point; pictures that the encoder takes for alike lie together.</p><div class=\"curves\">");
+    write!(page, "{} of {rows} images of {}, ", chosen.len(), escape(&manifest.to_string()))?;
+    page.push_str("one point each; images with similar representations lie close together.</p><div class=\"curves\">");
     let plane = |values: &Tensor| -> Result<Vec<(f64, f64)>> {
         let [x, y] = [0, 1].map(|i| Vec::<f64>::try_from(values.select(1, i.min(values.size()[1] - 1))));
         Ok(x.map_err(TrainError::from)?.into_iter().zip(y.map_err(TrainError::from)?).collect())
@@ -68,7 +68,7 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let near = t_sne(&components)?;
     for (name, unit, points) in [
         ("Principal components", "the two directions of largest variance", plane(&components)?),
-        ("t-SNE", "neighbours stay neighbours; distances between groups mean little", near),
+        ("t-SNE", "preserves local neighborhoods; distances between groups mean little", near),
     ] {
         write!(page, "<figure><figcaption>{name} <span>{unit}</span></figcaption>")?;
         map(page, &points, &labels, most)?;
@@ -86,7 +86,7 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let picture = base64(&drawn::png(&neighbours(&embedding, &source)?));
     write!(
         page,
-        "<h2>Nearest neighbours</h2><p class=\"faint\">A picture, and the {NEIGHBOURS} others whose representations are most like its own; a green mark says that they are of its class.</p><img alt=\"pictures with their nearest neighbours\" src=\"data:image/png;base64,{picture}\">"
+        "<h2>Nearest neighbors</h2><p class=\"faint\">Each image and its {NEIGHBOURS} nearest neighbors by representation; a green mark means the same class.</p><img alt=\"images with their nearest neighbors\" src=\"data:image/png;base64,{picture}\">"
     )?;
     Ok(())
 }
@@ -94,26 +94,26 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
 impl Embedding {
     fn read(path: &Path) -> Result<Self> {
         let wrong = |what: String| Error::input(format!("--embedding {}: {what}", path.display()));
-        let none = |error: &dyn std::fmt::Display| wrong(format!("a table that `embed` wrote is wanted: {error}"));
-        let file = File::open(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let none = |error: &dyn std::fmt::Display| wrong(format!("expected a table written by `embed`: {error}"));
+        let file = File::open(path).map_err(|error| wrong(format!("cannot read: {error}")))?;
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| none(&error))?;
         let manifest = builder.schema().metadata().get("simclr.manifest").map(PathBuf::from);
-        let manifest = manifest.ok_or_else(|| none(&"it does not say of which manifest"))?;
+        let manifest = manifest.ok_or_else(|| none(&"no manifest in its metadata"))?;
         let (mut values, mut ids, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         for batch in builder.build().map_err(|error| none(&error))? {
             let batch = batch.map_err(|error| none(&error))?;
             let feature = column(&batch, "feature").and_then(<dyn Array>::as_fixed_size_list_opt);
-            let feature = feature.ok_or_else(|| none(&"it has no lists called feature"))?;
+            let feature = feature.ok_or_else(|| none(&"no list column feature"))?;
             let flat = feature.values().as_primitive_opt::<Float32Type>();
-            let flat = flat.ok_or_else(|| none(&"its features are not f32"))?;
+            let flat = flat.ok_or_else(|| none(&"the features are not f32"))?;
             values.push(Tensor::from_slice(flat.values()).view([-1, feature.value_length().into()]));
             let id = column(&batch, "id").and_then(|ids| ids.as_primitive_opt::<UInt64Type>());
-            ids.extend(id.ok_or_else(|| none(&"it has no column id"))?.values());
+            ids.extend(id.ok_or_else(|| none(&"no column id"))?.values());
             let label = column(&batch, "label").and_then(|labels| labels.as_primitive_opt::<Int64Type>());
-            labels.extend(label.ok_or_else(|| none(&"it has no column label"))?.iter());
+            labels.extend(label.ok_or_else(|| none(&"no column label"))?.iter());
         }
         if ids.len() < 2 {
-            return Err(wrong(format!("it has {} rows; at least 2 are wanted", ids.len())));
+            return Err(wrong(format!("expected at least 2 rows, found {}", ids.len())));
         }
         Ok(Self { values: Tensor::cat(&values, 0), ids, labels, manifest })
     }
@@ -132,7 +132,7 @@ fn principal_components(values: &Tensor) -> Tensor {
     u.narrow(1, 0, count) * s.narrow(0, 0, count)
 }
 
-/// The rows of `components` in the plane, neighbours beside neighbours; it begins with the first two components.
+/// The rows of `components` in the plane, neighbors beside neighbors; it begins with the first two components.
 fn t_sne(components: &Tensor) -> Result<Vec<(f64, f64)>> {
     let (count, directions) = components.size2().map_err(TrainError::from)?;
     let start = components.narrow(1, 0, 2.min(directions)).contiguous();
@@ -142,7 +142,7 @@ fn t_sne(components: &Tensor) -> Result<Vec<(f64, f64)>> {
         Vec::<f64>::try_from(start.flatten(0, -1)).map_err(TrainError::from)?.into_iter().map(|x| x as f32).collect();
     let rows = Vec::<Vec<f64>>::try_from(components).map_err(TrainError::from)?;
     let rows: Vec<Vec<f32>> = rows.iter().map(|row| row.iter().map(|&x| x as f32).collect()).collect();
-    // A neighbourhood is a part of the whole.
+    // A neighborhood is a part of the whole.
     let perplexity = (count as f32 / 4.0).clamp(1.0, 30.0);
     let distance = |a: &Vec<f32>, b: &Vec<f32>| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
     let mut t_sne: bhtsne::tSNE<'_, f32, Vec<f32>> = bhtsne::tSNE::new(&rows);
@@ -150,7 +150,7 @@ fn t_sne(components: &Tensor) -> Result<Vec<(f64, f64)>> {
     Ok(t_sne.embedding().chunks(2).map(|point| (f64::from(point[0]), f64::from(point[1]))).collect())
 }
 
-/// Points as SVG, coloured by class.
+/// Points as SVG, colored by class.
 fn map(page: &mut String, points: &[(f64, f64)], labels: &[Option<i64>], classes: usize) -> std::fmt::Result {
     const SIDE: f64 = 480.0;
     const EDGE: f64 = 8.0;
@@ -171,13 +171,13 @@ fn map(page: &mut String, points: &[(f64, f64)], labels: &[Option<i64>], classes
     Ok(())
 }
 
-/// A class's colour: hues all around, in two lightnesses so that neighbours on the wheel differ.
+/// A class's color: hues all around, in two lightnesses so that neighbors on the wheel differ.
 fn color(class: usize, classes: usize) -> String {
     let hue = 360 * class / classes.max(1);
     format!("hsl({hue} 75% {}%)", if class.is_multiple_of(2) { 45 } else { 62 })
 }
 
-/// Rows of a picture and those most like it.
+/// Rows of an image and those most like it.
 fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::decode::RgbImage> {
     const SIDE: u32 = 96;
     const GAP: u32 = 10;
@@ -190,7 +190,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
     let values = &embedding.values / embedding.values.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
     let asked = values.index_select(0, &Tensor::from_slice(&queries));
     let similarity = asked.matmul(&values.tr());
-    // Not the picture itself, nor a copy of it that comes first.
+    // Not the image itself, nor a copy of it that comes first.
     let itself = Tensor::from_slice(&queries).unsqueeze(1);
     let similarity = similarity.scatter_value(1, &itself, f64::NEG_INFINITY);
     let (_, nearest) = similarity.topk(neighbours as i64, 1, true, true);
@@ -208,7 +208,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
             None
         });
         found.ok_or_else(|| {
-            Error::input(format!("the embedding names sample {id}, its manifest has {}", manifest.samples))
+            Error::input(format!("the embeddings contain sample {id}, but the manifest has {}", manifest.samples))
         })
     };
     let columns = 1 + neighbours as u32;
@@ -234,7 +234,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
     Ok(canvas.into_image())
 }
 
-/// The rows whose neighbours are shown: the first of each class, as long as there are not too many.
+/// The rows whose neighbors are shown: the first of each class, as long as there are not too many.
 fn queries(labels: &[Option<i64>]) -> Vec<i64> {
     let mut seen = std::collections::BTreeMap::new();
     for (row, label) in labels.iter().enumerate() {

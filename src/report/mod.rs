@@ -1,4 +1,4 @@
-//! A run's report: one HTML file that needs nothing else, with curves, evaluations, pictures and settings.
+//! A run's report: one HTML file that needs nothing else, with curves, evaluations, images and settings.
 
 mod embedding;
 
@@ -46,7 +46,7 @@ pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> Result
          <title>{title}</title><style>{STYLE}</style><h1>{title}</h1>\
          <p class=\"faint\">SimCLR, {} images per batch, plan {}</p>",
         record.config.batch.size,
-        record.plan_digest.get(..16).unwrap_or("none yet: its weights come from elsewhere")
+        record.plan_digest.get(..16).unwrap_or("none yet (imported weights)")
     )?;
     numbers(&mut page, &metrics, &evaluations)?;
     if !metrics.is_empty() {
@@ -91,7 +91,7 @@ pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> Result
     if let Ok(picture) = std::fs::read(folder.join("preview.png")) {
         write!(
             page,
-            "<h2>What the encoder saw</h2><p class=\"faint\">Each picture and its two views, with the parameters drawn for them. The encoder learns that the two belong together; it never sees a label.</p><img alt=\"contact sheet of the first batch\" src=\"data:image/png;base64,{}\">",
+            "<h2>What the encoder saw</h2><p class=\"faint\">Each image and its two augmented views, with the sampled parameters. The encoder learns that the two belong together; it never sees a label.</p><img alt=\"contact sheet of the first batch\" src=\"data:image/png;base64,{}\">",
             base64(&picture)
         )?;
     }

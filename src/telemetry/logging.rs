@@ -104,7 +104,7 @@ mod collector {
         let exporter = match LogExporter::builder().with_http().build() {
             Ok(exporter) => exporter,
             Err(error) => {
-                super::tell(Level::WARN, &format!("warning: no logs go to a collector: {error}"));
+                super::tell(Level::WARN, &format!("warning: cannot send logs to the collector: {error}"));
                 return None;
             }
         };
@@ -122,7 +122,7 @@ mod collector {
         if let Some(provider) = PROVIDER.get()
             && let Err(error) = provider.shutdown()
         {
-            super::tell(Level::WARN, &format!("warning: not all logs reached the collector: {error}"));
+            super::tell(Level::WARN, &format!("warning: some logs did not reach the collector: {error}"));
         }
     }
 }
@@ -241,11 +241,16 @@ fn human(level: Level, fields: &Fields, color: bool) -> String {
     line + &paragraph(&text)
 }
 
-fn json_line(level: Level, target: &str, fields: Fields) -> String {
+/// The time as ISO 8601 has it, in UTC.
+pub fn time_now() -> String {
     let mut time = String::new();
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    time
+}
+
+fn json_line(level: Level, target: &str, fields: Fields) -> String {
     let mut line = Map::new();
-    line.insert("time".into(), json!(time));
+    line.insert("time".into(), json!(time_now()));
     line.insert("level".into(), json!(level.as_str().to_lowercase()));
     line.insert("target".into(), json!(target));
     line.insert("message".into(), json!(fields.message));

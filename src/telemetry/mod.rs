@@ -21,12 +21,12 @@ pub fn recorder() -> &'static PrometheusHandle {
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)
             .expect("the buckets are not empty");
         let handle = builder.install_recorder().expect("no other recorder is installed");
-        metrics::describe_gauge!("simclr_build_info", "The program's version; always 1.");
+        metrics::describe_gauge!("simclr_build_info", "Program version; always 1.");
         metrics::gauge!("simclr_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         metrics::describe_gauge!(
             "simclr_start_time_seconds",
             metrics::Unit::Seconds,
-            "When this process began, in seconds since 1970; a change is a restart."
+            "Process start time, in seconds since the Unix epoch; a change means a restart."
         );
         let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         metrics::gauge!("simclr_start_time_seconds").set(began.as_secs_f64());

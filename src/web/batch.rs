@@ -1,4 +1,4 @@
-//! A batch on the page: what its images are and how their views were made, and the pictures themselves.
+//! A batch on the page: what its images are and how their views were made, and the images themselves.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ pub fn describe(
     }))
 }
 
-/// A picture of batch `number` as PNG: `original`, or a view by its number.
+/// An image of batch `number` as PNG: `original`, or a view by its number.
 pub fn picture(
     source: &Source,
     number: u64,
@@ -45,14 +45,14 @@ pub fn picture(
 ) -> Result<Vec<u8>, Refusal> {
     let mut inspector = Inspector::new(source, number, storage);
     if image >= inspector.num_images() {
-        return Err(missing(format!("batch {number} has {} images, counted from 0", inspector.num_images())));
+        return Err(missing(format!("batch {number} has {} images, numbered from 0", inspector.num_images())));
     }
     let seen = look(&mut inspector, image)?.seen.map_err(|damage| missing(damage.to_string()))?;
     if which == "original" {
         return Ok(drawn::png(&seen.original));
     }
     let view = which.parse().ok().and_then(|view: usize| seen.views.get(view));
-    let (view, _) = view.ok_or_else(|| missing(format!("{which}: original or a view's number is wanted")))?;
+    let (view, _) = view.ok_or_else(|| missing(format!("{which}: expected original or a view's number")))?;
     Ok(drawn::png(view))
 }
 

@@ -75,11 +75,11 @@ struct Shown {
 /// # Errors
 /// If the address is none or is taken.
 pub fn listen(key: &str, address: &str) -> Result<std::net::TcpListener> {
-    let wanted: SocketAddr = address
-        .parse()
-        .map_err(|_| Error::input(format!("{key} = {address:?}: an address such as 127.0.0.1:9464 is wanted")))?;
+    let wanted: SocketAddr = address.parse().map_err(|_| {
+        Error::input(format!("invalid value {address:?} for {key}: expected an address such as 127.0.0.1:9464"))
+    })?;
     let listener = std::net::TcpListener::bind(wanted)
-        .map_err(|error| Error::input(format!("{key} = {address:?}: cannot listen there: {error}")))?;
+        .map_err(|error| Error::input(format!("cannot listen on {address} ({key}): {error}")))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -159,7 +159,7 @@ async fn let_in(State(shown): State<Arc<Shown>>, request: Request, next: Next) -
     if shown.pages.guard.lets_in(request.headers()) {
         return next.run(request).await;
     }
-    (StatusCode::UNAUTHORIZED, "the bearer token is wanted\n").into_response()
+    (StatusCode::UNAUTHORIZED, "bearer token required\n").into_response()
 }
 
 fn probe(check: &Check) -> (StatusCode, String) {
@@ -228,7 +228,7 @@ async fn look_at_picture(
     Path((number, image, name)): Path<(u64, usize, String)>,
 ) -> Response {
     let Some(which) = name.strip_suffix(".png").map(str::to_owned) else {
-        return (StatusCode::NOT_FOUND, "original.png or a view's number and .png is wanted\n").into_response();
+        return (StatusCode::NOT_FOUND, "expected original.png or NUMBER.png\n").into_response();
     };
     let look = move |source: &Source, storage| batch::picture(source, number, image, &which, storage);
     match shown.look(look).await {
@@ -248,9 +248,9 @@ impl Shown {
     ) -> Result<T, batch::Refusal> {
         let unavailable = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
         let source = (self.pages.source)().ok_or_else(|| unavailable("the stream is not open yet"))?;
-        let _turn = self.looking.acquire().await.map_err(|_| unavailable("the program ends"))?;
+        let _turn = self.looking.acquire().await.map_err(|_| unavailable("the program is shutting down"))?;
         let storage = self.runtime.clone();
         let looked = tokio::task::spawn_blocking(move || look(&source, storage)).await;
-        looked.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "looking at it failed".to_owned()))?
+        looked.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "cannot read the batch".to_owned()))?
     }
 }

@@ -1,4 +1,4 @@
-//! From pictures to batches: pack, manifest, digest, preview, bench.
+//! From images to batches: pack, manifest, digest, preview, bench.
 
 use serde_json::Value;
 
@@ -48,16 +48,16 @@ fn every_difference_from_the_manifest_is_named() {
     };
     let mut flipped = good.clone();
     flipped[offset(3) + 5] ^= 0x10;
-    problems(&flipped, &[&entry(3), "its bytes changed", "BLAKE3"]);
-    problems(&good[..offset(7) + 20], &[&entry(7), "truncated", "lost with"]);
+    problems(&flipped, &[&entry(3), "content changed", "BLAKE3"]);
+    problems(&good[..offset(7) + 20], &[&entry(7), "truncated", "unreadable, with the"]);
     problems(&good[..good.len() - 1024], &["end-of-archive"]);
     problems(&[&good[..], b"more"].concat(), &["data after the end"]);
-    // The label's header is the block after the picture's data.
+    // The label's header is the block after the image's data.
     let size = listed["shards"][0]["sizes"][2].as_u64().unwrap() as usize;
     let label = offset(2) + size.next_multiple_of(512);
     let without = [&good[..label], &good[label + 1024..]].concat();
     let key = entry(2).replace(".png", ".cls");
-    problems(&without, &[&entry(2), &format!("its label {key} is missing")]);
+    problems(&without, &[&entry(2), &format!("label file {key} is missing")]);
     std::fs::remove_file(&shard).unwrap();
     let output = world.run(&["manifest", "verify", &manifest]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("no such file"));
@@ -187,7 +187,7 @@ fn a_row_index_changes_no_batch_and_is_verified() {
     let output = world.run(&["manifest", "verify", "set/manifest.json"]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
-        !output.status.success() && said.contains("row index is not this image's") && said.contains(&entry),
+        !output.status.success() && said.contains("row index does not match this image") && said.contains(&entry),
         "{said}"
     );
 }

@@ -22,7 +22,11 @@ fn an_encoder_learns_from_some_labels_and_is_kept() {
     assert!(number(&taught, "top1") > 0.3, "{taught}");
     assert_eq!(taught["values"].as_array().unwrap().len(), 2);
     assert!(number(&taught, "spread") >= 0.0 && taught["checkpoint_digest"].as_str().unwrap().len() == 64);
-    world.fails(&[&["eval", "finetune"], &sets[..], &learnt].concat(), 2, &["--save", "taught", "holds a run"]);
+    world.fails(
+        &[&["eval", "finetune"], &sets[..], &learnt].concat(),
+        2,
+        &["--save", "taught", "already contains a run"],
+    );
     // From part of the labels, from a layer of the head, from scratch.
     let few = ["--share", "0.25", "--epochs", "1", "--batch", "16"];
     let some = finetune(&[&few[..], &["--head-layer", "1"]].concat());
@@ -108,13 +112,13 @@ fn wrong_requests_to_evaluate_are_named() {
         let sets = ["--run", "run", "--train", &set, "--test", &set];
         world.fails(&[&["eval", command], &sets[..], more].concat(), 2, wanted);
     };
-    refused("finetune", &["--share", "0"], &["data.part = [0.0, 0.0]"]);
-    refused("finetune", &["--share", "1.5"], &["data.part = [0.0, 1.5]"]);
+    refused("finetune", &["--share", "0"], &["invalid value [0.0, 0.0] for data.part"]);
+    refused("finetune", &["--share", "1.5"], &["invalid value [0.0, 1.5] for data.part"]);
     refused("finetune", &["--subset", "nowhere.txt"], &["data.subset", "nowhere.txt"]);
-    refused("finetune", &["--epochs", "0"], &["--epochs 0"]);
-    refused("finetune", &["--batch", "0"], &["--batch 0"]);
+    refused("finetune", &["--epochs", "0"], &["--epochs must be"]);
+    refused("finetune", &["--batch", "0"], &["--batch must be"]);
     refused("finetune", &["--head-layer", "3"], &["2 layers"]);
     refused("linear", &["--solver", "lbfgs", "--crops"], &["--crops", "--solver sgd"]);
-    refused("knn", &["--seeds", "0"], &["--seeds 0"]);
+    refused("knn", &["--seeds", "0"], &["--seeds must be"]);
     world.fails(&["eval", "knn", "--compare", "run", "nowhere", "--train", &set, "--test", &set], 2, &["nowhere"]);
 }

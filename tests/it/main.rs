@@ -26,4 +26,5 @@ mod training;
 #[cfg(feature = "trainer")]
 mod trackers;
 mod values;
+mod words;
 mod world;

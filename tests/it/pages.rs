@@ -32,7 +32,7 @@ impl Running {
         let mut said = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         said.read_line(&mut line).unwrap();
-        let address = line.trim().trim_start_matches("metrics at http://").trim_end_matches("/metrics").to_owned();
+        let address = line.trim().trim_start_matches("metrics: http://").trim_end_matches("/metrics").to_owned();
         std::thread::spawn(move || said.read_to_end(&mut Vec::new()));
         let running = Self { child, address };
         until("step 3", || {
@@ -72,7 +72,7 @@ fn a_training_shows_how_it_goes_and_what_is_in_any_batch() {
     let run = Running::start(&world, "run", &manifest, &[]);
     let status = run.json("/status");
     assert_eq!((&status["kind"], &status["state"]), (&"train".into(), &"training".into()));
-    assert!(status["sentence"].as_str().unwrap().starts_with("the trainer waited "), "{status}");
+    assert!(status["sentence"].as_str().unwrap().starts_with("data wait: "), "{status}");
     until("two points", || run.json("/history?after=0")["next"].as_u64().unwrap() >= 2);
     let past = run.json("/history?after=0");
     let point = past["points"].as_array().unwrap().last().unwrap();
@@ -97,9 +97,11 @@ fn a_training_shows_how_it_goes_and_what_is_in_any_batch() {
         assert_eq!((original.width, one.width, two.width), (20, 16, 16));
         assert_ne!(one, two);
     }
-    for (path, wanted) in
-        [("/batch/7/8/0.png", "8 images"), ("/batch/7/0/2.png", "2: original or"), ("/batch/7/0/0.gif", "and .png")]
-    {
+    for (path, wanted) in [
+        ("/batch/7/8/0.png", "8 images"),
+        ("/batch/7/0/2.png", "2: expected original or"),
+        ("/batch/7/0/0.gif", ".png"),
+    ] {
         let (code, page) = get(&run.address, path);
         assert!(code == 404 && page.contains(wanted), "{path}: {page}");
     }
@@ -164,7 +166,7 @@ fn a_browser_shows_the_page() {
         println!("no Chromium on this machine: the page is not looked at");
         return;
     };
-    assert!(shown.contains("The trainer waited "), "the sentence is not there: {shown}");
+    assert!(shown.contains("Data wait: "), "the sentence is not there: {shown}");
     assert!(shown.contains("data-is=\"live\"") && shown.contains("data-kind=\"train\""), "{shown}");
     drop(run);
     let node = Node::start(&world, &["--manifest", &manifest]);

@@ -138,7 +138,7 @@ fn batches_over_the_network_equal_those_made_here() {
 }
 
 /// Lanes follow each other on a node. What is fetched twice does not grow with the set: shards at the borders between
-/// nodes, those with which the next epoch begins, and the first samples, which are wanted before their shard is there.
+/// nodes, those with which the next epoch begins, and the first samples, which are needed before their shard is there.
 #[test]
 fn nodes_together_read_the_set_once() {
     let world = World::new();
@@ -304,16 +304,16 @@ fn wrong_settings_are_named() {
     serve(&["--listen", "nowhere"], &["cannot be used multiple times"]);
     serve(
         &["--set", "machine.service.memory_bytes=1000"],
-        &["machine.service.memory_bytes = 1000", "one stream needs 24576"],
+        &["invalid value 1000 for machine.service.memory_bytes", "at least 24576"],
     );
-    serve(&["--set", "machine.service.streams=0"], &["machine.service.streams = 0"]);
-    serve(&["--token", "nowhere"], &["machine.service.token = nowhere"]);
+    serve(&["--set", "machine.service.streams=0"], &["invalid value 0 for machine.service.streams"]);
+    serve(&["--token", "nowhere"], &["machine.service.token: cannot read nowhere"]);
     serve(&["--set", "machine.service.key=k.pem"], &["machine.service.certificate"]);
     serve(&["--set", "machine.service.tokem=t"], &["tokem", "did you mean token?"]);
     std::fs::write(world.at("junk.pem"), "no certificate").unwrap();
     serve(&["--certificate", "junk.pem", "--key", "junk.pem"], &["machine.service.certificate"]);
     for nodes in ["127.0.0.1:8815", "http://a:1", "grpc://a", "grpc://a:1/b", "grpc://:1"] {
-        world.fails(&fed(&manifest, nodes, &[]), 2, &["machine.feed.nodes", nodes, "grpc://host:8815"]);
+        world.fails(&fed(&manifest, nodes, &[]), 2, &["machine.feed.nodes", nodes, "grpc://HOST:8815"]);
     }
     let hasty = ["--set", "machine.feed.patience_seconds=1"];
     world.fails(

@@ -222,7 +222,7 @@ fn storage_that_is_lost_while_nobody_asks_is_noticed() {
     }
     until("silence", || node.get("/readyz").0 == 503);
     let (_, page) = node.get("/readyz");
-    assert!(page.contains("storage has not answered"), "{page}");
+    assert!(page.contains("storage has not responded"), "{page}");
     assert_eq!(node.get("/livez").0, 200);
     node.signal("-TERM");
     assert_eq!(node.child.wait().unwrap().code(), Some(0), "it ends well though a thread still waits");
@@ -358,17 +358,17 @@ fn nonsense_is_answered_with_an_error() {
     runtime.block_on(async {
         let mut flight = flight(&node).await;
         for (ticket, wanted) in [
-            (String::new(), "no ticket"),
+            (String::new(), "invalid ticket"),
             ("{}".into(), "missing field `plan_digest`"),
-            ("\u{0}\u{1}".into(), "no ticket"),
-            (json!({ "plan_digest": plan, "first_batch": -1 }).to_string(), "no ticket"),
-            (json!({ "plan_digest": plan, "first_batch": 0, "stride": 0 }).to_string(), "stride = 0"),
-            (json!({ "plan_digest": plan, "first_batch": 0, "world": 3 }).to_string(), "order.lanes = 4"),
-            (json!({ "plan_digest": plan, "first_batch": 0, "world": 0 }).to_string(), "order.lanes = 4"),
+            ("\u{0}\u{1}".into(), "invalid ticket"),
+            (json!({ "plan_digest": plan, "first_batch": -1 }).to_string(), "invalid ticket"),
+            (json!({ "plan_digest": plan, "first_batch": 0, "stride": 0 }).to_string(), "invalid value 0 for stride"),
+            (json!({ "plan_digest": plan, "first_batch": 0, "world": 3 }).to_string(), "invalid value 4 (rank"),
+            (json!({ "plan_digest": plan, "first_batch": 0, "world": 0 }).to_string(), "invalid value 4 (rank"),
             (json!({ "plan_digest": plan, "first_batch": 0, "rank": 4, "world": 4 }).to_string(), "rank 4 of 4"),
             (json!({ "plan_digest": plan, "first_batch": 0, "ranks": 1 }).to_string(), "unknown field `ranks`"),
             (json!({ "plan_digest": "other", "first_batch": 0 }).to_string(), "plan other"),
-            (format!("{}1{}", "[".repeat(60_000), "]".repeat(60_000)), "no ticket"),
+            (format!("{}1{}", "[".repeat(60_000), "]".repeat(60_000)), "invalid ticket"),
             ("x".repeat(300_000), "length too large"),
         ] {
             let error = flight.do_get(Ticket::new(ticket.clone())).await.unwrap_err();

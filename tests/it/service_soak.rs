@@ -1,7 +1,7 @@
 //! Random kills under load: `SOAK_SECONDS=1800 cargo test --test it service_soak -- --ignored --nocapture`.
 //!
 //! Three nodes feed one client, which keeps a ledger: the digest of every batch, in the order in which they came. Nodes
-//! are killed, stopped, told to end, and started again at moments that a seed decides. The ledger that is wanted is made
+//! are killed, stopped, told to end, and started again at moments that a seed decides. The expected ledger is made
 //! at the same time without them, and takes its share of the machine.
 
 use std::time::{Duration, Instant};

@@ -55,7 +55,7 @@ fn what_service_and_fed_trainer_count_is_on_the_dashboard() {
     let mut line = String::new();
     let mut said = BufReader::new(trainer.stderr.take().unwrap());
     said.read_line(&mut line).unwrap();
-    let address = line.trim().trim_start_matches("metrics at http://").trim_end_matches("/metrics").to_owned();
+    let address = line.trim().trim_start_matches("metrics: http://").trim_end_matches("/metrics").to_owned();
     std::thread::spawn(move || said.read_to_end(&mut Vec::new()));
     until("step 3", || world.steps_done("run") >= 3);
     let (fed, served) = (get(&address, "/metrics").1, node.get("/metrics").1);

@@ -67,7 +67,7 @@ fn the_official_archives_pack_as_their_folders_do() {
     let list: String = pictures.iter().map(|(file, class, _)| format!("pictures/{class}/{file}\t{class}\n")).collect();
     std::fs::write(world.at("list.txt"), list).unwrap();
     world.done(&["pack", "list.txt", "--out", "listed", "--shard-bytes", "60000"]);
-    // The same pictures of the same classes, whatever they came in.
+    // The same images of the same classes, whatever they came in.
     let content = |set: &str| -> BTreeSet<(String, u64, String)> {
         let text = std::fs::read_to_string(world.at(&format!("{set}/manifest.json"))).unwrap();
         let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -102,7 +102,11 @@ fn pictures_can_be_made_smaller() {
     assert_eq!(small["digest"], again["digest"]);
     let shown = world.done(&["manifest", "show", "small/manifest.json"]);
     assert!(shown["source"].as_str().unwrap().contains("short side 12, quality 80 4:2:0"), "{shown}");
-    world.fails(&["pack", "pictures", "--out", "x", "--quality", "101"], 2, &["--quality 101"]);
+    world.fails(
+        &["pack", "pictures", "--out", "x", "--quality", "101"],
+        2,
+        &["--quality must be between 1 and 100, got 101"],
+    );
 }
 
 #[test]
@@ -137,7 +141,7 @@ fn wids_indexes_are_written_and_read() {
     assert_eq!(built["digest"], world.done(&["manifest", "show", &manifest])["digest"]);
     let md5 = index["shardlist"][0]["md5sum"].as_str().unwrap();
     std::fs::write(world.at("set/index.json"), text.replace(md5, "00000000000000000000000000000000")).unwrap();
-    world.fails(&["manifest", "build", "set/index.json", "--out", "x.json"], 2, &["the index says MD5 0000", md5]);
+    world.fails(&["manifest", "build", "set/index.json", "--out", "x.json"], 2, &["the index lists MD5 0000", md5]);
 }
 
 #[test]
@@ -244,7 +248,7 @@ fn a_bucket_is_as_good_as_a_folder() {
     }
     let refused = with_credentials("wrong", &args("s3://bucket/set/manifest.json"));
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(refused.status.code() == Some(2) && message.contains("access is refused"), "{message}");
+    assert!(refused.status.code() == Some(2) && message.contains("access denied"), "{message}");
     let missing = with_credentials("secret", &args("s3://bucket/nowhere.json"));
     let message = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(missing.status.code() == Some(2) && message.contains("no such object"), "{message}");

@@ -38,7 +38,7 @@ fn slow_way(target: &str, pause: Duration) -> String {
     address
 }
 
-/// Packs pictures of this side, drawn in 40 files; the manifest's path.
+/// Packs images of this side, drawn in 40 files; the manifest's path.
 fn packed(world: &World, side: u32) -> String {
     for i in 0..40u64 {
         let class = (i % 10) as usize;
@@ -137,5 +137,5 @@ fn checkpoints_count_as_well() {
     let ended = world.done(&arguments(&manifest, &["--set", "checkpoint.every=1"]));
     let (shares, verdict) = (&ended["stalls"], ended["verdict"].as_str().unwrap());
     assert!(shares["checkpoint"].as_f64().unwrap() > 0.0, "{shares}");
-    assert!(verdict.starts_with("the trainer waited "), "{verdict}");
+    assert!(verdict.starts_with("data wait: "), "{verdict}");
 }

@@ -84,7 +84,7 @@ fn a_table_has_a_row_for_each_step() {
 fn an_evaluation_while_training_wants_a_set_of_its_own() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
-    world.fails(&arguments(&manifest, &["--set", "eval.every=1"]), 2, &["eval.test", "not trained on"]);
+    world.fails(&arguments(&manifest, &["--set", "eval.every=1"]), 2, &["eval.test", "labeled test set"]);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn logs_are_objects_for_machines() {
     let objects: Vec<Value> =
         said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect();
     for rank in [0, 1] {
-        let is_wanted = |line: &&Value| line["message"] == "training begins" && line["rank"] == rank;
+        let is_wanted = |line: &&Value| line["message"] == "training started" && line["rank"] == rank;
         let begins = objects.iter().find(is_wanted).expect(&said);
         assert_eq!((&begins["level"], &begins["run"]), (&"info".into(), &"run".into()));
         assert!(begins["time"].as_str().unwrap().contains('T') && begins["plan"].is_string(), "{begins}");
@@ -124,7 +124,7 @@ fn the_doctor_says_what_findings_mean() {
     let output = world.run(&[&["doctor", "--manifest", &manifest], TINY].concat());
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("BAD  storage") && said.contains("one problem"), "{said}");
+    assert!(said.contains("FAIL storage") && said.contains("1 problem found"), "{said}");
     let output = world.run(&["doctor", "--manifest", "nowhere.json"]);
     assert_eq!(output.status.code(), Some(1));
 }
@@ -158,7 +158,7 @@ print({key.decode(): value.decode() for key, value in table.schema.metadata.item
     world.done(&["report", "--run", "run", "--embedding", "h.parquet", "--out", "maps.html"]);
     let report = std::fs::read_to_string(world.at("maps.html")).unwrap();
     assert_eq!(report.matches("<circle").count(), 2 * 60, "each picture on both maps");
-    assert!(report.contains("t-SNE") && report.contains("Nearest neighbours"));
+    assert!(report.contains("t-SNE") && report.contains("Nearest neighbors"));
     let broken = ["report", "--run", "run", "--embedding", "h.npy", "--out", "no.html"];
     world.fails(&broken, 2, &["--embedding h.npy", "`embed`"]);
     world.fails(&["embed", "--run", "run", "--data", &manifest, "--out", "h.csv"], 2, &["h.csv", ".parquet or .npy"]);

@@ -1,4 +1,4 @@
-//! A place for one test: a folder, drawn pictures, and the binary.
+//! A place for one test: a folder, drawn images, and the binary.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -26,7 +26,7 @@ impl World {
         self.at(name).display().to_string()
     }
 
-    /// Draws `count` pictures into class folders `name/<class>/NNN.png`, numbered from `first`.
+    /// Draws `count` images into class folders `name/<class>/NNN.png`, numbered from `first`.
     pub fn draw(&self, name: &str, first: u64, count: u64) {
         for i in first..first + count {
             let class = (i % 10) as usize;

@@ -131,17 +131,17 @@ fn step_of(path: &Path) -> u64 {
 /// If a file is missing or is not the one that was written.
 pub fn read_state(path: &Path) -> Result<State, TrainError> {
     let error = |what: String| TrainError::Checkpoint { path: path.to_owned(), what };
-    let text = std::fs::read(path.join("state.json")).map_err(|e| error(format!("state.json cannot be read: {e}")))?;
-    let state: State = serde_json::from_slice(&text).map_err(|e| error(format!("state.json is none: {e}")))?;
+    let text = std::fs::read(path.join("state.json")).map_err(|e| error(format!("cannot read state.json: {e}")))?;
+    let state: State = serde_json::from_slice(&text).map_err(|e| error(format!("state.json is malformed: {e}")))?;
     if state.version != VERSION {
-        return Err(error(format!("its version is {}, this build reads version {VERSION}", state.version)));
+        return Err(error(format!("version is {}, but this build reads version {VERSION}", state.version)));
     }
     for file in [MODEL, OPTIMIZER] {
-        let bytes = std::fs::read(path.join(file)).map_err(|e| error(format!("{file} cannot be read: {e}")))?;
+        let bytes = std::fs::read(path.join(file)).map_err(|e| error(format!("cannot read {file}: {e}")))?;
         let (found, expected) = (digest(&bytes), state.files.get(file));
         if Some(&found) != expected {
             let expected = expected.map_or("none", String::as_str);
-            return Err(error(format!("{file} has BLAKE3 {found}, {expected} expected")));
+            return Err(error(format!("{file} has BLAKE3 {found}, expected {expected}")));
         }
     }
     Ok(state)
@@ -183,22 +183,22 @@ pub fn load(path: &Path, parameters: &Parameters, optimizer: Option<&Optimizer>)
 
 fn copy(path: &Path, targets: &[(&str, &Tensor)]) -> Result<(), TrainError> {
     let error = |what: String| TrainError::Checkpoint { path: path.to_owned(), what };
-    let read = Tensor::read_safetensors(path).map_err(|e| error(format!("cannot be read: {e}")))?;
+    let read = Tensor::read_safetensors(path).map_err(|e| error(format!("cannot read: {e}")))?;
     let found: std::collections::BTreeMap<String, Tensor> = read.into_iter().collect();
     // A probe is beside the model, not of it: one that is not there is not missed, and one that is, is not in the way.
     let is_known = |name: &str| name.starts_with(PREFIX) || targets.iter().any(|(target, _)| *target == name);
     if let Some(name) = found.keys().find(|name| !is_known(name)) {
-        return Err(error(format!("it has a tensor {name}, which this model has not")));
+        return Err(error(format!("unexpected tensor {name}")));
     }
     for (name, target) in targets {
         let Some(source) = found.get(*name) else {
             if name.starts_with(PREFIX) {
                 continue;
             }
-            return Err(error(format!("it has no tensor {name}, which this model has")));
+            return Err(error(format!("tensor {name} is missing")));
         };
         if source.size() != target.size() {
-            return Err(error(format!("{name} has shape {:?}, {:?} expected", source.size(), target.size())));
+            return Err(error(format!("{name} has shape {:?}, expected {:?}", source.size(), target.size())));
         }
         tch::no_grad(|| (*target).shallow_clone().copy_(source));
     }

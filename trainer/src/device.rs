@@ -96,7 +96,7 @@ pub fn open_for(name: DeviceName, local: Local) -> Result<Device, TrainError> {
         _ => {}
     }
     cuda::load().map_err(|why| match name {
-        DeviceName::Auto => missing(format!("the driver offers a GPU, but {why}; or say machine.device = cpu")),
+        DeviceName::Auto => missing(format!("the driver reports a GPU, but {why}; or set machine.device = cpu")),
         _ => missing(why),
     })?;
     let count = Cuda::device_count() as usize;
@@ -107,7 +107,7 @@ pub fn open_for(name: DeviceName, local: Local) -> Result<Device, TrainError> {
         _ => local.rank,
     };
     if index >= count {
-        return Err(missing(format!("the driver offers {count} GPUs, numbered from 0, and this is number {index}")));
+        return Err(missing(format!("GPU {index} does not exist; the driver reports {count} GPUs, numbered from 0")));
     }
     cuda::use_gpu(index).map_err(of_torch)?;
     Ok(Device::Cuda(index))

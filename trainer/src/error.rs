@@ -16,7 +16,7 @@ pub(crate) fn of_torch(said: simclr_torch::Said) -> TrainError {
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The device asked for can't be used; the message says what is missing.
-    #[error("machine.device = {asked:?}: {why}")]
+    #[error("cannot use machine.device = {asked:?}: {why}")]
     Device {
         /// What was asked for.
         asked: String,
@@ -36,7 +36,7 @@ pub enum TrainError {
         batch: u64,
     },
     /// The loss is no number; nothing of this step is ever saved.
-    #[error("the loss of step {step} is {loss}: the last checkpoint is kept; `preview --batch {}` shows the batch", position.batch)]
+    #[error("loss is {loss} at step {step}; last checkpoint kept; inspect the batch with `preview --batch {}`", position.batch)]
     NotFinite {
         /// The step.
         step: u64,
@@ -50,8 +50,8 @@ pub enum TrainError {
     Ranks(#[from] RanksError),
     /// A GPU's memory is too small for what was asked of it.
     #[error(
-        "the GPU's memory is full: {said}; lower train.micro_batch, the images that pass through the encoder at a time \
-         (the batch stays what it is), or batch.size"
+        "GPU out of memory: {said}; decrease train.micro_batch (images per encoder pass; the batch stays the same) \
+         or batch.size"
     )]
     Memory {
         /// What libtorch said.
@@ -63,14 +63,14 @@ pub enum TrainError {
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
     /// A checkpoint can't be written; those that were there stay.
-    #[error("checkpoint {}: cannot be written: {why}", path.display())]
+    #[error("cannot write checkpoint {}: {why}", path.display())]
     CheckpointWrite {
         /// Where it was to be.
         path: PathBuf,
         /// Why.
         why: String,
     },
-    /// A checkpoint can't be read or is not what is wanted.
+    /// A checkpoint can't be read or does not fit.
     #[error("checkpoint {}: {what}", path.display())]
     Checkpoint {
         /// Where it is.
@@ -119,7 +119,7 @@ pub enum RanksError {
         why: String,
     },
     /// Some ranks have not come.
-    #[error("{} not come within {} s, of a world of {world}; each must be started, and reach {host}:{port}", named(ranks, "has", "have"), waited.as_secs())]
+    #[error("{} not joined within {} s (world size {world}); every rank must be running and able to reach {host}:{port}", named(ranks, "has", "have"), waited.as_secs())]
     Missing {
         /// Which.
         ranks: Vec<u32>,
@@ -141,7 +141,7 @@ pub enum RanksError {
         what: String,
     },
     /// Other ranks are gone and said nothing.
-    #[error("{who} gone or stuck; the last checkpoint is kept ({said})")]
+    #[error("{who} not responding; training stopped, last checkpoint kept ({said})")]
     Lost {
         /// Which.
         who: String,
@@ -149,7 +149,7 @@ pub enum RanksError {
         said: String,
     },
     /// NCCL's backend can't be loaded.
-    #[error("several ranks on GPUs need {library}: {why}; `bash trainer/torch/cpp/nccl/build.sh` builds it")]
+    #[error("multi-GPU training requires {library}: {why}; build it with `bash trainer/torch/cpp/nccl/build.sh`")]
     Nccl {
         /// The library.
         library: String,

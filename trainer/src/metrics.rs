@@ -32,40 +32,40 @@ pub struct TrainerMetrics {
 impl TrainerMetrics {
     /// Registers the metrics with the recorder installed in this process (without one they count for nobody).
     pub fn register() -> Self {
-        describe_counter!("simclr_trainer_steps_total", Unit::Count, "Training steps taken.");
+        describe_counter!("simclr_trainer_steps_total", Unit::Count, "Training steps completed.");
         describe_counter!(
             "simclr_trainer_images_total",
             Unit::Count,
-            "Images trained on; its rate is the trainer's speed (a pair of views is one image)."
+            "Images trained on; its rate is the training throughput (a pair of views counts as one image)."
         );
         describe_histogram!(
             "simclr_trainer_step_seconds",
             Unit::Seconds,
-            "Time of a step from batch to new weights, without the wait for the batch; if it grows, the device is the limit."
+            "Step time from batch to updated weights, without waiting for the batch; if it grows, training is compute-bound."
         );
         describe_gauge!(
             "simclr_trainer_data_wait_seconds_total",
             Unit::Seconds,
-            "Seconds waited for batches; if it grows, the loader is the limit."
+            "Seconds spent waiting for batches; if it grows, data loading is the bottleneck."
         );
         describe_gauge!(
             "simclr_trainer_knn_accuracy_ratio",
-            "Top-1 accuracy of the last kNN evaluation; stop the run when it no longer rises."
+            "Top-1 accuracy of the last kNN evaluation; stop the run when it stops rising."
         );
         describe_gauge!(
             "simclr_trainer_checkpoint_seconds",
             Unit::Seconds,
-            "Time that the last checkpoint took to write; lower checkpoint.every if it is a small share of a step."
+            "Time to write the last checkpoint; decrease checkpoint.every if it is small compared to a step."
         );
         describe_counter!(
             "simclr_trainer_checkpoints_total",
             Unit::Count,
-            "Checkpoints written; a run that is killed loses what came after the last one."
+            "Checkpoints written; a killed run loses everything after the last one."
         );
         describe_gauge!(
             "simclr_trainer_stall_seconds_total",
             Unit::Seconds,
-            "Seconds that kept the next step waiting, by cause; the cause that grows fastest is the one to mend first."
+            "Seconds the next step was delayed, by cause; fix the fastest-growing cause first."
         );
         let metrics = Self {
             steps: counter!("simclr_trainer_steps_total"),

@@ -71,7 +71,7 @@ pub const STEP_METRICS: &[StepMetric] = &[
         tag: "train/loss",
         gauge: Some((
             "simclr_trainer_loss",
-            "Contrastive loss; a flat curve asks for another learning rate or temperature.",
+            "Contrastive loss; if the curve is flat, change the learning rate or temperature.",
         )),
         curve: Some(("Loss", "contrastive loss, nats")),
         value: Value::Device(|output| Ok(output.contrast.loss.detach())),
@@ -81,9 +81,9 @@ pub const STEP_METRICS: &[StepMetric] = &[
         tag: "train/contrastive_accuracy",
         gauge: Some((
             "simclr_trainer_contrastive_accuracy_ratio",
-            "Share of images whose second view is found among all second views of the batch; near 1 the task is too easy.",
+            "Fraction of images whose second view is retrieved among all second views of the batch; near 1 the task is too easy.",
         )),
-        curve: Some(("Contrastive accuracy", "share of images whose second view is found")),
+        curve: Some(("Contrastive accuracy", "fraction of images whose second view is retrieved")),
         value: Value::Device(|output| Ok(output.contrast.accuracy.shallow_clone())),
     },
     StepMetric {
@@ -91,7 +91,7 @@ pub const STEP_METRICS: &[StepMetric] = &[
         tag: "train/contrastive_entropy",
         gauge: Some((
             "simclr_trainer_contrastive_entropy",
-            "Entropy of the search for the second view, in nats; it tells whether the temperature fits.",
+            "Entropy of the similarity distribution over second views, in nats; shows whether the temperature fits.",
         )),
         curve: None,
         value: Value::Device(|output| Ok(output.contrast.entropy.shallow_clone())),
@@ -106,7 +106,7 @@ pub const STEP_METRICS: &[StepMetric] = &[
     StepMetric {
         key: "gradient_norm",
         tag: "train/gradient_norm",
-        gauge: Some(("simclr_trainer_gradient_norm", "Norm of all gradients together; a jump foretells a divergence.")),
+        gauge: Some(("simclr_trainer_gradient_norm", "Global gradient norm; a jump often precedes divergence.")),
         curve: None,
         value: Value::Device(|output| output.gradients.norm(output.parameters)),
     },
@@ -115,7 +115,7 @@ pub const STEP_METRICS: &[StepMetric] = &[
         tag: "train/embedding_std",
         gauge: Some((
             "simclr_trainer_embedding_std",
-            "Spread of the normalised projections: 1 if they fill the sphere, 0 if they have collapsed; stop the run when it falls towards 0.",
+            "Standard deviation of the normalized projections: 1 if they fill the sphere, 0 if they have collapsed; stop the run when it approaches 0.",
         )),
         curve: Some(("Spread of projections", "1 fills the sphere, 0 is collapsed")),
         value: Value::Device(|output| Ok(embedding_std(&output.contrast.projections))),
@@ -125,9 +125,9 @@ pub const STEP_METRICS: &[StepMetric] = &[
         tag: "train/probe_accuracy",
         gauge: Some((
             "simclr_trainer_probe_accuracy_ratio",
-            "Share of views that the linear probe beside the encoder recognises (train.probe); it should rise with the run.",
+            "Top-1 accuracy of the online linear probe (train.probe); should rise during training.",
         )),
-        curve: Some(("Probe", "share of views that a linear classifier beside the encoder recognises")),
+        curve: Some(("Probe", "top-1 accuracy of the online linear probe")),
         value: Value::Device(|output| {
             let unknown = || Tensor::full([], f64::NAN, (Kind::Float, output.contrast.loss.device()));
             Ok(output.probe_accuracy.map_or_else(unknown, Tensor::shallow_clone))
@@ -165,7 +165,7 @@ pub const STEP_METRICS: &[StepMetric] = &[
         key: "data_wait_share",
         tag: "speed/data_wait_share",
         gauge: None,
-        curve: Some(("Wait for data", "share of the step's time")),
+        curve: Some(("Data wait", "fraction of the step time")),
         value: Value::Host(|times| times.data_wait_seconds / (times.step_seconds + times.data_wait_seconds)),
     },
 ];

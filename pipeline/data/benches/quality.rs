@@ -2,7 +2,7 @@
 //!
 //! - `BENCH_MANIFEST=all.json cargo bench -p simclr-data --bench quality`: the planar path against full decoding and the
 //!   reference library's resize;
-//! - with `BENCH_PACKED=packed.json` as well: views of pictures that `pack` shrank or encoded anew against views of the
+//! - with `BENCH_PACKED=packed.json` as well: views of images that `pack` shrank or encoded anew against views of the
 //!   originals, told from each other by their file names.
 
 use std::collections::HashMap;
@@ -79,7 +79,7 @@ fn config(mode: Mode, interpolation: Interpolation, decode: DecodePath) -> Strea
     }
 }
 
-/// PSNR in dB of each view of each pair of pictures that both can be decoded, sorted.
+/// PSNR in dB of each view of each pair of images that both can be decoded, sorted.
 fn compare<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>, a: &StreamConfig, b: &StreamConfig) -> Vec<f64> {
     let maker = |config: &StreamConfig| ViewMaker::new(&config.recipe, config.data.decode_limits());
     let (mut first, mut second) = (maker(a), maker(b));

@@ -22,13 +22,13 @@ pub struct Inspected {
     pub class: Option<String>,
     /// Bytes of the image as it is stored.
     pub bytes: usize,
-    /// The picture and its views, or why there are none: training puts another sample in its place.
+    /// The image and its views, or why there are none: training puts another sample in its place.
     pub seen: Result<Seen, Damage>,
 }
 
-/// A picture and what the encoder sees of it.
+/// An image and what the encoder sees of it.
 pub struct Seen {
-    /// The whole picture.
+    /// The whole image.
     pub original: RgbImage,
     /// Each view, with the steps that made it.
     pub views: Vec<(RgbImage, Vec<Step>)>,

@@ -17,7 +17,7 @@ use simclr_image::damage::DamageReason;
 pub enum Stage {
     /// Reading bytes from storage, decompression included.
     Read,
-    /// Decoding pictures.
+    /// Decoding images.
     Decode,
     /// Augmenting them into views.
     Augment,
@@ -84,53 +84,53 @@ impl PipelineMetrics {
         describe_counter!(
             "simclr_pipeline_samples_total",
             Unit::Count,
-            "Samples decoded and augmented; its rate is the loader's speed."
+            "Samples decoded and augmented; its rate is the loader's throughput."
         );
         describe_counter!("simclr_pipeline_batches_total", Unit::Count, "Batches completed.");
         describe_counter!(
             "simclr_pipeline_read_bytes_total",
             Unit::Bytes,
-            "Bytes of samples read from storage, by scheme; its rate against the disk's speed tells whether storage limits."
+            "Bytes of samples read from storage, by scheme; compare its rate with the disk's bandwidth to see whether storage is the bottleneck."
         );
         describe_counter!(
             "simclr_pipeline_storage_retries_total",
             Unit::Count,
-            "Requests to storage servers that were repeated, by reason; when it grows the server or the way to it is at fault."
+            "Retried storage requests, by reason; if it grows, check the server and the network path to it."
         );
         describe_gauge!(
             "simclr_pipeline_cache_bytes",
             Unit::Bytes,
-            "Bytes that the disk cache takes; at machine.cache_bytes it removes what was not used for longest."
+            "Bytes in the disk cache; at machine.cache_bytes it evicts the least recently used shards."
         );
         describe_gauge!(
             "simclr_pipeline_stage_seconds_total",
             Unit::Seconds,
-            "Busy seconds of each stage over all threads; the largest is the one to make faster or give more threads."
+            "Busy seconds of each stage over all threads; speed up the largest one or add threads."
         );
         describe_gauge!(
             "simclr_pipeline_batches_ready",
             Unit::Count,
-            "Batches that are made and were not yet taken; none at the moment of a wait is no surprise, none at all times says that the loader is behind."
+            "Completed batches waiting to be consumed; if it is always 0, the loader is too slow."
         );
         describe_gauge!(
             "simclr_pipeline_slabs",
             Unit::Count,
-            "Batches that memory is set aside for, the one in use included; machine.batches_ahead decides."
+            "Batch slots allocated in memory, including the one in use; set by machine.batches_ahead."
         );
         describe_gauge!(
             "simclr_pipeline_threads",
             Unit::Count,
-            "Worker threads; busy seconds of the stages against it tell whether more would help."
+            "Worker threads; compare with the stages' busy seconds to see whether more would help."
         );
         describe_gauge!(
             "simclr_pipeline_wait_seconds_total",
             Unit::Seconds,
-            "Seconds waited at each side of each channel; the side that waits is the faster one."
+            "Seconds waited on each side of each channel; the side that waits is the faster one."
         );
         describe_counter!(
             "simclr_pipeline_quarantined_total",
             Unit::Count,
-            "Damaged samples put into quarantine, by reason; look into quarantine.jsonl when it grows."
+            "Damaged samples put into quarantine, by reason; inspect quarantine.jsonl if it grows."
         );
         describe_gauge!(
             "simclr_pipeline_time_to_first_batch_seconds",

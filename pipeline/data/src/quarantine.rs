@@ -30,7 +30,7 @@ pub struct QuarantineEntry {
 
 /// The run stops: more samples are damaged than it was told to bear.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{damaged} damaged samples, more than the {allowed} that data.max_damaged allows; the last one: {} in {} (byte {}): {}: {}",
+#[error("too many damaged samples: {damaged} > {allowed} (data.max_damaged); last: {} in {} (byte {}): {}: {}",
     last.entry, last.shard, last.offset, last.reason, last.detail)]
 pub struct BudgetSpent {
     /// How many distinct samples are damaged so far.

@@ -134,7 +134,7 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardS
                         scan.problem(
                             None,
                             content_end,
-                            format!("the tar stream breaks off here{after}: {}", root(&error)),
+                            format!("the tar stream is truncated here{after}: {}", root(&error)),
                         );
                         break;
                     }
@@ -154,17 +154,21 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardS
                     continue;
                 }
                 if size > MAX_ENTRY_BYTES {
-                    scan.problem(Some(name), offset, format!("{size} bytes; an entry has at most {MAX_ENTRY_BYTES}"));
+                    scan.problem(
+                        Some(name),
+                        offset,
+                        format!("{size} bytes; an entry can have at most {MAX_ENTRY_BYTES}"),
+                    );
                     continue;
                 }
                 let mut data = Vec::with_capacity(size as usize);
                 if let Err(error) = entry.read_to_end(&mut data) {
-                    scan.problem(Some(name), offset, format!("its data breaks off: {}", root(&error)));
+                    scan.problem(Some(name), offset, format!("the data is truncated: {}", root(&error)));
                     break;
                 }
                 if (data.len() as u64) < size {
                     let found = data.len();
-                    scan.problem(Some(name), offset, format!("truncated: {found} of its {size} bytes are there"));
+                    scan.problem(Some(name), offset, format!("truncated: only {found} of {size} bytes"));
                     break;
                 }
                 let (key, extension) = split_name(&name);
@@ -186,7 +190,7 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardS
                 if is_image_extension(extension) {
                     match &group.image {
                         Some(other) => {
-                            let what = format!("a second image for key {key:?}, beside {}", other.entry);
+                            let what = format!("second image for key {key:?}, besides {}", other.entry);
                             scan.problem(Some(name.clone()), offset, what);
                         }
                         None => {
@@ -205,7 +209,7 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardS
                     match std::str::from_utf8(&data).ok().and_then(|text| text.trim().parse::<u32>().ok()) {
                         Some(label) if label < MAX_CLASSES => group.label = Some(label),
                         Some(label) => {
-                            let what = format!("class index {label}; below {MAX_CLASSES} is wanted");
+                            let what = format!("invalid class index {label}: expected a number below {MAX_CLASSES}");
                             scan.problem(Some(name.clone()), offset, what);
                         }
                         None => {
@@ -213,7 +217,7 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardS
                             scan.problem(
                                 Some(name.clone()),
                                 offset,
-                                format!("a class index in ASCII digits is wanted, found {found:?}"),
+                                format!("invalid class index {found:?}: expected ASCII digits"),
                             );
                         }
                     }
@@ -233,7 +237,7 @@ fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardS
             scan.samples.iter().filter(|s| s.label.is_none()).map(|s| (s.entry.clone(), s.offset)).collect();
         for (entry, offset) in missing {
             let what = format!(
-                "its label {}.cls is missing; {} of {of} samples have one",
+                "label file {}.cls is missing, but {} of {of} samples have one",
                 split_name(&entry).0,
                 of - unlabelled
             );
@@ -254,17 +258,17 @@ fn entry_name<R: Read>(entry: &tar::Entry<'_, R>) -> Result<String, (String, Str
     let kind = entry.header().entry_type();
     if !(kind.is_file() || kind.is_dir()) {
         let byte = kind.as_byte() as char;
-        return Err((raw, format!("tar entry type {byte:?} refused; a shard holds regular files only")));
+        return Err((raw, format!("unsupported tar entry type {byte:?}; a shard contains regular files only")));
     }
     let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else {
-        return Err((raw, "its name is not UTF-8".into()));
+        return Err((raw, "the name is not UTF-8".into()));
     };
     let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
     let sound = kind.is_dir() || (!name.is_empty() && name.split('/').all(|part| !matches!(part, "" | "." | "..")));
     if sound && !name.contains('\0') {
         Ok(name)
     } else {
-        Err((raw, "its name is not a relative path of plain parts".into()))
+        Err((raw, "the name is not a relative path of plain parts".into()))
     }
 }
 
@@ -276,7 +280,7 @@ fn finish(group: Group, scan: &mut ShardScan) {
         }
         None if !group.key.is_empty() => {
             let what = format!(
-                "key {:?} has no image; one of .{} is wanted",
+                "key {:?} has no image; expected one of .{}",
                 group.key,
                 simclr_ground::sample::IMAGE_EXTENSIONS.join(" .")
             );
@@ -307,7 +311,7 @@ fn check_end(tar: &mut Hashing<Box<dyn Read + '_>>, content_end: u64, scan: &mut
                 position += n as u64;
             }
             Err(error) => {
-                scan.problem(None, position, format!("the stream breaks off after the last entry: {}", root(&error)));
+                scan.problem(None, position, format!("the stream is truncated after the last entry: {}", root(&error)));
                 break;
             }
         }
@@ -423,7 +427,7 @@ mod tests {
         check(&tar[..515], "a.jpg");
         check(&[&tar[..], b"junk"].concat(), "data after the end");
         check(&[&tar[..], &tar[..]].concat(), "second archive");
-        check(&tar_of(&[("a.jpg", b"A"), ("a.cls", b"1"), ("b.jpg", b"B")]), "label b.cls is missing");
+        check(&tar_of(&[("a.jpg", b"A"), ("a.cls", b"1"), ("b.jpg", b"B")]), "label file b.cls is missing");
         check(&tar_of(&[("a.jpg", b"A"), ("a.cls", b"cat")]), "ASCII digits");
         check(&tar_of(&[("a.cls", b"1"), ("b.jpg", b"A"), ("b.cls", b"1")]), "has no image");
         check(&tar_of(&[("a.jpg", b"A"), ("b.jpg", b"A"), ("a.jpg", b"A")]), "duplicate key");

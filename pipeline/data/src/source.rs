@@ -79,7 +79,7 @@ pub enum LoadError {
     #[error(transparent)]
     Quarantine(#[from] QuarantineError),
     /// No sample of the data set can be decoded.
-    #[error("none of the {0} samples can be decoded")]
+    #[error("none of the {0} samples could be decoded")]
     NothingSound(u64),
     /// Whoever else should make the batches does not.
     #[error(transparent)]
@@ -88,7 +88,7 @@ pub enum LoadError {
     #[error("whatever reads ahead died before the stream had ended")]
     NothingPromised,
     /// A worker thread died; its message is on stderr.
-    #[error("a worker thread died while it made batch {0}")]
+    #[error("a worker thread panicked while making batch {0}")]
     Worker(u64),
 }
 

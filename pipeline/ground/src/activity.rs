@@ -12,7 +12,7 @@ pub enum Activity {
     Idle,
     /// It reads a sample's bytes, and checks them.
     Read,
-    /// It decodes a picture.
+    /// It decodes an image.
     Decode,
     /// It makes views of one.
     Augment,

@@ -37,7 +37,7 @@ impl Classify for std::fmt::Error {
 
 /// A value of the configuration that is out of its range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key} = {found}: {wanted}")]
+#[error("invalid value {found} for {key}: {wanted}")]
 pub struct InvalidValue {
     /// The key in the configuration.
     pub key: Cow<'static, str>,
@@ -179,6 +179,6 @@ mod tests {
         assert_eq!(error.to_string(), "opening the set: reading a.json: entity not found");
         assert_eq!(Error::from(std::io::Error::other("disk on fire")).class(), ErrorClass::Runtime);
         let value = InvalidValue::new("batch.size", 0, "expected at least 1");
-        assert_eq!(Error::from(value).to_string(), "batch.size = 0: expected at least 1");
+        assert_eq!(Error::from(value).to_string(), "invalid value 0 for batch.size: expected at least 1");
     }
 }

@@ -31,17 +31,17 @@ impl Location {
         let bad = |why: String| BadLocation(format!("{text}: {why}"));
         if scheme == "file" {
             let url = Url::parse(text).map_err(|error| bad(format!("not a URL: {error}")))?;
-            return url.to_file_path().map(Self::File).map_err(|()| bad("not the URL of a local file".into()));
+            return url.to_file_path().map(Self::File).map_err(|()| bad("not a local file URL".into()));
         }
         if !SCHEMES.contains(&scheme) && scheme != "memory" {
-            return Err(bad(format!("unknown scheme; a path or one of {}:// is wanted", SCHEMES.join("://, "))));
+            return Err(bad(format!("unknown scheme; expected a path or one of {}://", SCHEMES.join("://, "))));
         }
         let url = Url::parse(text).map_err(|error| bad(format!("not a URL: {error}")))?;
         if url.host_str().is_none_or(str::is_empty) {
-            return Err(bad(format!("no bucket or host; {scheme}://NAME/… is wanted")));
+            return Err(bad(format!("no bucket or host; expected {scheme}://NAME/…")));
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(bad("has a query; signed URLs are not read, give credentials in the environment".into()));
+            return Err(bad("has a query; signed URLs are not supported, pass credentials in the environment".into()));
         }
         Ok(Self::Url(url))
     }

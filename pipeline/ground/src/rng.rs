@@ -17,7 +17,7 @@ pub enum Purpose {
     Augment,
     /// The order in which `pack` writes samples.
     PackOrder,
-    /// A drawn picture.
+    /// A drawn image.
     Picture,
     /// The initial weights of a network.
     Weights,

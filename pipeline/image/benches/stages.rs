@@ -1,6 +1,6 @@
 //! Each stage of a sample's journey: `cargo bench -p simclr-image --bench stages`.
 //!
-//! The picture is drawn: 500 × 375 pixels, as large in bytes as a photograph of that size. With `BENCH_JPEG=FILE` it is
+//! The image is drawn: 500 × 375 pixels, as large in bytes as a photograph of that size. With `BENCH_JPEG=FILE` it is
 //! a file of yours.
 
 use divan::Bencher;
@@ -66,7 +66,7 @@ fn planes_to_rgb(bencher: Bencher) {
 }
 
 /// A view's crop alone, and with one thing done to it: the difference is what that costs.
-#[divan::bench(args = ["crop", "crop bilinear", "brightness", "contrast", "saturation", "hue", "all four", "grey", "blur 0.5", "blur 2"])]
+#[divan::bench(args = ["crop", "crop bilinear", "brightness", "contrast", "saturation", "hue", "all four", "gray", "blur 0.5", "blur 2"])]
 fn view(bencher: Bencher, what: &str) {
     let planes = planes();
     let mode = if std::env::var_os("BENCH_TORCHVISION").is_some() { Mode::Torchvision } else { Mode::Paper };
@@ -81,7 +81,7 @@ fn view(bencher: Bencher, what: &str) {
         "saturation" => Some(jitter(&all[2..3])),
         "hue" => Some(jitter(&all[3..])),
         "all four" => Some(jitter(&all)),
-        "grey" => Some(Step::Colors(vec![Change::Gray])),
+        "gray" => Some(Step::Colors(vec![Change::Gray])),
         "blur 0.5" => Some(Step::filter(BlurStep { sigma: 0.5, radius: 11 })),
         "blur 2" => Some(Step::filter(BlurStep { sigma: 2.0, radius: 11 })),
         _ => None,

@@ -17,7 +17,7 @@ pub enum DamageReason {
     Empty,
     /// Not JPEG, PNG or WebP.
     UnknownFormat,
-    /// The data ends before the picture does.
+    /// The data ends before the image does.
     Truncated,
     /// The data contradicts itself.
     Corrupt,

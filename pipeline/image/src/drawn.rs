@@ -1,7 +1,7 @@
-//! Labelled pictures drawn from a seed: a data set where there is none, for the quick start and for tests.
+//! Labeled images drawn from a seed: a data set where there is none, for the quick start and for tests.
 //!
-//! The classes differ in shape or texture. Colours, brightness, place, size and turn are drawn alike for every
-//! class, so that mean colour tells nothing.
+//! The classes differ in shape or texture. Colors, brightness, place, size and turn are drawn alike for every
+//! class, so that mean color tells nothing.
 
 use simclr_ground::rng::{Draws, Purpose};
 
@@ -11,7 +11,7 @@ use crate::decode::RgbImage;
 pub const CLASSES: [&str; 10] =
     ["disc", "ring", "square", "triangle", "cross", "star", "stripes", "checks", "dots", "rings"];
 
-/// Picture `index` of class `label`, `size` × `size` pixels: the same for the same arguments.
+/// Image `index` of class `label`, `size` × `size` pixels: the same for the same arguments.
 ///
 /// # Panics
 /// If the label is not one of [`CLASSES`].
@@ -19,7 +19,7 @@ pub fn picture(seed: u64, label: usize, index: u64, size: u32) -> RgbImage {
     assert!(label < CLASSES.len(), "label {label} of {} classes", CLASSES.len());
     let mut draws = Draws::new(seed, Purpose::Picture, &[label as u64, index]);
     let draws = &mut draws;
-    // Two colours that differ enough in brightness for the shape to be seen in grey.
+    // Two colors that differ enough in brightness for the shape to be seen in gray.
     let (ground, figure) = loop {
         let colour = |draws: &mut Draws| [0; 3].map(|_: u8| draws.uniform(20.0, 235.0));
         let (a, b) = (colour(draws), colour(draws));
@@ -32,7 +32,7 @@ pub fn picture(seed: u64, label: usize, index: u64, size: u32) -> RgbImage {
     let (centre_x, centre_y) = (draws.uniform(-0.25, 0.25), draws.uniform(-0.25, 0.25));
     let scale = draws.uniform(0.5, 0.8);
     let period = draws.uniform(0.28, 0.5);
-    // Light that falls from one side, so that no colour is flat.
+    // Light that falls from one side, so that no color is flat.
     let (light_x, light_y) = (draws.uniform(-25.0, 25.0), draws.uniform(-25.0, 25.0));
     let noise = draws.uniform(2.0, 14.0);
     let mut pixels = Vec::with_capacity((size * size * 3) as usize);
@@ -89,7 +89,7 @@ fn inside(label: usize, x: f64, y: f64, scale: f64, period: f64) -> bool {
             x * x + y * y < 0.3 * 0.3
         }
         "rings" => wave(radius),
-        other => unreachable!("no picture for class {other}"),
+        other => unreachable!("no image for class {other}"),
     }
 }
 
@@ -97,12 +97,12 @@ fn sin_cos(angle: f64) -> (f64, f64) {
     (libm::sin(angle), libm::cos(angle))
 }
 
-/// A picture as PNG.
+/// An image as PNG.
 pub fn png(image: &RgbImage) -> Vec<u8> {
     let mut bytes = Vec::new();
     let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
     image::ImageEncoder::write_image(encoder, &image.pixels, image.width, image.height, image::ExtendedColorType::Rgb8)
-        .expect("memory takes any picture");
+        .expect("memory takes any image");
     bytes
 }
 
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn mean_colour_does_not_tell_the_class() {
-        // The classes' mean brightness must differ by much less than the pictures of one class do.
+        // The classes' mean brightness must differ by much less than the images of one class do.
         let mean = |label, index| {
             let image = picture(1, label, index, 16);
             image.pixels.iter().map(|&p| f64::from(p)).sum::<f64>() / image.pixels.len() as f64

@@ -18,7 +18,7 @@ pub trait Catalog {
     fn num_classes(&self) -> usize;
     /// Whether every sample has a label.
     fn is_labelled(&self) -> bool;
-    /// The class of a sample, if the set is labelled.
+    /// The class of a sample, if the set is labeled.
     fn label(&self, sample: SampleRef) -> Option<u32>;
     /// The name of a sample's image entry.
     fn entry(&self, sample: SampleRef) -> &str;

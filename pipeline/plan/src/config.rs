@@ -25,9 +25,9 @@ pub struct DataConfig {
     pub part: [f64; 2],
     /// The run stops when more than this share of the samples is damaged, in [0, 1].
     pub max_damaged: f64,
-    /// Pictures of more pixels than this count as damaged, before they are decoded.
+    /// Images of more pixels than this count as damaged, before they are decoded.
     pub max_pixels: u64,
-    /// Turn pictures upright as their EXIF orientation says; the field's loaders do not.
+    /// Turn images upright as their EXIF orientation says; the field's loaders do not.
     pub exif_orientation: bool,
 }
 

@@ -199,10 +199,10 @@ mod tests {
 
     #[test]
     fn a_class_sorted_set_comes_out_mixed() {
-        // Ten shards of one class each: neighbours of the same class should be about as frequent as by chance.
+        // Ten shards of one class each: neighbors of the same class should be about as frequent as by chance.
         let order = order(&[100; 10], 1, 10, 1, 0);
         let classes: Vec<u32> = order.samples(0, 0..1000).map(|sample| sample.shard).collect();
         let same = classes.windows(2).filter(|pair| pair[0] == pair[1]).count();
-        assert!((60..140).contains(&same), "{same} of 999 neighbours share their class; 100 by chance");
+        assert!((60..140).contains(&same), "{same} of 999 neighbors share their class; 100 by chance");
     }
 }

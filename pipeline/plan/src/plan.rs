@@ -37,6 +37,16 @@ pub struct Plan {
     first_ids: Vec<u64>,
 }
 
+/// The batch sizes next to `size` that so many lanes divide, as the end of a message.
+fn nearest_sizes(size: u64, lanes: u64) -> String {
+    let below = size.checked_div(lanes).map(|batches| batches * lanes);
+    match below {
+        None => String::new(),
+        Some(0) => format!("; nearest valid size: {lanes}"),
+        Some(below) => format!("; nearest valid sizes: {below}, {}", below + lanes),
+    }
+}
+
 impl Plan {
     /// Checks `config` against the manifest and makes the plan.
     ///
@@ -47,17 +57,17 @@ impl Plan {
         let value = |key: &'static str, found: String, wanted: String| InvalidValue::new(key, found, wanted);
         let size = u64::from(config.batch.size);
         if size == 0 {
-            return Err(value("batch.size", "0".into(), "at least one image per batch is wanted".into()));
+            return Err(value("batch.size", "0".into(), "expected at least 1".into()));
         }
         if config.data.limit > catalog.num_samples() {
-            let wanted = format!("the manifest has {} samples; 0 takes all", catalog.num_samples());
+            let wanted = format!("expected at most the manifest's {} samples (0 = all)", catalog.num_samples());
             return Err(value("data.limit", config.data.limit.to_string(), wanted));
         }
         if !(0.0..=1.0).contains(&config.data.max_damaged) {
             return Err(value(
                 "data.max_damaged",
                 config.data.max_damaged.to_string(),
-                "a share between 0 and 1 is wanted".into(),
+                "expected a fraction between 0 and 1".into(),
             ));
         }
         config.recipe.check()?;
@@ -81,19 +91,15 @@ impl Plan {
         let num_samples = shard_sizes.iter().map(|&n| u64::from(n)).sum();
         if let Traversal::Shuffled(order) = &config.traversal {
             if order.shuffle_block_shards == 0 {
-                return Err(value(
-                    "order.shuffle_block_shards",
-                    "0".into(),
-                    "at least one shard per block is wanted".into(),
-                ));
+                return Err(value("order.shuffle_block_shards", "0".into(), "expected at least 1".into()));
             }
             if order.lanes == 0 || !size.is_multiple_of(order.lanes.into()) {
                 let wanted =
-                    format!("it must divide batch.size = {size}, so that each lane gives the same share of a batch");
+                    format!("expected a divisor of batch.size ({size}){}", nearest_sizes(size, order.lanes.into()));
                 return Err(value("order.lanes", order.lanes.to_string(), wanted));
             }
             if size > num_samples {
-                let wanted = format!("the data set has {num_samples} samples; a batch can have at most that many");
+                let wanted = format!("expected at most {num_samples} (the dataset has {num_samples} samples)");
                 return Err(value("batch.size", size.to_string(), wanted));
             }
         }
@@ -224,12 +230,13 @@ impl Plan {
         if share.world > 0 && share.rank < share.world && lanes.is_multiple_of(share.world) {
             return Ok(());
         }
-        let found = format!("{lanes}, for rank {} of {}", share.rank, share.world);
-        let wanted = "each of the ranks owns the same number of lanes, so their number must divide order.lanes".into();
+        let found = format!("{lanes} (rank {} of {})", share.rank, share.world);
+        let wanted =
+            "expected a multiple of the number of ranks, so that every rank owns the same number of lanes".into();
         Err(InvalidValue { key: "order.lanes".into(), found, wanted })
     }
 
-    /// What a consumer of the stream needs to know; `num_classes` is the data set's, if it is labelled.
+    /// What a consumer of the stream needs to know; `num_classes` is the data set's, if it is labeled.
     pub fn summary(&self, num_classes: Option<usize>) -> StreamSummary {
         StreamSummary {
             plan_digest: self.digest.clone(),

@@ -22,7 +22,7 @@ pub(super) fn select(
     let listed = if data.subset.as_os_str().is_empty() { None } else { Some(listed(catalog, data)?) };
     let [from, to] = data.part;
     if !(0.0 <= from && from < to && to <= 1.0) {
-        let wanted = "where the part begins and where it ends, between 0 and 1, is wanted; [0, 1] takes all".into();
+        let wanted = "expected [from, to] with 0 <= from < to <= 1 ([0, 1] = all)".into();
         return Err(wrong("data.part", format!("{:?}", data.part), wanted));
     }
     let whole = data.part == [0.0, 1.0];
@@ -38,8 +38,8 @@ pub(super) fn select(
         .map(|shard| (0..catalog.shard_samples(shard)).filter(|&index| is_selected(shard, index)).collect())
         .collect();
     if selected.iter().all(Vec::is_empty) {
-        let found = format!("classes {:?} and subset {:?}", data.classes, data.subset);
-        return Err(wrong("data", found, "no sample of the manifest is of both; at least one is wanted".into()));
+        let found = format!("classes = {:?}, subset = {:?}", data.classes, data.subset);
+        return Err(wrong("data", found, "expected filters that select at least one sample".into()));
     }
     if !whole {
         selected = part(catalog, &selected, data.part, seed);
@@ -93,7 +93,7 @@ fn classes(catalog: &dyn Catalog, wanted: &[String]) -> Result<Option<BTreeSet<u
         return Ok(None);
     }
     if !catalog.is_labelled() {
-        return Err(wrong("data.classes", format!("{wanted:?}"), "the manifest has no labels".into()));
+        return Err(wrong("data.classes", format!("{wanted:?}"), "the dataset has no labels".into()));
     }
     let class = |name: &String| {
         let named = catalog.classes().iter().position(|known| known == name).map(|i| i as u32);
@@ -104,7 +104,7 @@ fn classes(catalog: &dyn Catalog, wanted: &[String]) -> Result<Option<BTreeSet<u
                 likeness(a).cmp(&likeness(b))
             });
             let hint = known.map_or(String::new(), |known| format!(", such as {known}"));
-            let wanted = format!("a class name{hint}, or an index below {} is wanted", catalog.num_classes());
+            let wanted = format!("expected a class name{hint}, or an index below {}", catalog.num_classes());
             wrong("data.classes", name.clone(), wanted)
         })
     };
@@ -116,7 +116,7 @@ fn listed(catalog: &dyn Catalog, data: &DataConfig) -> Result<BTreeSet<(u32, u32
     let key = "data.subset";
     let path = data.subset.display().to_string();
     let text = std::fs::read_to_string(&data.subset)
-        .map_err(|error| wrong(key, path.clone(), format!("a list of file names is wanted: {error}")))?;
+        .map_err(|error| wrong(key, path.clone(), format!("expected a list of file names: {error}")))?;
     let mut names: BTreeMap<&str, Vec<(u32, u32)>> = BTreeMap::new();
     for shard in 0..catalog.num_shards() as u32 {
         for index in 0..catalog.shard_samples(shard) {
@@ -136,19 +136,20 @@ fn listed(catalog: &dyn Catalog, data: &DataConfig) -> Result<BTreeSet<(u32, u32
                 found.insert(*one);
             }
             Some(several) => {
-                let wanted = format!("{} samples have that name; their keys (folder/name) are wanted", several.len());
-                return Err(wrong(key, format!("{path}: {line}"), wanted));
+                let wanted =
+                    format!("ambiguous, {} samples have this name; expected their keys (folder/name)", several.len());
+                return Err(wrong(key, format!("{path} (line {line:?})"), wanted));
             }
             None => unknown.push(line),
         }
     }
     if lines == 0 {
-        return Err(wrong(key, path, "names no sample; one file name on a line is wanted".into()));
+        return Err(wrong(key, path, "the file is empty; expected one file name per line".into()));
     }
     if !unknown.is_empty() {
         let some: Vec<&str> = unknown.iter().take(SHOWN).copied().collect();
-        let found = format!("{path}: {} of {lines} names, such as {}", unknown.len(), some.join(", "));
-        return Err(wrong(key, found, "names of samples in the manifest are wanted".into()));
+        let found = format!("{path} ({} of {lines} names, such as {})", unknown.len(), some.join(", "));
+        return Err(wrong(key, found, "expected names of samples in the manifest".into()));
     }
     Ok(found)
 }

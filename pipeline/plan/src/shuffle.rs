@@ -22,7 +22,7 @@ pub struct ShuffleQuality {
     pub shards_per_batch: f64,
     /// The same for a full shuffle.
     pub shards_per_batch_of_a_full_shuffle: f64,
-    /// How often two samples of a batch have the same class; of labelled sets.
+    /// How often two samples of a batch have the same class; of labeled sets.
     pub same_class_in_batch: Option<f64>,
     /// The same for a full shuffle.
     pub same_class_in_batch_of_a_full_shuffle: Option<f64>,

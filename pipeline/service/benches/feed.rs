@@ -1,7 +1,7 @@
 //! What the network costs: the same batches made here, and fed over loopback: `cargo bench -p simclr-service --bench feed`.
 //!
 //! Service and client share this process and its cores with the workers, so what sending and receiving take is taken
-//! from decoding: on two machines it is not. Loader and feed take turns. Pictures are drawn; with `BENCH_MANIFEST=FILE`
+//! from decoding: on two machines it is not. Loader and feed take turns. Images are drawn; with `BENCH_MANIFEST=FILE`
 //! they are yours (the views are then 224 pixels wide, or `BENCH_SIZE`).
 
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ fn main() {
     let folder = std::env::temp_dir().join(format!("feed-bench-{}", std::process::id()));
     if let Some(manifest) = std::env::var_os("BENCH_MANIFEST") {
         let size = std::env::var("BENCH_SIZE").map_or(224, |text| text.parse().expect("BENCH_SIZE is a number"));
-        bench("your pictures", Path::new(&manifest), size, if size > 64 { 64 } else { 512 });
+        bench("your images", Path::new(&manifest), size, if size > 64 { 64 } else { 512 });
     } else {
         bench("32 × 32", &drawn(&folder.join("small"), 2000, (32, 32)), 32, 512);
         bench("500 × 375", &drawn(&folder.join("large"), 200, (500, 375)), 224, 64);
@@ -169,10 +169,7 @@ fn bench(what: &str, manifest: &Path, size: u32, batch: u32) {
     let speed = |rounds: &[Took]| median(rounds, |took| took.images_per_second);
     let cpu = |rounds: &[Took]| median(rounds, |took| took.cpu_seconds_per_image);
     let image = bytes as f64 / f64::from(batch);
-    println!(
-        "{what} pictures, two views of {size} pixels ({:.0} kB), batches of {batch}, {threads} cores",
-        image / 1e3
-    );
+    println!("{what} images, two views of {size} pixels ({:.0} kB), batches of {batch}, {threads} cores", image / 1e3);
     println!("  made here    {:9.0} images/s  {:7.3} ms CPU/image", speed(&here), 1e3 * cpu(&here));
     println!(
         "  fed          {:9.0} images/s  {:7.3} ms CPU/image  {:.3} of the speed",

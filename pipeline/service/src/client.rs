@@ -38,7 +38,7 @@ impl<S: Slab> Feed<S> {
     /// read. `slabs` are the caller's, each of at least [`simclr_plan::Plan::slab_bytes`] bytes.
     ///
     /// # Errors
-    /// If the configuration is wrong. That nodes do not answer is found when a batch is wanted.
+    /// If the configuration is wrong. That nodes do not answer is found when a batch is requested.
     ///
     /// # Panics
     /// Without a slab, or if a slab is too small.
@@ -130,7 +130,7 @@ struct Asking<S: Slab> {
     shares: Vec<Sender<Wanted<S>>>,
 }
 
-/// A share of a batch that is wanted, and the places that it fills.
+/// A requested share of a batch, and the places that it fills.
 struct Wanted<S: Slab> {
     number: u64,
     part: Part<S>,

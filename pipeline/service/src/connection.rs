@@ -70,14 +70,14 @@ pub(super) fn incoming(listener: TcpListener, service: Arc<Service>) -> impl Str
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, or the peer was gone already; neither ends the service.
-                    tracing::warn!("a connection could not be taken: {error}");
+                    tracing::warn!("cannot accept a connection: {error}");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
             let Some(counted) = service.metrics.count_client(service.config.connections) else {
                 service.metrics.add_refused("limit");
-                tracing::warn!(%peer, "one connection more than machine.service.connections: closed");
+                tracing::warn!(%peer, "closing a connection: machine.service.connections exceeded");
                 continue;
             };
             let Some(stranger) = strangers.hold(peer.ip()) else {

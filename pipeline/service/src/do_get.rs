@@ -78,7 +78,7 @@ async fn do_get<T: Tickets>(flight: &T, request: Request<Body>) -> Result<Respon
     let body = Limited::new(request.into_body(), MAX_REQUEST_BYTES + FRAME_HEAD).collect().await;
     let too_long = |_| Status::out_of_range(format!("ticket length too large: more than {MAX_REQUEST_BYTES} bytes"));
     let body = body.map_err(too_long)?.to_bytes();
-    let malformed = || Status::invalid_argument("one uncompressed message with a ticket is wanted");
+    let malformed = || Status::invalid_argument("expected one uncompressed message with a ticket");
     let (head, message) = body.split_at_checked(FRAME_HEAD).ok_or_else(malformed)?;
     if head[0] != 0 || head[1..] != (message.len() as u32).to_be_bytes() {
         return Err(malformed());

@@ -9,7 +9,7 @@ use simclr_ground::error::{Classify, ErrorClass, InvalidValue};
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// A value that makes no sense.
-    #[error("machine.{key} = {found}: {wanted}")]
+    #[error("invalid value {found} for machine.{key}: {wanted}")]
     Value {
         /// The key.
         key: &'static str,
@@ -19,7 +19,7 @@ pub enum ServiceError {
         wanted: String,
     },
     /// A file that can't be read.
-    #[error("machine.{key} = {}: cannot read it: {source}", path.display())]
+    #[error("machine.{key}: cannot read {}: {source}", path.display())]
     File {
         /// The key.
         key: &'static str,
@@ -74,10 +74,10 @@ pub enum FeedError {
     #[error(transparent)]
     Share(#[from] InvalidValue),
     /// Every node answers, and none will serve us.
-    #[error("no node serves this stream: {0}")]
+    #[error("all batch servers refused this stream: {0}")]
     Refused(String),
     /// No node answers.
-    #[error("no node has answered for {seconds} s (machine.feed.patience_seconds): {nodes}")]
+    #[error("no batch server has responded for {seconds} s (machine.feed.patience_seconds): {nodes}")]
     NoNode {
         /// How long.
         seconds: u64,

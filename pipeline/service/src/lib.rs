@@ -72,7 +72,7 @@ pub struct ServiceConfig {
     pub client_timeout_seconds: u64,
     /// A service that is shut down waits this long for batches that are being sent.
     pub drain_seconds: u64,
-    /// A file that holds the bearer token that clients must show; empty: none is wanted.
+    /// File containing the bearer token required from clients; empty: no token.
     pub token: PathBuf,
     /// The service's certificate chain as PEM, for TLS; empty: no TLS.
     pub certificate: PathBuf,
@@ -126,12 +126,13 @@ impl Service {
             ("service.client_timeout_seconds", config.client_timeout_seconds, 86_400),
         ] {
             if !(1..=most).contains(&found) {
-                return Err(value(key, found, format!("between 1 and {most} is wanted")).into());
+                return Err(value(key, found, format!("expected a number between 1 and {most}")).into());
             }
         }
         let needed = 2 * plan.slab_bytes(Share::ALL) as u64;
         if config.memory_bytes < needed {
-            let wanted = format!("one stream needs {needed} bytes: a batch that is sent and one that is made");
+            let wanted =
+                format!("expected at least {needed}, the bytes of one stream (a batch being sent and one being made)");
             return Err(value("service.memory_bytes", config.memory_bytes, wanted).into());
         }
         let groups = wire::groups(plan);
@@ -140,7 +141,7 @@ impl Service {
         let maker = Maker::start(source, threads, config.memory_bytes, runtime);
         let metrics = ServiceMetrics::register();
         metrics.set_ready(false);
-        let health = watch::Sender::new(Err("the first batch is not made yet".to_owned()));
+        let health = watch::Sender::new(Err("the first batch is not ready yet".to_owned()));
         let (draining, begun) = (watch::Sender::new(false), watch::Sender::new(false));
         let broken = AtomicBool::new(false);
         let service = Self {
@@ -167,10 +168,10 @@ impl Service {
     /// The reason, for people.
     pub fn ready(&self) -> Result<(), String> {
         if *self.draining.borrow() {
-            return Err("being shut down".into());
+            return Err("shutting down".into());
         }
         if !self.alive() {
-            return Err("a worker thread died".into());
+            return Err("a worker thread panicked".into());
         }
         self.health.borrow().clone()
     }
@@ -221,7 +222,7 @@ impl Service {
 
     /// Takes note that a share of a batch could not be made.
     fn failed(&self, error: &LoadError, share: Share, samples: &[SampleRef]) {
-        tracing::warn!(?share, "a batch cannot be made: {error}");
+        tracing::warn!(?share, "cannot make a batch: {error}");
         match error {
             LoadError::Store(_) => *self.probe.lock().expect("no panic while held") = samples.to_vec(),
             LoadError::Worker(_) => self.broken.store(true, Ordering::Relaxed),
@@ -248,7 +249,7 @@ impl Service {
             Ok(result) => result,
             Err(_) => {
                 let seconds = STORAGE_SILENCE.as_secs();
-                self.set_health(Err(format!("storage has not answered for {seconds} s")));
+                self.set_health(Err(format!("storage has not responded for {seconds} s")));
                 // Not asked once more beside this: each question that waits takes a thread.
                 probe.await
             }

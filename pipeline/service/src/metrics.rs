@@ -60,43 +60,39 @@ impl ServiceMetrics {
         describe_counter!(
             "simclr_service_batches_sent_total",
             Unit::Count,
-            "Batches, or shares of batches, sent whole; its rate is what the service feeds."
+            "Batches (or rank shares of batches) sent completely; its rate is the service's throughput."
         );
         describe_counter!(
             "simclr_service_batches_shared_total",
             Unit::Count,
-            "Those of them that were made once for several clients: decoding that was saved."
+            "Batches sent that were made once and shared by several clients: decoding work saved."
         );
         describe_counter!(
             "simclr_service_sent_bytes_total",
             Unit::Bytes,
-            "Bytes of batches handed to connections; its rate against the link's speed tells whether the network limits."
+            "Batch bytes sent; compare its rate with the link's bandwidth to see whether the network is the bottleneck."
         );
         describe_gauge!(
             "simclr_service_wait_seconds_total",
             Unit::Seconds,
-            "Seconds that connections waited for a batch to be made, all streams together; when it grows as fast as time, more nodes would feed faster."
+            "Seconds that connections waited for a batch, over all streams; if it grows as fast as time, add batch servers."
         );
-        describe_gauge!("simclr_service_clients", Unit::Count, "Connections that are open.");
-        describe_gauge!(
-            "simclr_service_streams",
-            Unit::Count,
-            "Streams that are open; machine.service.streams bounds them."
-        );
+        describe_gauge!("simclr_service_clients", Unit::Count, "Open connections.");
+        describe_gauge!("simclr_service_streams", Unit::Count, "Open streams; limited by machine.service.streams.");
         describe_gauge!(
             "simclr_service_memory_bytes",
             Unit::Bytes,
-            "Bytes of batches in memory; machine.service.memory_bytes bounds them."
+            "Bytes of batches in memory; limited by machine.service.memory_bytes."
         );
         describe_gauge!(
             "simclr_service_ready",
             Unit::Count,
-            "1 when batches can be made, 0 when not: /readyz says why."
+            "1 if batches can be made, otherwise 0; see /readyz for the reason."
         );
         describe_counter!(
             "simclr_service_refused_total",
             Unit::Count,
-            "Requests refused, by reason; clients log what was wrong."
+            "Rejected requests, by reason; clients log the details."
         );
         let wait = gauge!("simclr_service_wait_seconds_total");
         wait.increment(0.0);
@@ -168,13 +164,17 @@ pub(super) struct FeedMetrics {
 
 impl FeedMetrics {
     pub fn register() -> Self {
-        describe_counter!("simclr_feed_received_bytes_total", Unit::Bytes, "Bytes of batches received from nodes.");
+        describe_counter!("simclr_feed_received_bytes_total", Unit::Bytes, "Batch bytes received from batch servers.");
         describe_counter!(
             "simclr_feed_nodes_lost_total",
             Unit::Count,
-            "Times that a node was lost and its lanes went to others; the log says which and why."
+            "Batch servers lost, with their lanes reassigned to others; see the log for details."
         );
-        describe_gauge!("simclr_feed_nodes", Unit::Count, "Nodes that answer; fewer than were named feed more slowly.");
+        describe_gauge!(
+            "simclr_feed_nodes",
+            Unit::Count,
+            "Connected batch servers; fewer than configured means lower throughput."
+        );
         let lost = counter!("simclr_feed_nodes_lost_total");
         lost.increment(0);
         let received = counter!("simclr_feed_received_bytes_total");

@@ -41,7 +41,7 @@ pub(super) struct Link {
 pub(super) struct Nodes {
     nodes: Vec<Node>,
     token: Option<MetadataValue<Ascii>>,
-    /// What each is asked at first: the ticket that describes what is wanted.
+    /// What each is asked at first: the ticket that describes the stream.
     question: Vec<u8>,
     /// How long a question may go unanswered.
     timeout: Duration,
@@ -140,7 +140,7 @@ impl Nodes {
             if node.link.as_ref().is_none_or(|known| known.number != link.number) {
                 return false;
             }
-            tracing::warn!(node = self.nodes[link.node].url, "lost: {why}");
+            tracing::warn!(node = self.nodes[link.node].url, "node disconnected: {why}");
             self.metrics.add_lost();
             node.link = None;
             node.why = why.to_owned();
@@ -187,7 +187,7 @@ impl Nodes {
                 );
                 Err((describe(&status), refuses))
             }
-            Err(_) => Err((format!("no answer for {} s", self.timeout.as_secs_f64()), false)),
+            Err(_) => Err((format!("no response for {} s", self.timeout.as_secs_f64()), false)),
         }
     }
 }
@@ -230,13 +230,13 @@ impl Keeper {
                 let node = &mut state.nodes[self.node];
                 match connected {
                     Ok(channel) => {
-                        tracing::info!(node = all.nodes[self.node].url, "answers");
+                        tracing::info!(node = all.nodes[self.node].url, "node connected");
                         let link = Some(Link { node: self.node, number, channel });
                         *node = NodeState { link, proven: false, why: String::new(), refuses: false };
                     }
                     Err((why, refuses)) => {
                         if node.why != why {
-                            tracing::warn!(node = all.nodes[self.node].url, "does not serve us: {why}");
+                            tracing::warn!(node = all.nodes[self.node].url, "node refused the stream: {why}");
                         }
                         (node.why, node.refuses) = (why, refuses);
                     }

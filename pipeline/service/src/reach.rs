@@ -52,7 +52,7 @@ impl FeedConfig {
         let wrong = |_| ServiceError::Value {
             key: "feed.token",
             found: self.token.display().to_string(),
-            wanted: "a token of visible ASCII characters is wanted".into(),
+            wanted: "expected a token of visible ASCII characters".into(),
         };
         header.map(Some).map_err(wrong)
     }
@@ -65,7 +65,7 @@ impl FeedConfig {
             ("feed.patience_seconds", self.patience_seconds),
         ] {
             if !(1..=86_400).contains(&found) {
-                let wanted = "between 1 and 86400 is wanted".into();
+                let wanted = "expected a number between 1 and 86400".into();
                 return Err(ServiceError::Value { key, found: found.to_string(), wanted });
             }
         }
@@ -108,7 +108,7 @@ impl FeedConfig {
         let url = format!("{}://{rest}", if secure { "https" } else { "http" });
         let mut endpoint = Endpoint::from_shared(url).map_err(|_| wrong())?;
         if secure {
-            let wanted = "certificates that grpcs:// addresses are held against are wanted";
+            let wanted = "expected a CA bundle to verify grpcs:// servers";
             let none = || ServiceError::Value { key: "feed.ca", found: "\"\"".into(), wanted: wanted.into() };
             let tls = endpoint.tls_config(tls.ok_or_else(none)?.clone());
             endpoint = tls.map_err(|error| ServiceError::Tls { key: "feed.ca", why: error.to_string() })?;
@@ -128,7 +128,7 @@ impl FeedConfig {
 }
 
 fn wrong_node(found: &str) -> ServiceError {
-    let wanted = "addresses such as grpc://host:8815, or grpcs://host:8815 with TLS, are wanted".into();
+    let wanted = "expected addresses like grpc://HOST:8815, or grpcs://HOST:8815 for TLS".into();
     ServiceError::Value { key: "feed.nodes", found: found.to_owned(), wanted }
 }
 
@@ -138,7 +138,7 @@ pub(super) fn token(key: &'static str, path: &Path) -> Result<String, ServiceErr
         std::fs::read_to_string(path).map_err(|source| ServiceError::File { key, path: path.to_owned(), source })?;
     let token = text.lines().next().unwrap_or_default().trim().to_owned();
     if token.is_empty() {
-        let wanted = "a file that holds the token is wanted, this one is empty".into();
+        let wanted = "the file is empty; expected a token".into();
         return Err(ServiceError::Value { key, found: path.display().to_string(), wanted });
     }
     Ok(token)

@@ -67,7 +67,7 @@ impl Incoming {
         let answer = tokio::time::timeout(stall, answer).await.map_err(|_| silence(stall))?;
         let response = answer.map_err(|error| describe(&Status::from_error(error.into())))?;
         if !response.status().is_success() {
-            return Err(format!("it answers with HTTP status {}", response.status()));
+            return Err(format!("HTTP status {}", response.status()));
         }
         match Status::from_header_map(response.headers()) {
             Some(status) => Err(describe(&status)),
@@ -92,7 +92,7 @@ impl Incoming {
                     return Err("a message with a field of an unknown kind".into());
                 }
                 let bytes = self.varint(&mut left).await?;
-                left = left.checked_sub(bytes).ok_or("a field that is longer than its message")?;
+                left = left.checked_sub(bytes).ok_or("a field is longer than its message")?;
                 match key >> 3 {
                     1000 => {
                         let rows = Rows::read(columns, &header, &info, bytes as usize)?;
@@ -200,13 +200,13 @@ impl Incoming {
             let frame = match frame {
                 Some(Ok(frame)) => frame,
                 Some(Err(status)) => return Err(describe(&status)),
-                None => return Err("its stream ended early".into()),
+                None => return Err("the stream ended early".into()),
             };
             match frame.into_data() {
                 Ok(data) => self.at_hand = data,
                 Err(frame) => {
                     let status = frame.trailers_ref().and_then(Status::from_header_map);
-                    let ended = || "its stream ended early".to_owned();
+                    let ended = || "the stream ended early".to_owned();
                     return Err(status.filter(|s| s.code() != tonic::Code::Ok).map_or_else(ended, |s| describe(&s)));
                 }
             }
@@ -221,7 +221,7 @@ fn overlap(one: &Range<usize>, two: &Range<usize>) -> Range<usize> {
 }
 
 fn silence(stall: Duration) -> String {
-    format!("nothing came for {} s", stall.as_secs())
+    format!("no data for {} s", stall.as_secs())
 }
 
 /// What a status says, with its causes.

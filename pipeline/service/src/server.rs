@@ -45,7 +45,7 @@ impl Guard {
         Ok(Self(Some(blake3::hash(token.as_bytes()))))
     }
 
-    /// Whether a token is wanted.
+    /// Whether a token is required.
     pub fn wants_token(&self) -> bool {
         self.0.is_some()
     }
@@ -91,10 +91,10 @@ impl Doors {
                     false => tls,
                 })
             }
-            (true, false) => return Err(missing("service.key", "the certificate's private key is wanted")),
-            (false, true) => return Err(missing("service.certificate", "the key's certificate is wanted")),
+            (true, false) => return Err(missing("service.key", "required with service.certificate")),
+            (false, true) => return Err(missing("service.certificate", "required with service.key")),
             (false, false) if ca => {
-                return Err(missing("service.certificate", "service.client_ca is for TLS, which needs a certificate"));
+                return Err(missing("service.certificate", "required with service.client_ca"));
             }
             (false, false) => None,
         };
@@ -138,9 +138,9 @@ pub async fn serve(service: Arc<Service>, listener: tokio::net::TcpListener, doo
     };
     tokio::select! {
         served = serving => if let Err(error) = served {
-            tracing::warn!("the service ended: {error}");
+            tracing::warn!("the service stopped: {error}");
         },
-        () = patience => tracing::warn!("streams that were still open are cut off"),
+        () = patience => tracing::warn!("closing streams that are still open"),
     }
     Ok(())
 }
@@ -158,7 +158,7 @@ impl Tickets for Flight {
             return Ok(());
         }
         self.service.metrics.add_refused("token");
-        Err(Status::unauthenticated("the bearer token of this service is wanted"))
+        Err(Status::unauthenticated("missing or wrong bearer token"))
     }
 
     async fn open(&self, ticket: &[u8]) -> Result<impl Stream<Item = Frame<Bytes>> + Send + 'static, Status> {
@@ -226,7 +226,7 @@ impl Flight {
             ticket.as_object_mut().expect("an object").extend(wanted);
         }
         if let Some(name) = descriptor.path.first().filter(|name| **name != plan.digest) {
-            return Err(Status::not_found(format!("{name:?} is not here; {} is", plan.digest)));
+            return Err(Status::not_found(format!("unknown flight {name:?}; this service has {}", plan.digest)));
         }
         self.ticket(&serde_json::to_vec(&ticket).expect("a ticket is plain data"))
     }
@@ -281,8 +281,8 @@ impl FlightService for Flight {
                 self.service.drain();
                 self.service.status()
             }
-            "drain" => return Err(Status::permission_denied("drain is for this machine, or for who shows a token")),
-            other => return Err(Status::unimplemented(format!("no action {other:?}; status and drain are there"))),
+            "drain" => return Err(Status::permission_denied("drain requires a local client or a token")),
+            other => return Err(Status::unimplemented(format!("unknown action {other:?}; expected status or drain"))),
         };
         Ok(replies(vec![arrow_flight::Result::new(body.to_string())]))
     }
@@ -290,8 +290,8 @@ impl FlightService for Flight {
     async fn list_actions(&self, _: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
         let action = |name: &str, does: &str| ActionType { r#type: name.to_owned(), description: does.to_owned() };
         Ok(replies(vec![
-            action("status", "how things stand, as a JSON object"),
-            action("drain", "end all streams after the batch that each is sending, then shut the service down"),
+            action("status", "status as a JSON object"),
+            action("drain", "end every stream after its current batch, then shut down the service"),
         ]))
     }
 
@@ -299,18 +299,18 @@ impl FlightService for Flight {
         &self,
         _: Request<Streaming<HandshakeRequest>>,
     ) -> Result<Response<Self::HandshakeStream>, Status> {
-        Err(Status::unimplemented("there is no handshake; show the token with each request"))
+        Err(Status::unimplemented("handshake is not supported; send the token with every request"))
     }
 
     async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
-        Err(Status::unimplemented("GetFlightInfo answers at once"))
+        Err(Status::unimplemented("not supported; use GetFlightInfo"))
     }
 
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        Err(Status::unimplemented("this service only gives"))
+        Err(Status::unimplemented("this service is read-only"))
     }
 
     async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoExchangeStream>, Status> {
-        Err(Status::unimplemented("this service only gives"))
+        Err(Status::unimplemented("this service is read-only"))
     }
 }

@@ -87,16 +87,14 @@ pub(super) fn open(
     let counted = service.metrics.count_stream(service.config.streams);
     let counted = counted.ok_or_else(|| {
         let most = service.config.streams;
-        Status::resource_exhausted(format!(
-            "this service has {most} streams already, as machine.service.streams allows"
-        ))
+        Status::resource_exhausted(format!("all {most} streams are in use (machine.service.streams)"))
     })?;
     let (bytes, memory) = (service.maker.share_bytes(share), service.maker.memory().1);
     // As many ahead as the configuration says, but not more than the memory holds; one is sent while one is made.
     let ahead = (memory / bytes).saturating_sub(1).min(service.batches_ahead as u64).max(1);
     let reserved = service.maker.reserve(share, (ahead + 1) * bytes).map_err(|left| {
         Status::resource_exhausted(format!(
-            "a stream of this share needs {} bytes, {left} of machine.service.memory_bytes = {memory} are left beside the other streams",
+            "this stream needs {} bytes, but other streams leave only {left} of machine.service.memory_bytes ({memory})",
             (ahead + 1) * bytes
         ))
     })?;
@@ -142,7 +140,7 @@ async fn ask(service: Arc<Service>, ticket: Ticket, places: Arc<Semaphore>, comi
         if coming.send(Coming { number, making, shared, samples, place }).await.is_err() {
             return;
         }
-        // Its parts come before the next one's, so that batches are done in the order in which they are wanted.
+        // Its parts come before the next one's, so that batches are done in the order in which they are needed.
         let _ = all_fed.await;
     }
 }
@@ -192,7 +190,7 @@ impl State {
 
     /// The next share of a batch, as soon as it is made.
     async fn next_batch(&mut self) -> Result<Option<Sending>, Status> {
-        let drained = || Status::unavailable("this service is being shut down; ask another");
+        let drained = || Status::unavailable("this service is shutting down; use another batch server");
         let activities = &self.service.maker.source.metrics.activities;
         let (began, before) = (Instant::now(), activities.spent());
         let coming = tokio::select! {

@@ -39,10 +39,10 @@ fn one<T: From<u8>>() -> T {
 #[derive(Debug, thiserror::Error)]
 pub enum TicketError {
     /// It is no ticket.
-    #[error("no ticket: {0}; JSON such as {{\"plan_digest\": \"…\", \"first_batch\": 0, \"count\": 10}} is wanted")]
+    #[error("invalid ticket: {0} (expected JSON like {{\"plan_digest\": \"…\", \"first_batch\": 0, \"count\": 10}})")]
     Malformed(String),
     /// It is for another plan.
-    #[error("the ticket is for plan {asked}, this service serves plan {served}: {}", difference(differences))]
+    #[error("the ticket asks for plan {asked}, but this service serves plan {served}: {}", difference(differences))]
     Plan {
         /// The ticket's plan.
         asked: String,
@@ -63,7 +63,7 @@ fn difference(differences: &[String]) -> String {
     let more = differences.len().saturating_sub(LISTED);
     let mut text = differences[..differences.len() - more].join("; ");
     match (differences.len(), more) {
-        (0, _) => text.push_str("the ticket does not say what its plan is made of"),
+        (0, _) => text.push_str("the ticket does not contain its plan's configuration"),
         (_, 0) => {}
         _ => text += &format!("; and {more} more"),
     }
@@ -93,7 +93,7 @@ impl Ticket {
             return Err(TicketError::Plan { asked, served, differences });
         }
         if ticket.stride == 0 {
-            return Err(TicketError::Malformed("stride = 0: at least 1 is wanted".into()));
+            return Err(TicketError::Malformed("invalid value 0 for stride: expected at least 1".into()));
         }
         plan.check_share(ticket.share())?;
         Ok(ticket)

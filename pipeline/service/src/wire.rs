@@ -252,23 +252,24 @@ impl Rows {
     /// # Errors
     /// If it is none, or its buffers are not where the columns need them.
     pub fn read(groups: &[Group], header: &[u8], info: &[u8], body: usize) -> Result<Option<Self>, String> {
-        let message = arrow_ipc::root_as_message(header).map_err(|error| format!("no Arrow message: {error}"))?;
+        let message = arrow_ipc::root_as_message(header).map_err(|error| format!("not an Arrow message: {error}"))?;
         if message.header_type() == MessageHeader::Schema {
             return Ok(None);
         }
-        let batch = message.header_as_record_batch().ok_or("no record batch")?;
+        let batch = message.header_as_record_batch().ok_or("not a record batch")?;
         if batch.compression().is_some() {
             return Err("compressed buffers".into());
         }
-        let info: MessageInfo = serde_json::from_slice(info).map_err(|error| format!("its app_metadata: {error}"))?;
+        let info: MessageInfo =
+            serde_json::from_slice(info).map_err(|error| format!("invalid app_metadata: {error}"))?;
         let rows = usize::try_from(batch.length()).map_err(|_| "a negative number of rows")?;
         let buffers = batch.buffers().ok_or("no buffers")?;
         let range = |i: usize, row_bytes: usize| {
-            let bytes = rows.checked_mul(row_bytes).ok_or("more rows than memory")?;
+            let bytes = rows.checked_mul(row_bytes).ok_or("too many rows")?;
             let buffer = (i < buffers.len()).then(|| buffers.get(i)).ok_or("too few buffers")?;
             let from = usize::try_from(buffer.offset()).map_err(|_| "a negative offset")?;
             let to = from.checked_add(bytes).filter(|&to| to <= body && buffer.length() >= bytes as i64);
-            Ok::<_, String>(from..to.ok_or("a buffer that ends too early")?)
+            Ok::<_, String>(from..to.ok_or("a buffer is truncated")?)
         };
         let pixels = |(i, group): (usize, &Group)| range(3 * i + 2, group.row_bytes());
         let views = groups.iter().enumerate().map(pixels).collect::<Result<_, _>>()?;

@@ -28,24 +28,24 @@ use crate::output::ExitStatus;
 use crate::output::Output;
 use crate::telemetry::progress::Progress;
 
-/// Write the representations of a set's images as Parquet or npy, for other tools.
+/// Compute embeddings for a dataset and write them as Parquet or NumPy.
 #[derive(Args)]
 pub struct EmbedArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The manifest of the images; they need no labels.
+    /// Manifest of the images (labels are optional).
     #[arg(long, value_name = "MANIFEST")]
     pub data: PathBuf,
-    /// The file to write, .parquet or .npy.
+    /// Output file, .parquet or .npy.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Take the run's initial weights.
+    /// Use the run's initial weights.
     #[arg(long)]
     pub untrained: bool,
-    /// Take what so many layers of the projection head make instead of h; all of them give z.
+    /// Embed after K projection-head layers (0 = encoder output h; all layers = z).
     #[arg(long, default_value_t = 0)]
     pub head_layer: usize,
-    /// Change a value of the run's [machine] or [eval] table.
+    /// Override a [machine] or [eval] value (repeatable).
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub settings: Vec<String>,
 }
@@ -67,7 +67,7 @@ impl Run for EmbedArgs {
             Some("npy") => Format::Npy,
             _ => {
                 let out = self.out.display();
-                return Err(Error::input(format!("--out {out}: a name that ends in .parquet or .npy is wanted")));
+                return Err(Error::input(format!("--out must end in .parquet or .npy, got {out}")));
             }
         };
         let model = OpenModel::open(&self.model, self.untrained, self.head_layer, &self.settings)?;
@@ -96,7 +96,7 @@ impl Run for EmbedArgs {
             "out": self.out, "rows": rows, "dim": dim, "left_out": features.left_out, "step": loaded.step(),
             "manifest_digest": manifest.digest,
         });
-        output.result(&object, || format!("{rows} representations of {dim} values in {}", self.out.display()))?;
+        output.result(&object, || format!("wrote {rows} embeddings of dimension {dim} to {}", self.out.display()))?;
         Ok(ExitStatus::Success)
     }
 }
@@ -142,7 +142,7 @@ fn absolute(path: &Path) -> PathBuf {
 fn create(out: &Path) -> Result<tempfile::NamedTempFile> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(folder);
-    file.map_err(|error| Error::input(format!("{}: cannot be written: {error}", out.display())))
+    file.map_err(|error| Error::input(format!("cannot write {}: {error}", out.display())))
 }
 
 fn keep(file: tempfile::NamedTempFile, out: &Path) -> Result<()> {

@@ -19,20 +19,20 @@ use crate::config::Config;
 use crate::output::ExitStatus;
 use crate::output::Output;
 
-/// Write a run's encoder as safetensors, with the names that other libraries know, and a model card beside it.
+/// Export the encoder as safetensors with torchvision, timm or Hugging Face parameter names, plus a model card.
 #[derive(Args)]
 pub struct ExportArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The safetensors file to write; the card is written beside it, with .md behind its name.
+    /// Output .safetensors file (the model card is written next to it).
     #[arg(long)]
     pub out: PathBuf,
-    /// Whose names the tensors have.
+    /// Parameter naming scheme.
     #[arg(long, value_enum, default_value = "torchvision")]
     pub names: ExportNames,
 }
 
-/// Libraries whose names are known.
+/// The libraries whose parameter names are supported.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ExportNames {
     /// torchvision.models.resnet….
@@ -60,7 +60,7 @@ impl Run for ExportArgs {
         let tensors = interop::export(&model.parameters, names, step, &about, &self.out)?;
         let card = PathBuf::from(format!("{}.md", self.out.display()));
         let text = card_text(&folder, config, &about, model.encoder.dim(), self)?;
-        write_whole(&card, text.as_bytes()).with_context(|| format!("{}: cannot write the card", card.display()))?;
+        write_whole(&card, text.as_bytes()).with_context(|| format!("cannot write {}", card.display()))?;
         let object =
             json!({ "out": self.out, "card": card, "tensors": tensors, "step": step, "dim": model.encoder.dim() });
         output.result(&object, || format!("{} ({tensors} tensors), {}", self.out.display(), card.display()))?;
@@ -81,7 +81,7 @@ fn about(record: &RunRecord<Config>, step: u64) -> BTreeMap<String, String> {
         ("manifest_digest".into(), record.manifest_digest.clone()),
         ("plan_digest".into(), record.plan_digest.clone()),
         ("made_by".into(), format!("simclr-pipeline {}", record.versions.simclr_pipeline)),
-        ("input".into(), "RGB / 255, no mean taken off".into()),
+        ("input".into(), "RGB / 255, no mean subtraction".into()),
     ])
 }
 
@@ -112,11 +112,11 @@ fn card_text(
     let mut shape = Vec::new();
     if about["stem"] == "cifar" {
         shape.push(
-            "It begins with a 3×3 convolution of stride 1 and has no max-pooling: replace `conv1` and `maxpool`.",
+            "It starts with a 3×3 convolution of stride 1 and has no max pooling: replace `conv1` and `maxpool`.",
         );
     }
     if config.model.width != 1.0 {
-        shape.push("Its channels are not the usual ones: build the model with this width.");
+        shape.push("Its width is not the standard one: build the model with this width.");
     }
     let rows: String = about.iter().map(|(key, value)| format!("| {key} | {value} |\n")).collect();
     let recipe = &config.recipe;
@@ -126,15 +126,15 @@ fn card_text(
         evaluations += &format!("| {} | {} | {} |\n", text("evaluation"), text("step"), text("top1"));
     }
     if evaluations.is_empty() {
-        evaluations = "Not evaluated in its run folder.\n".into();
+        evaluations = "Not evaluated in its run directory.\n".into();
     } else {
         evaluations = format!("| evaluation | after step | top-1 |\n|---|---|---|\n{evaluations}");
     }
     Ok(format!(
-        "# {encoder} pre-trained with SimCLR\n\n\
-         An encoder without classifier: pictures to representations of length {dim}. Trained without labels on views of \
-         {size} pixels. {shape}\n\n\
-         ```python\n{load}\nmodel.eval()  # takes RGB in [0, 1], no mean taken off\n```\n\n\
+        "# {encoder} pretrained with SimCLR\n\n\
+         An encoder without a classifier: maps images to representations of dimension {dim}. Trained without labels on views \
+         of {size} pixels. {shape}\n\n\
+         ```python\n{load}\nmodel.eval()  # input: RGB in [0, 1], no mean subtraction\n```\n\n\
          | | |\n|---|---|\n{rows}\n## Evaluations\n\n{evaluations}\n## Settings\n\n```json\n{settings}\n```\n",
         size = recipe.size,
         shape = shape.join(" "),

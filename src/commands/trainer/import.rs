@@ -18,16 +18,16 @@ use crate::commands::args::ConfigArgs;
 use crate::output::ExitStatus;
 use crate::output::Output;
 
-/// Make a run of an encoder that another library trained: its names, depth, width and stem are found out.
+/// Create a run from another library's weights (naming scheme, depth, width and stem are detected).
 #[derive(Args)]
 pub struct ImportArgs {
-    /// A safetensors file with the names of torchvision, timm, Hugging Face, lightly, solo-learn, VISSL, MoCo or the
-    /// official TensorFlow code.
+    /// Safetensors file with parameter names of torchvision, timm, Hugging Face, lightly, solo-learn, VISSL, MoCo or
+    /// the official TensorFlow code.
     pub file: PathBuf,
-    /// The run folder to make.
+    /// Run directory to create.
     #[arg(long)]
     pub run: PathBuf,
-    /// What stands before the encoder's names, where the file holds several encoders.
+    /// Parameter prefix, if the file contains several encoders.
     #[arg(long)]
     pub prefix: Option<String>,
     #[command(flatten)]
@@ -38,7 +38,10 @@ impl Run for ImportArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let folder = RunFolder::at(&self.run);
         if folder.holds_run() {
-            return Err(Error::input(format!("{}: holds a run already; name another folder", self.run.display())));
+            return Err(Error::input(format!(
+                "{}: already contains a run; choose another directory",
+                self.run.display()
+            )));
         }
         let found = interop::find(&self.file, self.prefix.as_deref())?;
         let mut config = self.config.load()?;
@@ -57,7 +60,7 @@ impl Run for ImportArgs {
         let checkpoint = folder.checkpoints().save(&checkpoint::imported(), &model.parameters, &optimizer, 1)?;
         folder.start_imported(&config, Versions::current(STREAM_VERSION), imported)?;
         if !left.is_empty() {
-            tracing::info!("tensors that no encoder has were left out: {}", left.join(" "));
+            tracing::info!("ignored tensors that are not part of an encoder: {}", left.join(" "));
         }
         let object = json!({
             "out": self.run, "checkpoint": checkpoint, "encoder": config.model.encoder, "width": config.model.width,
@@ -66,7 +69,7 @@ impl Run for ImportArgs {
         output.result(&object, || {
             let name = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
             format!(
-                "{} of width {} with the {} stem, found by {} names; {} tensors of the file are no encoder's\n{}",
+                "imported {}, width {}, {} stem ({} parameter names); ignored {} tensors\n{}",
                 name("encoder"),
                 config.model.width,
                 name("stem"),

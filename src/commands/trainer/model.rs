@@ -14,10 +14,10 @@ use crate::open;
 /// Which trained model.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// The run folder; its newest checkpoint is taken.
+    /// Run directory; uses its latest checkpoint.
     #[arg(long, required_unless_present = "checkpoint")]
     pub run: Option<PathBuf>,
-    /// A checkpoint folder in a run folder, instead of the newest.
+    /// Use this checkpoint instead of the latest.
     #[arg(long, conflicts_with = "run")]
     pub checkpoint: Option<PathBuf>,
 }
@@ -58,7 +58,7 @@ impl OpenModel {
         stray.retain(|difference| !difference.is_in("eval"));
         if !stray.is_empty() {
             let stray = config::listed(&stray);
-            return Err(Error::input(format!("--set here takes [eval] and [machine] only, not {stray}")));
+            return Err(Error::input(format!("--set accepts only [eval] and [machine] keys here, not {stray}")));
         }
         let device = device::open(config.machine.device)?;
         device::compute_on_cpu(open::torch_threads(&config.machine, 1));

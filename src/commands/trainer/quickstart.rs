@@ -1,4 +1,4 @@
-//! `quickstart`: the whole job on pictures that the program draws itself.
+//! `quickstart`: the whole job on images that the program draws itself.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,24 +32,24 @@ use crate::signals::Stop;
 use crate::telemetry::progress::Progress;
 use crate::{open, report};
 
-/// Do the whole job with nothing at hand: draw pictures, pack, train, evaluate, report; about two minutes.
+/// Run the full pipeline on generated images (pack, train, evaluate, report); about 2 minutes.
 #[derive(Args)]
 pub struct QuickstartArgs {
-    /// The folder to create; runs/quickstart-1, -2, … if not given.
+    /// Run directory to create [default: runs/quickstart-1, -2, …].
     #[arg(long)]
     pub run: Option<PathBuf>,
-    /// Change one value of the quickstart preset; may be repeated.
+    /// Override a value of the quickstart preset (repeatable).
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Pictures drawn to train on.
+    /// Number of training images to generate.
     #[arg(long, default_value_t = 4000)]
     pub train_images: u64,
-    /// Pictures drawn to test on.
+    /// Number of test images to generate.
     #[arg(long, default_value_t = 1000)]
     pub test_images: u64,
 }
 
-/// Side of a drawn picture in pixels.
+/// Side of a drawn image in pixels.
 const SIDE: u32 = 40;
 
 impl Run for QuickstartArgs {
@@ -67,7 +67,7 @@ impl Run for QuickstartArgs {
         };
         let folder = RunFolder::at(&path);
         if path.exists() {
-            return Err(Error::input(format!("{}: exists already; name a new folder", path.display())));
+            return Err(Error::input(format!("{}: already exists; choose another directory", path.display())));
         }
         let device = device::open(config.machine.device)?;
         device::compute_on_cpu(open::torch_threads(&config.machine, 1));
@@ -76,12 +76,12 @@ impl Run for QuickstartArgs {
         stop.in_order();
 
         say(format!(
-            "drawing {} + {} pictures of {} classes and packing them",
+            "generating {} + {} images of {} classes and packing them",
             self.train_images,
             self.test_images,
             drawn::CLASSES.len()
         ));
-        // Pictures of the two sets have different numbers, so none is in both.
+        // Images of the two sets have different numbers, so none is in both.
         let data = std::path::absolute(&path)?.join("data");
         let train_set = draw(&data, "train", 0, self.train_images, config.seed, output)?;
         let test_set = draw(&data, "test", self.train_images, self.test_images, config.seed, output)?;
@@ -124,11 +124,11 @@ impl Run for QuickstartArgs {
         let outcome = train(&config, &folder, false, (&stop, &live, None), runtime.handle(), output)?;
         stop.in_order();
         if outcome.end == End::Interrupted || stop.is_asked() {
-            say(format!("stopped at step {}; `train --run {} --resume` goes on", outcome.step, path.display()));
+            say(format!("stopped at step {}; run `train --run {} --resume` to continue", outcome.step, path.display()));
             return Ok(ExitStatus::Interrupted);
         }
         let (newest, _) = folder.checkpoints().newest();
-        let (newest, _) = newest.ok_or_else(|| Error::runtime("the run has written no checkpoint"))?;
+        let (newest, _) = newest.ok_or_else(|| Error::runtime("the run wrote no checkpoint"))?;
         checkpoint::load(&newest, &model.parameters, None)?;
         let (knn_after, linear_after) = evaluate(&model, outcome.step)?;
         if stop.is_asked() {
@@ -142,7 +142,7 @@ impl Run for QuickstartArgs {
         });
         output.result(&object, || {
             format!(
-                "{} steps in {:.0} s\n              untrained   trained\nkNN top-1       {:5.1} %   {:5.1} %\nlinear top-1    {:5.1} %   {:5.1} %\nlook at {}",
+                "{} steps in {:.0} s\n              untrained   trained\nkNN top-1       {:5.1} %   {:5.1} %\nlinear top-1    {:5.1} %   {:5.1} %\nreport: {}",
                 outcome.step, began.elapsed().as_secs_f64(), 100.0 * knn_before, 100.0 * knn_after, 100.0 * linear_before,
                 100.0 * linear_after, report.display()
             )
@@ -156,21 +156,19 @@ fn free_name() -> PathBuf {
     names.into_iter().find(|path| !path.exists()).expect("there are more numbers than folders")
 }
 
-/// Draws pictures into class folders, packs them, and removes the folders; the manifest of the packed set.
+/// Draws images into class folders, packs them, and removes the folders; the manifest of the packed set.
 fn draw(data: &Path, name: &'static str, first: u64, count: u64, seed: u64, output: Output) -> Result<PathBuf> {
     let classes = drawn::CLASSES.len() as u64;
     if count < classes {
-        return Err(Error::input(format!(
-            "{count} {name} pictures; at least one of each of {classes} classes is wanted"
-        )));
+        return Err(Error::input(format!("--{name}-images must be at least {classes} (one per class), got {count}")));
     }
     std::fs::create_dir_all(data)
-        .map_err(|error| Error::input(format!("{}: cannot create the folder: {error}", data.display())))?;
+        .map_err(|error| Error::input(format!("cannot create {}: {error}", data.display())))?;
     let folder = tempfile::Builder::new().prefix(".drawing-").tempdir_in(data)?;
     for class in drawn::CLASSES {
         std::fs::create_dir(folder.path().join(class))?;
     }
-    let progress = Progress::new("drawing", 0, count, output.quiet);
+    let progress = Progress::new("generating", 0, count, output.quiet);
     let threads = open::cores() as u64;
     let done = std::sync::atomic::AtomicU64::new(0);
     let draw_some = &|thread: u64| -> std::io::Result<()> {
@@ -178,7 +176,7 @@ fn draw(data: &Path, name: &'static str, first: u64, count: u64, seed: u64, outp
             let class = (i % classes) as usize;
             let png = drawn::png(&drawn::picture(seed, class, i, SIDE));
             std::fs::write(folder.path().join(drawn::CLASSES[class]).join(format!("{i:06}.png")), png)?;
-            progress.set(done.fetch_add(1, Ordering::Relaxed) + 1, count, || "pictures".into());
+            progress.set(done.fetch_add(1, Ordering::Relaxed) + 1, count, || "images".into());
         }
         Ok(())
     };
@@ -186,7 +184,7 @@ fn draw(data: &Path, name: &'static str, first: u64, count: u64, seed: u64, outp
         let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || draw_some(thread))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("drawing does not panic"))
     })
-    .with_context(|| format!("cannot write pictures to {}", data.display()))?;
+    .with_context(|| format!("cannot write images to {}", data.display()))?;
     progress.finish();
     let out = data.join(name);
     // Shards small enough for there to be several.

@@ -15,16 +15,16 @@ use crate::report;
 /// Write a run's report: one HTML file with curves, settings and evaluations.
 #[derive(Args)]
 pub struct ReportArgs {
-    /// The run folder.
+    /// Run directory.
     #[arg(long)]
     pub run: PathBuf,
-    /// The HTML to write; report.html in the run folder if not given.
+    /// HTML file to write [default: report.html in the run directory].
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// A table that `embed` wrote: the report gets maps of it, and pictures with their nearest neighbours.
+    /// Embeddings written by `embed`; adds maps of them and images with their nearest neighbors to the report.
     #[arg(long, value_name = "PARQUET")]
     pub embedding: Option<PathBuf>,
-    /// Write the logged steps as a table as well, for spreadsheets and data frames.
+    /// Also write the logged steps as a CSV table.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
 }

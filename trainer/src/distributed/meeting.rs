@@ -182,7 +182,7 @@ impl Meeting {
         };
         match called() {
             Err(error) => error,
-            Ok(lost) if lost.is_empty() => RanksError::Lost { who: "no rank is known to be".into(), said },
+            Ok(lost) if lost.is_empty() => RanksError::Lost { who: "an unknown rank is".into(), said },
             Ok(lost) => RanksError::Lost { who: named(&lost, "is", "are"), said },
         }
     }

@@ -72,20 +72,18 @@ pub fn place(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>> {
     };
     let missing = |name: &str| {
         let all = [TORCH.rank, TORCH.world, "MASTER_ADDR", "MASTER_PORT"].join(", ");
-        Error::input(format!("{name} is not set, though {} sets others; a rank wants {all}", names.launcher))
+        Error::input(format!("{name} is not set; {} must set {all}", names.launcher))
     };
     let number = |name: &str| {
         let text = get(name).ok_or_else(|| missing(name))?;
         // Slurm writes `2(x3),1`: take the first machine's.
         let digits: &str = text.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
-        digits.parse::<u32>().map_err(|_| Error::input(format!("{name} = {text:?}: a number is wanted")))
+        digits.parse::<u32>().map_err(|_| Error::input(format!("invalid value {text:?} for {name}: expected a number")))
     };
     let (rank, world) = (number(names.rank)?, number(names.world)?);
     if rank >= world {
         let (a, b) = (names.rank, names.world);
-        return Err(Error::input(format!(
-            "{a} = {rank}, {b} = {world}: ranks count from 0 to one less than the world"
-        )));
+        return Err(Error::input(format!("invalid value {rank} for {a}: expected a rank below {b} ({world})")));
     }
     // Kubernetes' PyTorchJob gives each process a machine of its own, and no place there.
     let local_rank = if get(names.local_rank).is_some() { number(names.local_rank)? } else { 0 };
@@ -99,9 +97,9 @@ pub fn place(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>> {
         None => return Err(missing("MASTER_ADDR")),
     };
     let port = match (get("MASTER_PORT"), job) {
-        (Some(port), _) => port
-            .parse()
-            .map_err(|_| Error::input(format!("MASTER_PORT = {port:?}: a port between 1 and 65535 is wanted")))?,
+        (Some(port), _) => port.parse().map_err(|_| {
+            Error::input(format!("invalid value {port:?} for MASTER_PORT: expected a port between 1 and 65535"))
+        })?,
         // Jobs on one machine get ports of their own.
         (None, Some(job)) => 15_000 + (job % 15_000) as u16,
         (None, None) => return Err(missing("MASTER_PORT")),
@@ -154,7 +152,7 @@ pub fn join<C: Clone + Serialize + DeserializeOwned>(
     let all: Vec<Option<Intent<C>>> = all.iter().map(|text| serde_json::from_str(text).ok()).collect();
     let found = disagreements(&all, differences);
     if !found.is_empty() {
-        return Err(Error::input(format!("ranks are about to do different things: {}", found.join("; "))));
+        return Err(Error::input(format!("ranks disagree: {}", found.join("; "))));
     }
     Ok(World::join(meeting.clone(), device, NCCL.as_ref())?)
 }
@@ -167,12 +165,12 @@ fn disagreements<C>(all: &[Option<Intent<C>>], differences: impl Fn(&C, &C) -> V
         let differs = match (&all[0], intent) {
             (Some(first), Some(other)) => {
                 let programs = (first.program != other.program)
-                    .then(|| format!("program {} against rank 0's {}", short(&other.program), short(&first.program)));
+                    .then(|| format!("program {} vs rank 0's {}", short(&other.program), short(&first.program)));
                 let worlds =
-                    (first.world != other.world).then(|| format!("a world of {} against {}", other.world, first.world));
+                    (first.world != other.world).then(|| format!("world size {} vs {}", other.world, first.world));
                 let mut keys = differences(&other.config, &first.config);
                 if keys.is_empty() && first.plan != other.plan {
-                    keys.push(format!("the data: plan {} against rank 0's {}", short(&other.plan), short(&first.plan)));
+                    keys.push(format!("other data: plan {} vs rank 0's {}", short(&other.plan), short(&first.plan)));
                 }
                 programs.into_iter().chain(worlds).chain(keys).collect()
             }
@@ -265,13 +263,16 @@ mod tests {
         };
         fails(&[("RANK", "0")], "WORLD_SIZE is not set");
         fails(&[("WORLD_SIZE", "2")], "RANK is not set");
-        fails(&[("RANK", "2"), ("WORLD_SIZE", "2")], "RANK = 2, WORLD_SIZE = 2: ranks count from 0");
-        fails(&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK = \"x\"");
+        fails(&[("RANK", "2"), ("WORLD_SIZE", "2")], "invalid value 2 for RANK: expected a rank below WORLD_SIZE (2)");
+        fails(&[("RANK", "x"), ("WORLD_SIZE", "2")], "invalid value \"x\" for RANK");
         let two = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "1"), ("MASTER_ADDR", "h")];
-        fails(&[&two[..2], &[("LOCAL_RANK", "")]].concat(), "LOCAL_RANK = \"\"");
+        fails(&[&two[..2], &[("LOCAL_RANK", "")]].concat(), "invalid value \"\" for LOCAL_RANK");
         fails(&two[..4], "MASTER_ADDR is not set");
         fails(&[&two[..3], &two[4..]].concat(), "MASTER_PORT is not set");
-        fails(&[&two[..3], &[("MASTER_ADDR", "h"), ("MASTER_PORT", "99999")]].concat(), "MASTER_PORT = \"99999\"");
+        fails(
+            &[&two[..3], &[("MASTER_ADDR", "h"), ("MASTER_PORT", "99999")]].concat(),
+            "invalid value \"99999\" for MASTER_PORT",
+        );
     }
 
     #[test]
@@ -282,13 +283,13 @@ mod tests {
         };
         let keys = |one: &u32, other: &u32| match one == other {
             true => vec![],
-            false => vec![format!("batch.size: {one} against {other}")],
+            false => vec![format!("batch.size: {one} vs {other}")],
         };
         let same = || intent(64, digest);
         assert!(disagreements(&[same(), same()], keys).is_empty());
         let other = || intent(32, digest);
         let found = disagreements(&[same(), other(), same(), other()], keys).join("; ");
-        assert!(found.starts_with("ranks 1, 3 have batch.size: 32 against 64"), "{found}");
+        assert!(found.starts_with("ranks 1, 3 have batch.size: 32 vs 64"), "{found}");
         let found = disagreements(&[same(), intent(64, &digest.replace('0', "f")), None], keys).join("; ");
         assert!(found.contains("rank 1 has program f123") && found.contains("rank 2 has another version"), "{found}");
     }

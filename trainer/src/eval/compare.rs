@@ -48,16 +48,18 @@ pub fn compare(first: &[Answers], second: &[Answers], config: &CompareConfig) ->
     let labels = first.first().map(Answers::label_list).transpose()?.unwrap_or_default();
     for answers in first.iter().chain(second) {
         if answers.label_list()? != labels {
-            return Err(TrainError::Evaluation("only answers to the same images can be compared".into()));
+            return Err(TrainError::Evaluation("only predictions on the same images can be compared".into()));
         }
     }
     if labels.is_empty() || second.is_empty() || config.permutations == 0 {
-        return Err(TrainError::Evaluation("two models, an image and a permutation at least are wanted".into()));
+        return Err(TrainError::Evaluation(
+            "expected two models, at least one image and at least one permutation".into(),
+        ));
     }
     match (config.metric, first, second) {
         (Metric::Map11, [first], [second]) => precisions(first, second, &labels, config),
         (Metric::Map11, ..) => {
-            Err(TrainError::Evaluation("average precision is compared for one run of each model".into()))
+            Err(TrainError::Evaluation("average precision can be compared only for one run of each model".into()))
         }
         _ => shares(first, second, &labels, config),
     }

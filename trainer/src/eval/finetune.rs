@@ -22,7 +22,7 @@ pub struct FineTuneConfig {
     pub steps: u64,
     /// The learning rate at the start.
     pub learning_rate: f64,
-    /// Share of each weight added to its gradient; batch norm and biases are excluded.
+    /// Weight decay; batch norm and biases are excluded.
     pub weight_decay: f64,
     /// Share of each batch's statistics in the running ones, in (0, 1].
     pub statistics_share: f64,
@@ -35,7 +35,7 @@ pub struct FineTuneStep {
     pub step: u64,
     /// Mean cross entropy of the batch before the step, in nats.
     pub loss: f64,
-    /// Share of the batch that was recognised before the step.
+    /// Share of the batch that was recognized before the step.
     pub top1: f64,
 }
 
@@ -68,7 +68,7 @@ impl Classifier {
         self.model.hidden(x, self.layers, statistics).linear(&self.weight, Some(&self.bias))
     }
 
-    /// Learns from a stream of labelled images of one view.
+    /// Learns from a stream of labeled images of one view.
     ///
     /// # Errors
     /// If the stream stops or the loss is no number.

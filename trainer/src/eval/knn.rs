@@ -1,4 +1,4 @@
-//! Weighted k nearest neighbours, as the field measures representations without training anything.
+//! Weighted k nearest neighbors, as the field measures representations without training anything.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -12,17 +12,17 @@ const CHUNK: i64 = 512;
 /// Training rows that they are compared with at a time.
 const REFERENCE_CHUNK: i64 = 65_536;
 
-/// How neighbours vote.
+/// How neighbors vote.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KnnConfig {
-    /// Neighbours that vote; 200 in the field.
+    /// Neighbors that vote; 200 in the field.
     pub k: u32,
-    /// A neighbour's vote is exp(cosine similarity / temperature); 0.1 in the field.
+    /// A neighbor's vote is exp(cosine similarity / temperature); 0.1 in the field.
     pub temperature: f64,
 }
 
-/// Classifies `test` by its neighbours in `train`, by cosine similarity; the scores are votes.
+/// Classifies `test` by its neighbors in `train`, by cosine similarity; the scores are votes.
 ///
 /// Works wherever the features are, on parts of them at a time: beside the features it needs the similarities of 512
 /// images to 65,536, and no more.
@@ -32,10 +32,10 @@ pub struct KnnConfig {
 pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<Answers, TrainError> {
     let wrong = |what: &str| Err(TrainError::Evaluation(what.into()));
     if config.k == 0 {
-        return wrong("k = 0: at least one neighbour is wanted");
+        return wrong("invalid value 0 for k: expected at least 1");
     }
     if !(config.temperature > 0.0 && config.temperature.is_finite()) {
-        return wrong("temperature: above 0 is wanted");
+        return wrong("invalid temperature: expected a number above 0");
     }
     let k = i64::from(config.k).min(train.values.size()[0]);
     let classes = classes(&train.labels, &test.labels)?;
@@ -50,12 +50,12 @@ pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<Answ
     Ok(Answers { scores: Tensor::cat(&scores, 0), labels: test.labels.shallow_clone() })
 }
 
-/// Rows brought to length 1, in half precision: all that neighbours are found by, in half of the memory.
+/// Rows brought to length 1, in half precision: all that neighbors are found by, in half of the memory.
 pub fn normalized_halves(values: &Tensor) -> Tensor {
     normalized(values).to_kind(Kind::Half)
 }
 
-/// Cosine similarities to, and places of, the `k` rows of `reference` nearest to each of the normalised `queries`, the
+/// Cosine similarities to, and places of, the `k` rows of `reference` nearest to each of the normalized `queries`, the
 /// nearest first: `[N, k]` both.
 fn nearest(reference: &Tensor, queries: &Tensor, k: i64) -> (Tensor, Tensor) {
     let rows = reference.size()[0];
@@ -78,7 +78,7 @@ fn nearest(reference: &Tensor, queries: &Tensor, k: i64) -> (Tensor, Tensor) {
     best.expect("a training set has images")
 }
 
-/// Votes for each class, `[N, classes]`, of neighbours with these `labels`.
+/// Votes for each class, `[N, classes]`, of neighbors with these `labels`.
 fn votes(similarity: &Tensor, neighbours: &Tensor, labels: &Tensor, temperature: f64, classes: i64) -> Tensor {
     let voted = labels.index_select(0, &neighbours.flatten(0, -1)).view_as(neighbours);
     // The nearest one weighs 1: ranking is by ratios, and exp(1/τ) alone overflows f32 below τ = 0.0113.

@@ -46,7 +46,7 @@ pub struct LinearResult {
 impl LinearConfig {
     fn check(&self) -> Result<(), TrainError> {
         if self.epochs == 0 || self.batch == 0 || self.learning_rates.is_empty() {
-            let text = "at least one epoch, one feature per batch and one learning rate are wanted";
+            let text = "expected at least one epoch, one feature per batch and one learning rate";
             return Err(TrainError::Evaluation(text.into()));
         }
         Ok(())
@@ -56,8 +56,8 @@ impl LinearConfig {
 /// Trains linear classifiers on `train`, chooses one on held-out features, and lets it answer for `test`.
 ///
 /// Softmax regression on features whose dimensions are brought to mean 0 and deviation 1 over the training set;
-/// Nesterov momentum 0.9, cosine to zero, no regularisation, weights zero at the start. The features are those of
-/// centre crops, computed once; [`linear_on_crops`] trains on random crops, as the paper does.
+/// Nesterov momentum 0.9, cosine to zero, no regularization, weights zero at the start. The features are those of
+/// center crops, computed once; [`linear_on_crops`] trains on random crops, as the paper does.
 ///
 /// # Errors
 /// If a setting is out of its range or there are too few features to hold any out.
@@ -66,9 +66,9 @@ pub fn linear(train: &Features, test: &Features, config: &LinearConfig) -> Resul
     let rows = train.values.size()[0] as usize;
     let held_out = (rows as f64 * config.validation).round() as usize;
     if held_out == 0 || held_out >= rows {
-        let found =
-            format!("{held_out} of {rows} training features would be held out; at least one on either side is wanted");
-        return Err(TrainError::Evaluation(found));
+        return Err(TrainError::Evaluation(format!(
+            "{held_out} of {rows} training features would be held out; expected at least one on either side"
+        )));
     }
     let scale = Scale::of(&train.values);
     let values = scale.apply(&train.values);
@@ -98,7 +98,7 @@ pub fn linear(train: &Features, test: &Features, config: &LinearConfig) -> Resul
 /// As [`linear`], on a stream of randomly cropped and flipped images instead of features, as the paper trains; the
 /// encoder does not learn, and all learning rates are trained in the same pass.
 ///
-/// `batches` has `steps` batches of one view; `held_out` are features of centre crops of other images.
+/// `batches` has `steps` batches of one view; `held_out` are features of center crops of other images.
 ///
 /// # Errors
 /// If a setting is out of its range or the stream stops.

@@ -14,7 +14,7 @@ use crate::error::TrainError;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogisticConfig {
-    /// Strengths of the regularisation that are tried: 45 from 1e-6 to 1e5, evenly spaced in logarithm, in the paper.
+    /// Strengths of the regularization that are tried: 45 from 1e-6 to 1e5, evenly spaced in logarithm, in the paper.
     pub lambdas: Vec<f64>,
     /// Share of the training features held out to choose among them.
     pub validation: f64,
@@ -40,15 +40,15 @@ impl Default for LogisticConfig {
 pub struct LogisticResult {
     /// What it says of the test images.
     pub answers: Answers,
-    /// The regularisation that did best on the held-out features.
+    /// The regularization that did best on the held-out features.
     pub lambda: f64,
     /// What each reached on the held-out features.
     pub validation: Vec<f64>,
 }
 
-/// Chooses the regularisation on held-out features of `train`, fits once more to all of them, and measures on `test`.
+/// Chooses the regularization on held-out features of `train`, fits once more to all of them, and measures on `test`.
 ///
-/// What is minimised is the mean cross entropy and λ/2 times the sum of the squared weights, biases left out; features
+/// What is minimized is the mean cross entropy and λ/2 times the sum of the squared weights, biases left out; features
 /// are taken as they are.
 ///
 /// # Errors
@@ -56,13 +56,13 @@ pub struct LogisticResult {
 pub fn logistic(train: &Features, test: &Features, config: &LogisticConfig) -> Result<LogisticResult, TrainError> {
     let wrong = |what: String| Err(TrainError::Evaluation(what));
     if config.lambdas.is_empty() || config.lambdas.iter().any(|lambda| !(*lambda >= 0.0 && lambda.is_finite())) {
-        return wrong("lambdas: at least one is wanted, and none below 0".into());
+        return wrong("invalid lambdas: expected at least one, none below 0".into());
     }
     let rows = train.values.size()[0] as usize;
     let held_out = (rows as f64 * config.validation).round() as usize;
     if held_out == 0 || held_out >= rows {
         return wrong(format!(
-            "{held_out} of {rows} training features would be held out; at least one on either side is wanted"
+            "{held_out} of {rows} training features would be held out; expected at least one on either side"
         ));
     }
     let classes = classes(&train.labels, &test.labels)?;
@@ -102,7 +102,7 @@ fn with_ones(values: &Tensor) -> Tensor {
     Tensor::cat(&[&values, &values.ones_like().narrow(1, 0, 1)], 1)
 }
 
-/// What is minimised.
+/// What is minimized.
 struct Problem {
     /// `[N, dim + 1]`, ones in the last column.
     values: Tensor,

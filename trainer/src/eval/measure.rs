@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
 
-/// What a classifier says of labelled images.
+/// What a classifier says of labeled images.
 #[derive(Debug)]
 pub struct Answers {
     /// A score for each class, the higher the likelier, `[N, classes]`, on the CPU.
@@ -18,26 +18,26 @@ pub struct Answers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Share of images whose class has the highest score.
+    /// Top-1 accuracy.
     Top1,
-    /// Mean of the classes' shares, for sets whose classes differ in size.
+    /// Mean per-class accuracy, for datasets whose classes differ in size.
     MeanPerClass,
     /// Mean over classes of the average precision at 11 recalls, as in VOC 2007.
     Map11,
 }
 
-/// What scores say of labelled images.
+/// What scores say of labeled images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
-    /// Share of images whose class has the highest score.
+    /// Top-1 accuracy.
     pub top1: f64,
-    /// Share of images whose class is among the five with the highest scores.
+    /// Top-5 accuracy.
     pub top5: f64,
-    /// Mean of the classes' shares: each class counts the same, however many images it has.
+    /// Mean per-class accuracy: each class has the same weight, however many images it has.
     pub mean_per_class: f64,
-    /// For each class the share of its images that were recognised; `None` for a class without images.
+    /// For each class the share of its images that were recognized; `None` for a class without images.
     pub per_class: Vec<Option<f64>>,
-    /// For each class, in rows, how many of its images were taken for which.
+    /// The confusion matrix: for each class, in rows, how many of its images were predicted as which.
     pub confusion: Vec<Vec<u64>>,
 }
 

@@ -1,4 +1,4 @@
-//! What a representation is worth: features of a labelled set, and the evaluations on them.
+//! What a representation is worth: features of a labeled set, and the evaluations on them.
 //!
 //! Each way of classifying ends in [`Answers`]; what they are worth is measured, and compared, in one place.
 
@@ -41,7 +41,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// The same, as neighbours are found by: see [`normalized_halves`].
+    /// The same, as neighbors are found by: see [`normalized_halves`].
     pub fn halves(&self) -> Self {
         let (labels, ids) = (self.labels.shallow_clone(), self.ids.clone());
         Self { values: normalized_halves(&self.values), labels, ids, left_out: self.left_out }
@@ -69,12 +69,12 @@ pub fn features(
         on_batch(batch.num_images);
     }
     if labels.is_empty() {
-        return Err(TrainError::Evaluation("none of the samples can be decoded".into()));
+        return Err(TrainError::Evaluation("none of the samples could be decoded".into()));
     }
     Ok(Features { values: Tensor::cat(&values, 0), labels: Tensor::from_slice(&labels), ids, left_out })
 }
 
-/// The batch's places that hold their own sample: one whose sample is damaged holds its neighbour, which has a place of
+/// The batch's places that hold their own sample: one whose sample is damaged holds its neighbor, which has a place of
 /// its own.
 fn sound(batch: &Batch<DeviceSlab>) -> Vec<i64> {
     (0..batch.num_images).filter(|i| !batch.replaced.contains(i)).map(|i| i as i64).collect()

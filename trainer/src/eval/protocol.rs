@@ -138,17 +138,17 @@ pub struct Outcome {
 /// How the paper's fine-tuning is varied.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FinetuneSettings {
-    /// The share of each class's labels to learn from, in an order of the seed.
+    /// Fraction of each class's labels to train on, in seeded random order.
     pub share: f64,
-    /// Learn from the images that this file lists; empty: all of the share.
+    /// Train on the images listed in this file; empty: all of the fraction.
     pub subset: PathBuf,
-    /// Passes over them; 60 if they are less than 5 % of the set, else 30, if not given.
+    /// Epochs; by default 60 below 5% of the data, else 30.
     pub epochs: Option<f64>,
     /// Images per step.
     pub batch: u32,
-    /// The learning rate for a batch of 256, which it follows linearly.
+    /// Base learning rate at batch size 256 (scaled linearly).
     pub learning_rate: f64,
-    /// Share of each weight added to its gradient.
+    /// Weight decay.
     pub weight_decay: f64,
     /// What is seen of each image.
     pub view: EvalView,
@@ -173,7 +173,7 @@ impl<'a> Task<'a> {
         Self { loaded, data, metric, features: OnceCell::new() }
     }
 
-    /// Nearest neighbours.
+    /// Nearest neighbors.
     ///
     /// # Errors
     /// If a set can't be read.
@@ -194,7 +194,7 @@ impl<'a> Task<'a> {
         let result = linear(train, test, config)?;
         let told = json!({
             "solver": "sgd", "learning_rate": result.learning_rate, "validation_top1": result.validation_top1,
-            "settings": config, "features": "centre crops, computed once",
+            "settings": config, "features": "center crops, computed once",
         });
         Ok(self.outcome(result.answers, told))
     }
@@ -223,7 +223,7 @@ impl<'a> Task<'a> {
         })?;
         let told = json!({
             "solver": "sgd", "learning_rate": result.learning_rate, "validation_top1": result.validation_top1,
-            "settings": config, "features": "random crops and flips, anew in each epoch",
+            "settings": config, "features": "random crops and flips, resampled every epoch",
         });
         let left_out = held_out.left_out + test.left_out;
         let train_images = size.images as i64 + held_out.labels.size()[0];
@@ -240,7 +240,7 @@ impl<'a> Task<'a> {
         let result = logistic(train, test, &settings)?;
         let told = json!({
             "solver": "lbfgs", "lambda": result.lambda, "validation": result.validation, "settings": settings,
-            "features": "centre crops, computed once",
+            "features": "center crops, computed once",
         });
         Ok(self.outcome(result.answers, told))
     }
@@ -262,7 +262,7 @@ impl<'a> Task<'a> {
         let is_little = (images as f64) < 0.05 * self.data.info(SetRole::Train).samples as f64;
         let epochs = settings.epochs.unwrap_or(if is_little { 60.0 } else { 30.0 });
         if !(epochs > 0.0 && epochs <= 1e6) {
-            return Err(Error::input(format!("--epochs {epochs}: above 0 and at most a million is wanted")));
+            return Err(Error::input(format!("--epochs must be > 0 and <= 1000000, got {epochs}")));
         }
         let config = FineTuneConfig {
             steps: ((epochs * images as f64 / f64::from(batch)).round() as u64).max(1),
@@ -346,7 +346,7 @@ impl<'a> Task<'a> {
     /// How large a stream to learn from is.
     fn supervised(&self, request: &StreamRequest) -> Result<StreamSize> {
         if request.batch == 0 {
-            return Err(Error::input("--batch 0: at least one image per batch is wanted"));
+            return Err(Error::input("--batch must be at least 1"));
         }
         self.data.size(request)
     }

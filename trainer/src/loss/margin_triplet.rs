@@ -30,7 +30,7 @@ impl Loss for MarginTriplet {
         if self.margin >= 0.0 && self.margin.is_finite() {
             return Ok(());
         }
-        let wanted = "at least 0 is wanted; the paper tried 0, 0.4, 0.8 and 1.6";
+        let wanted = "expected a number >= 0 (the paper tried 0, 0.4, 0.8 and 1.6)";
         Err(InvalidValue::new("loss.margin", self.margin, wanted))
     }
 

@@ -109,7 +109,7 @@ impl LossConfig {
     /// If `z` has no even number of rows.
     pub fn contrast(&self, z: &Tensor, world: &World) -> Result<Contrast, TrainError> {
         let (rows, _) = z.size2().expect("projections are a matrix");
-        assert!(rows >= 2 && rows % 2 == 0, "{rows} projections are no pairs");
+        assert!(rows >= 2 && rows % 2 == 0, "{rows} projections do not form pairs");
         let z = if z.kind() == Kind::Double { z.shallow_clone() } else { z.to_kind(Kind::Float) };
         let u = if self.shared.normalize {
             let norms = z.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
@@ -127,7 +127,7 @@ fn check_temperature(temperature: f64) -> Result<(), InvalidValue> {
     if temperature > 0.0 && temperature.is_finite() {
         return Ok(());
     }
-    let wanted = "above 0 is wanted; the paper has 0.1 for ImageNet and 0.5 for CIFAR-10";
+    let wanted = "expected a number above 0 (the paper uses 0.1 for ImageNet and 0.5 for CIFAR-10)";
     Err(InvalidValue::new("loss.temperature", temperature, wanted))
 }
 
@@ -261,8 +261,8 @@ mod tests {
             let message = config.check().unwrap_err().to_string();
             assert!(message.contains(wanted), "{message}");
         };
-        fails(r#"{"kind": "nt_xent", "temperature": 0}"#, "loss.temperature = 0");
-        fails(r#"{"kind": "margin_triplet", "margin": -1}"#, "loss.margin = -1");
+        fails(r#"{"kind": "nt_xent", "temperature": 0}"#, "invalid value 0 for loss.temperature");
+        fails(r#"{"kind": "margin_triplet", "margin": -1}"#, "invalid value -1 for loss.margin");
         let refused = serde_json::from_str::<LossConfig>(r#"{"kind": "nt_xent", "semi_hard": true}"#).unwrap_err();
         assert!(refused.to_string().contains("unknown field `semi_hard` of kind nt_xent"), "{refused}");
     }

@@ -42,7 +42,7 @@ impl Loss for NtXent {
 /// Loss and gradient are worked out some rows of similarities at a time, `[rows, 2B]` being all the memory that it takes,
 /// and the gradient is handed to autograd as it is. With `s[i, j]` the similarity of two views over τ and `p[i, j]` its
 /// softmax over `j`, the gradient for view `i` is the sum over `j` of `(p[i, j] + p[j, i]) u[j]`, less twice its partner's
-/// `u`: knowing every row's normaliser, a row's own similarities are enough for both.
+/// `u`: knowing every row's normalizer, a row's own similarities are enough for both.
 fn in_chunks(views: &Views, temperature: f64, world: &World, chunk_bytes: usize) -> Result<Contrast, TrainError> {
     let Views { all, images, own, .. } = views;
     let (rows, kind, device) = (2 * images, all.kind(), all.device());

@@ -1,5 +1,5 @@
 //! A linear classifier that is trained beside the encoder, on its representations, without the encoder noticing: how
-//! good they are can be seen while they are learnt (the official code's `lineareval_while_pretraining`).
+//! good they are can be seen while they are learned (the official code's `lineareval_while_pretraining`).
 
 use tch::{Kind, Tensor};
 
@@ -24,7 +24,7 @@ impl Probe {
     }
 
     /// The probe's loss on representations `h`, `[views × N, dim]` with the first views first, of images with these
-    /// `labels`, `[N]`; and the share of views that it recognises. Both are scalars on the device.
+    /// `labels`, `[N]`; and the share of views that it recognizes. Both are scalars on the device.
     ///
     /// The loss is the mean cross entropy and `weight_decay / 2` times the sum of the squared weights, as in the official
     /// code. `h` itself gets no gradient.

@@ -34,15 +34,15 @@ impl ProjectionHead {
     /// If the head has more layers than make sense, or none of a length.
     pub fn new(parameters: &mut Parameters, inputs: i64, config: &HeadConfig) -> Result<Self, TrainError> {
         if config.layers > 8 {
-            let wanted = "between 0 and 8 layers are wanted; the paper has 2";
+            let wanted = "expected 0 to 8 layers (the paper uses 2)";
             return Err(InvalidValue::new("model.head.layers", config.layers, wanted).into());
         }
         if !(1..=65_536).contains(&config.dim) {
-            let wanted = "between 1 and 65536 is wanted; the paper has 128";
+            let wanted = "expected a number between 1 and 65536 (the paper uses 128)";
             return Err(InvalidValue::new("model.head.dim", config.dim, wanted).into());
         }
         if config.hidden > 65_536 {
-            let wanted = "at most 65536 is wanted; 0 takes the length of h";
+            let wanted = "expected at most 65536 (0 = dimension of h)";
             return Err(InvalidValue::new("model.head.hidden", config.hidden, wanted).into());
         }
         let hidden = if config.hidden == 0 { inputs } else { config.hidden.into() };

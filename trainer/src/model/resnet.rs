@@ -37,9 +37,9 @@ pub enum Encoder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stem {
-    /// 7×7 convolution with stride 2, then max-pooling: for pictures of about 224 pixels.
+    /// 7×7 convolution with stride 2, then max-pooling: for images of about 224 pixels.
     Imagenet,
-    /// 3×3 convolution with stride 1, no pooling: for pictures of about 32 pixels (SimCLR, appendix B.9).
+    /// 3×3 convolution with stride 1, no pooling: for images of about 32 pixels (SimCLR, appendix B.9).
     Cifar,
 }
 
@@ -54,7 +54,7 @@ pub enum Initialization {
     VarianceScaling,
 }
 
-/// What batch norm normalises by.
+/// What batch norm normalizes by.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Statistics {
     /// The running mean and variance: for evaluation.
@@ -92,7 +92,7 @@ impl ResNet {
         start: Initialization,
     ) -> Result<Self, TrainError> {
         if !(width > 0.0 && width <= 16.0) {
-            let wanted = "above 0 and at most 16 is wanted; 1 is the usual one";
+            let wanted = "expected a number above 0 and at most 16 (1 = standard width)";
             return Err(InvalidValue::new("model.width", width, wanted).into());
         }
         let (counts, bottleneck) = match encoder {

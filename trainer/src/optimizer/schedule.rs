@@ -34,10 +34,14 @@ impl Schedule {
     pub fn new(config: &ScheduleConfig, num_samples: u64, batch_size: u32, peak: f64) -> Result<Self, TrainError> {
         let wrong = |key, found: f64, wanted: &str| Err(TrainError::Value(InvalidValue::new(key, found, wanted)));
         if !(config.epochs > 0.0 && config.epochs <= 1e6) {
-            return wrong("schedule.epochs", config.epochs, "above 0 and at most a million is wanted");
+            return wrong("schedule.epochs", config.epochs, "must be > 0 and <= 1000000");
         }
         if !(0.0..=config.epochs).contains(&config.warmup_epochs) {
-            return wrong("schedule.warmup_epochs", config.warmup_epochs, "between 0 and schedule.epochs is wanted");
+            return wrong(
+                "schedule.warmup_epochs",
+                config.warmup_epochs,
+                "expected a number between 0 and schedule.epochs",
+            );
         }
         let (samples, batch) = (num_samples as f64, f64::from(batch_size));
         // As the official code: round(warmup · N // B) and N · E // B + 1.

@@ -143,7 +143,10 @@ impl RunFolder {
         if folder.holds_run() {
             return Ok(folder);
         }
-        Err(Error::input(format!("{}: holds no run (no run.json); `train --run` makes one", path.display())))
+        Err(Error::input(format!(
+            "{}: not a run directory (run.json not found); create one with `train`",
+            path.display()
+        )))
     }
 
     /// Whether there is a `run.json`.
@@ -179,14 +182,15 @@ impl RunFolder {
     /// # Errors
     /// If the folder can't be created or another process trains in it.
     pub fn lock(&self) -> Result<File> {
-        std::fs::create_dir_all(&self.path)
-            .map_err(|error| Error::input(format!("{}: cannot create the run folder: {error}", self.path.display())))?;
+        std::fs::create_dir_all(&self.path).map_err(|error| {
+            Error::input(format!("{}: cannot create the run directory: {error}", self.path.display()))
+        })?;
         let path = self.join(".lock");
         let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(std::fs::TryLockError::WouldBlock) => {
-                Err(Error::input(format!("{}: another process is training in it", self.path.display())))
+                Err(Error::input(format!("{}: run directory is locked by another process", self.path.display())))
             }
             Err(std::fs::TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("cannot lock {}", path.display()))
@@ -247,10 +251,10 @@ impl RunFolder {
     /// If it can't be read or is not what this build writes.
     pub fn record<C: DeserializeOwned>(&self) -> Result<RunRecord<C>> {
         let path = self.join("run.json");
-        let text = std::fs::read(&path)
-            .map_err(|error| Error::input(format!("{}: cannot read it: {error}", path.display())))?;
+        let text =
+            std::fs::read(&path).map_err(|error| Error::input(format!("cannot read {}: {error}", path.display())))?;
         serde_json::from_slice(&text)
-            .map_err(|error| Error::input(format!("{}: not a run's record: {error}", path.display())))
+            .map_err(|error| Error::input(format!("{}: not a run record: {error}", path.display())))
     }
 
     /// `metrics.jsonl`, open for the lines after `step`; what was written beyond it is taken back.

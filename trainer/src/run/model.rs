@@ -33,10 +33,10 @@ pub fn find(run: Option<&Path>, checkpoint: Option<&Path>, untrained: bool) -> R
         (None, Some(path)) => {
             let path = std::path::absolute(path)?;
             let run = path.parent().and_then(Path::parent).map(Path::to_owned);
-            let run = run.ok_or_else(|| Error::input(format!("{}: is in no run folder", path.display())))?;
+            let run = run.ok_or_else(|| Error::input(format!("{}: not inside a run directory", path.display())))?;
             (RunFolder::open(&run)?, Some(path))
         }
-        (None, None) => panic!("a run or a checkpoint is named"),
+        (None, None) => panic!("expected a run or a checkpoint"),
     };
     if untrained {
         return Ok((folder, None));
@@ -47,12 +47,12 @@ pub fn find(run: Option<&Path>, checkpoint: Option<&Path>, untrained: bool) -> R
     }
     let (newest, broken) = folder.checkpoints().newest();
     for error in broken {
-        tracing::warn!("not taken: {error}");
+        tracing::warn!("skipping corrupt checkpoint: {error}");
     }
     match newest {
         Some((path, state)) => Ok((folder, Some(Chosen { path, step: state.step }))),
         None => Err(Error::input(format!(
-            "{}: holds no whole checkpoint; --untrained evaluates the initial weights",
+            "{}: no valid checkpoint; pass --untrained to evaluate the initial weights",
             folder.path().display()
         ))),
     }
@@ -95,7 +95,9 @@ impl Loaded {
         };
         let there = model.head.num_layers();
         if layers > there {
-            return Err(Error::input(format!("--head-layer {layers}: the run's head has {there} layers; 0 takes h")));
+            return Err(Error::input(format!(
+                "--head-layer {layers}: the run's projection head has {there} layers (0 = encoder output h)"
+            )));
         }
         Ok(Self { chosen, digest, seed, device, layers, config: config.clone(), precision, model })
     }

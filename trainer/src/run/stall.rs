@@ -20,12 +20,12 @@ pub struct Load {
     pub fed: bool,
 }
 
-/// How long steps were kept waiting, by what, and what would help, such as `the trainer waited 37 % of the time: decode
-/// 30 %, storage 7 %; 6 more loader threads would feed it`.
+/// How long steps were kept waiting, by what, and what would help, such as `data wait: 37% of training time (decode 30%,
+/// storage 7.0%); add 6 loader threads (one core each)`.
 pub fn sentence(spent: &TimeSpent, load: &Load) -> String {
     let total = spent.total();
     if total <= 0.0 {
-        return "the trainer has not taken a step yet".into();
+        return "no training step yet".into();
     }
     let mut shares = spent.stalls().map(|(cause, seconds)| (cause, seconds / total)).to_vec();
     shares.sort_by(|a, b| b.1.total_cmp(&a.1));
@@ -35,11 +35,11 @@ pub fn sentence(spent: &TimeSpent, load: &Load) -> String {
         .filter(|(_, share)| *share >= 0.005)
         .map(|(cause, share)| format!("{cause} {}", percent(*share)))
         .collect();
-    let said = format!("the trainer waited {} of the time", percent(waited));
+    let said = format!("data wait: {} of training time", percent(waited));
     if causes.is_empty() {
-        return format!("{said}: its device is the limit");
+        return format!("{said}; compute-bound");
     }
-    let said = format!("{said}: {}", causes.join(", "));
+    let said = format!("{said} ({})", causes.join(", "));
     match remedy(shares[0], spent, load) {
         Some(remedy) => format!("{said}; {remedy}"),
         None => said,
@@ -47,7 +47,7 @@ pub fn sentence(spent: &TimeSpent, load: &Load) -> String {
 }
 
 fn percent(share: f64) -> String {
-    if (0.0005..0.1).contains(&share) { format!("{:.1} %", 100.0 * share) } else { format!("{:.0} %", 100.0 * share) }
+    if (0.0005..0.1).contains(&share) { format!("{:.1}%", 100.0 * share) } else { format!("{:.0}%", 100.0 * share) }
 }
 
 /// What would end the longest of the waits.
@@ -56,21 +56,21 @@ fn remedy((cause, share): (&str, f64), spent: &TimeSpent, load: &Load) -> Option
         return None;
     }
     Some(match cause {
-        "decode" | "augment" if load.fed => "more nodes, or more threads on them, would feed it".into(),
+        "decode" | "augment" if load.fed => "add batch servers, or loader threads on them".into(),
         "decode" | "augment" => {
             let Waited { storage, decode, augment, network, .. } = spent.waited;
             let without = spent.total() - (storage + decode + augment + network);
             let wanted = load.images as f64 / without.max(1e-9) * load.cpu_per_image;
             let more = (wanted - load.threads as f64).ceil().max(1.0);
             let threads = if more == 1.0 { "thread" } else { "threads" };
-            format!("{more:.0} more loader {threads}, each with a core, would feed it")
+            format!("add {more:.0} loader {threads} (one core each)")
         }
-        "storage" if load.fed => "faster storage for the nodes, or machine.cache_dir there, would help".into(),
-        "storage" => "faster storage, or a local disk as machine.cache_dir, would help".into(),
-        "network" => "a faster link to the nodes, or more links to several of them, would help".into(),
-        "upload" => "fewer or smaller views a step, or a faster bus, would help".into(),
-        "checkpoint" => "checkpoint.every could be larger".into(),
-        "evaluation" => "eval.every could be larger".into(),
+        "storage" if load.fed => "use faster storage for the batch servers, or machine.cache_dir there".into(),
+        "storage" => "use faster storage, or a local disk as machine.cache_dir".into(),
+        "network" => "use a faster link to the batch servers, or more servers on links of their own".into(),
+        "upload" => "use fewer or smaller views per step, or a faster bus".into(),
+        "checkpoint" => "increase checkpoint.every".into(),
+        "evaluation" => "increase eval.every".into(),
         // The first batch is waited for once.
         _ => return None,
     })
@@ -93,26 +93,26 @@ mod tests {
         check(
             slow,
             load,
-            "the trainer waited 50 % of the time: decode 35 %, augment 10 %, storage 5.0 %; 3 more loader threads, each with a core, would feed it",
+            "data wait: 50% of training time (decode 35%, augment 10%, storage 5.0%); add 3 loader threads (one core each)",
         );
         check(
             slow,
             Load { fed: true, ..load },
-            "the trainer waited 50 % of the time: decode 35 %, augment 10 %, storage 5.0 %; more nodes, or more threads on them, would feed it",
+            "data wait: 50% of training time (decode 35%, augment 10%, storage 5.0%); add batch servers, or loader threads on them",
         );
         check(
             waited(Waited { storage: 30.0, ..Waited::default() }),
             load,
-            "the trainer waited 75 % of the time: storage 75 %; faster storage, or a local disk as machine.cache_dir, would help",
+            "data wait: 75% of training time (storage 75%); use faster storage, or a local disk as machine.cache_dir",
         );
-        check(waited(Waited::default()), load, "the trainer waited 0 % of the time: its device is the limit");
-        check(TimeSpent::default(), load, "the trainer has not taken a step yet");
+        check(waited(Waited::default()), load, "data wait: 0% of training time; compute-bound");
+        check(TimeSpent::default(), load, "no training step yet");
     }
 
     #[test]
     fn a_wait_that_comes_once_has_no_remedy() {
         let spent =
             TimeSpent { steps: 9.0, waited: Waited { start: 1.0, ..Waited::default() }, ..TimeSpent::default() };
-        check(spent, Load::default(), "the trainer waited 10 % of the time: start 10 %");
+        check(spent, Load::default(), "data wait: 10% of training time (start 10%)");
     }
 }

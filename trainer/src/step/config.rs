@@ -45,14 +45,14 @@ pub struct CheckpointConfig {
     pub keep: usize,
 }
 
-/// Everything that decides what is learnt from the batches.
+/// Everything that decides what is learned from the batches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainerConfig {
     /// The model.
     pub model: ModelConfig,
     /// The loss.
     pub loss: LossConfig,
-    /// The optimiser.
+    /// The optimizer.
     pub optimizer: OptimizerConfig,
     /// The learning rate over time.
     pub schedule: ScheduleConfig,
@@ -76,7 +76,7 @@ impl TrainerConfig {
             ("checkpoint.keep", self.checkpoint.keep as u64),
         ] {
             if value == 0 {
-                return Err(InvalidValue::new(key, 0, "at least 1 is wanted").into());
+                return Err(InvalidValue::new(key, 0, "expected at least 1").into());
             }
         }
         Ok(())

@@ -1,12 +1,12 @@
 //! The gradient of a contrastive loss over a batch larger than the device's memory (Gao et al. 2021).
 //!
-//! Each view's loss needs all other views, so the parts of a batch cannot be learnt from one after the other. Instead
+//! Each view's loss needs all other views, so the parts of a batch cannot be learned from one after the other. Instead
 //! all projections are made first, part by part and without a graph; the loss's gradient for them is worked out over
 //! the whole batch; then each part is projected once more, with a graph, and that gradient sent back through it. The
 //! weights' gradient is that of the whole batch, at the cost of one more forward pass.
 //!
 //! Batch norm sees one part at a time, in both passes the same one: its statistics are those of a part's views, not of
-//! the batch's (with several ranks, those of one part of each). That is what several devices without synchronised batch
+//! the batch's (with several ranks, those of one part of each). That is what several devices without synchronized batch
 //! norm do too, and it is the one difference from a batch in one piece.
 
 use std::ops::Range;

@@ -54,7 +54,7 @@ struct Told {
     contrast: Contrast,
     /// The gradient of the loss, and of the probe's.
     gradients: Gradients,
-    /// The share of views that the probe recognises.
+    /// The share of views that the probe recognizes.
     probe_accuracy: Option<Tensor>,
 }
 

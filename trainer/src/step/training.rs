@@ -69,7 +69,7 @@ pub enum End {
 pub struct Training {
     /// The model.
     pub model: SimClr,
-    /// The optimiser.
+    /// The optimizer.
     pub optimizer: Optimizer,
     /// The learning rate over time.
     pub schedule: Schedule,
@@ -106,8 +106,10 @@ impl Training {
         config.check()?;
         let sizes = &stream.view_sizes;
         if !matches!(sizes[..], [first, second] if first == second) {
-            let found = if sizes.len() == 2 { format!("2, of sides {sizes:?}") } else { sizes.len().to_string() };
-            return Err(InvalidValue::new("recipe.views", found, "2 of one side are wanted for training").into());
+            let found = if sizes.len() == 2 { format!("2 (sides {sizes:?})") } else { sizes.len().to_string() };
+            return Err(
+                InvalidValue::new("recipe.views", found, "expected 2 views of the same size for training").into()
+            );
         }
         let together = if config.train.sync_batch_norm { world.clone() } else { World::alone() };
         let mut model = SimClr::of_ranks(&config.model, stream.seed, device, precision, together)?;
@@ -118,9 +120,9 @@ impl Training {
             }
             (true, classes) => {
                 let wanted = if classes.is_none() {
-                    "the manifest has no labels, which a probe learns from"
+                    "requires a labeled dataset"
                 } else {
-                    "a probe sees whole batches only; train.micro_batch = 0 is wanted beside it"
+                    "requires train.micro_batch = 0 (the probe needs whole batches)"
                 };
                 return Err(InvalidValue::new("train.probe", true, wanted).into());
             }

@@ -52,7 +52,7 @@ pub fn build(all: &[NamedShard], options: BuildOptions<'_>) -> Result<Manifest, 
             problem(None, 0, what);
         }
         if labelled && !scan.samples.is_empty() && scan.samples.iter().all(|sample| sample.label.is_none()) {
-            problem(None, 0, "none of its samples has a label, while samples of other shards have one".into());
+            problem(None, 0, "no sample has a label, but samples of other shards do".into());
         }
         for sample in &scan.samples {
             if let Some(first) = keys.insert(split_name(&sample.entry).0.to_owned(), i)
@@ -65,14 +65,14 @@ pub fn build(all: &[NamedShard], options: BuildOptions<'_>) -> Result<Manifest, 
                 && !options.classes.is_empty()
                 && label as usize >= options.classes.len()
             {
-                let what = format!("class {label}, but only {} classes have names", options.classes.len());
+                let what = format!("class {label}, but only {} class names were given", options.classes.len());
                 problem(Some(sample.entry.clone()), sample.offset, what);
             }
         }
         shards.push(shard_of(location.clone(), scan, labelled, &options));
     }
     if problems.is_empty() && shards.iter().all(|shard: &Shard| shard.num_samples() == 0) {
-        let what = format!("none of the {} shards holds a sample", all.len());
+        let what = format!("none of the {} shards contains a sample", all.len());
         problems.push(Problem { shard: shards[0].location.clone(), entry: None, offset: 0, what });
     }
     if !problems.is_empty() {
@@ -88,7 +88,7 @@ fn contradictions(named: &NamedShard, scan: &ShardScan) -> Vec<String> {
         if let (Some(said), Some(is)) = (said, is)
             && said != is
         {
-            found.push(format!("the index says {what} {said}, the shard has {is}"));
+            found.push(format!("the index lists {what} {said}, but the shard has {is}"));
         }
     };
     compare("samples:", named.samples.map(|n| n.to_string()), Some(scan.samples.len().to_string()));

@@ -16,7 +16,7 @@ use crate::objects;
 /// `wids` shard index, or a Hugging Face style `_info.json`, whose split is named as in `_info.json#train`.
 ///
 /// # Errors
-/// If nothing is named, a pattern matches nothing, a file is missing, or a shard is named twice.
+/// If nothing is named, a pattern matches nothing, a file is missing, or a shard is listed twice.
 pub fn expand(patterns: &[String]) -> Result<Vec<NamedShard>, ManifestError> {
     let mut shards: Vec<NamedShard> = Vec::new();
     for pattern in patterns {
@@ -25,8 +25,8 @@ pub fn expand(patterns: &[String]) -> Result<Vec<NamedShard>, ManifestError> {
             shards.extend(foreign::read(&index).map_err(|why| none(&why))?);
             continue;
         }
-        for name in
-            braces(pattern).ok_or_else(|| none("unbalanced, empty or endless braces; {000..012} or {a,b} is wanted"))?
+        for name in braces(pattern)
+            .ok_or_else(|| none("unbalanced, empty or too large braces; expected {000..012} or {a,b}"))?
         {
             let place = Location::parse(&name).map_err(|error| none(&error.to_string()))?;
             let places = match place {
@@ -43,7 +43,7 @@ pub fn expand(patterns: &[String]) -> Result<Vec<NamedShard>, ManifestError> {
     if shards.is_empty() {
         return Err(ManifestError::NoShards {
             pattern: "SHARD".into(),
-            why: "no shard is named; give a path, a URL, a glob, a brace range or an index".into(),
+            why: "no shards given; expected paths, URLs, globs, brace ranges or an index".into(),
         });
     }
     let real = |shard: &NamedShard| match &shard.place {
@@ -53,7 +53,7 @@ pub fn expand(patterns: &[String]) -> Result<Vec<NamedShard>, ManifestError> {
     let mut sorted: Vec<Location> = shards.iter().map(real).collect();
     sorted.sort();
     if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(ManifestError::NoShards { pattern: twice[0].to_string(), why: "named twice".into() });
+        return Err(ManifestError::NoShards { pattern: twice[0].to_string(), why: "listed twice".into() });
     }
     Ok(shards)
 }
@@ -63,7 +63,7 @@ fn files(path: PathBuf, name: &str) -> Result<Vec<Location>, String> {
     if !name.contains(['*', '?', '[']) {
         return match path.is_file() {
             true => Ok(vec![Location::File(path)]),
-            false if path.is_dir() => Err("is a folder; name its shards, as in FOLDER/*.tar".into()),
+            false if path.is_dir() => Err("is a directory; list its shards, e.g. DIR/*.tar".into()),
             false => Err("no such file".into()),
         };
     }
@@ -71,7 +71,7 @@ fn files(path: PathBuf, name: &str) -> Result<Vec<Location>, String> {
     let mut matches: Vec<PathBuf> = matches.filter_map(Result::ok).filter(|path| path.is_file()).collect();
     matches.sort();
     if matches.is_empty() {
-        Err("matches no file".into())
+        Err("matches no files".into())
     } else {
         Ok(matches.into_iter().map(Location::File).collect())
     }
@@ -88,7 +88,7 @@ fn objects(url: &url::Url, name: &str) -> Result<Vec<Location>, String> {
     let mut found: Vec<Location> =
         found.into_iter().filter(|url| pattern.matches(url.as_str())).map(Location::Url).collect();
     found.sort();
-    if found.is_empty() { Err("matches no object".into()) } else { Ok(found) }
+    if found.is_empty() { Err("matches no objects".into()) } else { Ok(found) }
 }
 
 #[cfg(test)]
@@ -109,11 +109,11 @@ mod tests {
             let message = expand(patterns).unwrap_err().to_string();
             assert!(message.contains(wanted), "{message}");
         };
-        check(&[], "no shard is named");
-        check(&[at("x*.tar")], "matches no file");
+        check(&[], "no shards given");
+        check(&[at("x*.tar")], "matches no files");
         check(&[at("s-{0..2}.tar")], "s-2.tar: no such file");
-        check(&[dir.path().display().to_string()], "is a folder");
-        check(&[at("s-0.tar"), at("s-?.tar")], "named twice");
+        check(&[dir.path().display().to_string()], "is a directory");
+        check(&[at("s-0.tar"), at("s-?.tar")], "listed twice");
         check(&["ftp://host/s.tar".into()], "unknown scheme");
         check(&[at("nowhere.json")], "No such file");
         std::fs::write(at("other.json"), "{}").unwrap();

@@ -93,17 +93,17 @@ pub(super) fn read(index: &Index) -> Result<Vec<NamedShard>, String> {
         return Ok(shards);
     }
     if value["splits"].is_object() {
-        let info: Info = serde_json::from_value(value).map_err(|error| format!("not a dataset's info: {error}"))?;
+        let info: Info = serde_json::from_value(value).map_err(|error| format!("not a dataset info file: {error}"))?;
         let names: Vec<String> = info.splits.keys().map(|name| format!("{}#{name}", index.path)).collect();
         let split = match &index.split {
             Some(name) => info.splits.get(name),
             None if info.splits.len() == 1 => info.splits.values().next(),
             None => None,
         };
-        let split = split.ok_or_else(|| format!("a split is wanted: one of {}", names.join(", ")))?;
+        let split = split.ok_or_else(|| format!("no split given; expected one of {}", names.join(", ")))?;
         let mut shards = Vec::new();
         for name in &split.filenames {
-            let names = braces(name).ok_or_else(|| format!("{name}: its braces make no sense"))?;
+            let names = braces(name).ok_or_else(|| format!("{name}: invalid brace range"))?;
             for name in names {
                 shards.push(NamedShard {
                     samples: split.shard_lengths.get(shards.len()).copied(),
@@ -116,7 +116,7 @@ pub(super) fn read(index: &Index) -> Result<Vec<NamedShard>, String> {
         }
         return Ok(shards);
     }
-    Err("neither a wids index (\"__kind__\": \"wids-shard-index-v1\") nor a dataset's info (\"splits\": {…})".into())
+    Err("neither a wids index (\"__kind__\": \"wids-shard-index-v1\") nor a dataset info file (\"splits\": {…})".into())
 }
 
 /// The wids index of a manifest's shards, as JSON. Reads every shard for its MD5, `threads` at a time.
@@ -135,7 +135,7 @@ pub fn wids(
     let mut shardlist = Vec::new();
     for (shard, scan) in manifest.shards.iter().zip(scans) {
         if scan.blake3 != shard.blake3 {
-            let what = format!("the file's BLAKE3 is {}, {} expected", scan.blake3, shard.blake3);
+            let what = format!("the file's BLAKE3 is {}, expected {}", scan.blake3, shard.blake3);
             problems.push(Problem { shard: shard.location.clone(), entry: None, offset: 0, what });
         }
         shardlist.push(WidsShard {

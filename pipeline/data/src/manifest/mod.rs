@@ -103,7 +103,7 @@ impl Shard {
         self.entries.len()
     }
 
-    /// The class of sample `i`, if the set is labelled.
+    /// The class of sample `i`, if the set is labeled.
     pub fn label(&self, i: usize) -> Option<u32> {
         self.labels.as_ref().map(|labels| labels[i])
     }
@@ -195,7 +195,7 @@ pub enum ManifestError {
         why: String,
     },
     /// A manifest whose digest is not that of its content.
-    #[error("{}: its digest says {said}, its content gives {content}: it was changed by hand or damaged; build it again", path.display())]
+    #[error("{}: manifest digest mismatch (recorded {said}, computed {content}): the file was edited or damaged; rebuild it", path.display())]
     Digest {
         /// The file.
         path: PathBuf,
@@ -262,10 +262,10 @@ impl Manifest {
         })?;
         let mut manifest: Self = serde_json::from_slice(&text).map_err(|error| format(error.to_string()))?;
         if manifest.kind != KIND {
-            return Err(format(format!("its kind is {:?}, {KIND:?} is wanted", manifest.kind)));
+            return Err(format(format!("kind is {:?}, expected {KIND:?}", manifest.kind)));
         }
         if manifest.version != VERSION {
-            return Err(format(format!("its version is {}, this build reads version {VERSION}", manifest.version)));
+            return Err(format(format!("version is {}, but this build reads version {VERSION}", manifest.version)));
         }
         manifest.base = place.folder();
         for shard in &manifest.shards {
@@ -288,13 +288,10 @@ impl Manifest {
         }
         let counted: u64 = manifest.shards.iter().map(|shard| shard.num_samples() as u64).sum();
         if manifest.samples != counted {
-            return Err(format(format!("it says {} samples and lists {counted}", manifest.samples)));
+            return Err(format(format!("the manifest claims {} samples but lists {counted}", manifest.samples)));
         }
         if counted == 0 {
-            return Err(format(format!(
-                "it lists {} shards and no sample; at least one is wanted",
-                manifest.shards.len()
-            )));
+            return Err(format(format!("no samples in its {} shards", manifest.shards.len())));
         }
         let content = manifest.content_digest();
         if manifest.digest != content {
@@ -440,7 +437,7 @@ mod tests {
         check("\"version\":1", "\"version\":9", "this build reads version 1");
         check("\"sizes\":[4]", "\"sizes\":[4,5]", "differ in length");
         check("\"sizes\":[4]", "\"sizes\":[4000]", "ends after");
-        check("\"labels\":[2]", "\"labels\":[1]", "changed by hand or damaged");
+        check("\"labels\":[2]", "\"labels\":[1]", "edited or damaged");
         check("\"kind\"", "\"kid\"", "unknown field");
         let digest = blake3::hash(b"y").to_hex().to_string();
         check(&digest, "../victim/backup", "expected 64 lowercase hexadecimal digits");

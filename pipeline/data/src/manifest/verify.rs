@@ -31,7 +31,7 @@ pub fn verify(
     let scans = scan_all(&named, threads, progress, |place| {
         // A shard that can't be read is one more difference.
         let unreadable = |error: std::io::Error| {
-            let what = format!("cannot be read: {error}");
+            let what = format!("cannot read: {error}");
             ShardScan { problems: vec![ShardProblem { entry: None, offset: 0, what }], ..ShardScan::default() }
         };
         Ok(shard::scan(place, Extras { md5: false, rows }).unwrap_or_else(unreadable))
@@ -68,12 +68,12 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
         };
         let sample = &scan.samples[at];
         if sample.size != shard.sizes[i] {
-            problem(Some(entry), sample.offset, format!("{} bytes, {} expected", sample.size, shard.sizes[i]));
+            problem(Some(entry), sample.offset, format!("{} bytes, expected {}", sample.size, shard.sizes[i]));
         } else if sample.check != shard.checks[i] {
-            let what = format!("its bytes changed: XXH3 {}, {} expected", sample.check, shard.checks[i]);
+            let what = format!("content changed: XXH3 {}, expected {}", sample.check, shard.checks[i]);
             problem(Some(entry), sample.offset, what);
         } else if shard.rows.as_ref().is_some_and(|rows| rows[i] != sample.rows) {
-            problem(Some(entry), sample.offset, "the manifest's row index is not this image's".into());
+            problem(Some(entry), sample.offset, "the manifest's row index does not match this image".into());
         }
         if sample.offset != shard.offsets[i] {
             moved.push((entry, sample.offset, shard.offsets[i]));
@@ -81,15 +81,15 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
         match (sample.label, shard.label(i)) {
             (found, expected) if found == expected => {}
             (Some(found), Some(expected)) => {
-                problem(Some(entry), sample.offset, format!("class {found}, {expected} expected"))
+                problem(Some(entry), sample.offset, format!("class {found}, expected {expected}"))
             }
-            // The scan has named it already if its neighbours have labels.
+            // The scan has named it already if its neighbors have labels.
             (None, Some(_)) if scan.problems.iter().any(|p| p.entry.as_ref() == Some(entry)) => {}
             (None, Some(expected)) => {
-                let what = format!("its label {}.cls is missing, class {expected} expected", split_name(entry).0);
+                let what = format!("label file {}.cls is missing, expected class {expected}", split_name(entry).0);
                 problem(Some(entry), sample.offset, what);
             }
-            (Some(found), None) => problem(Some(entry), sample.offset, format!("class {found}, no label expected")),
+            (Some(found), None) => problem(Some(entry), sample.offset, format!("class {found}, expected no label")),
             (None, None) => unreachable!("equal labels were handled above"),
         }
     }
@@ -97,13 +97,13 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
     if let Some((entry, found, expected)) = moved.first() {
         let others = match moved.len() - 1 {
             0 => String::new(),
-            n => format!("; {n} others have moved too"),
+            n => format!("; {n} other samples moved too"),
         };
-        problem(Some(entry), *found, format!("begins at byte {found}, {expected} expected{others}"));
+        problem(Some(entry), *found, format!("starts at byte {found}, expected {expected}{others}"));
     }
     if let Some((entry, offset)) = lost.first() {
         if broken_off && lost.len() > 1 {
-            let what = format!("lost with the {} samples after it, behind the break", lost.len() - 1);
+            let what = format!("unreadable, with the {} samples after it (the shard is truncated)", lost.len() - 1);
             problem(Some(entry), *offset, what);
         } else {
             for (entry, offset) in &lost {
@@ -116,16 +116,16 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
         problem(Some(&sample.entry), sample.offset, "is in the shard but not in the manifest".into());
     }
     if scan.bytes != shard.bytes {
-        problem(None, scan.bytes, format!("the file has {} bytes, {} expected", scan.bytes, shard.bytes));
+        problem(None, scan.bytes, format!("the file has {} bytes, expected {}", scan.bytes, shard.bytes));
     } else if scan.blake3 != shard.blake3 {
-        problem(None, 0, format!("the file's BLAKE3 is {}, {} expected", scan.blake3, shard.blake3));
+        problem(None, 0, format!("the file's BLAKE3 is {}, expected {}", scan.blake3, shard.blake3));
     }
     if scan.blake3 == shard.blake3 && scan.frames != shard.frames {
-        let what = "the manifest's table of zstd frames is not the shard's";
+        let what = "the manifest's table of zstd frames does not match the shard";
         problems.push(Problem { shard: shard.location.clone(), entry: None, offset: 0, what: what.into() });
     }
     if problems.len() == before && scan.tar_blake3 != shard.tar_blake3 {
-        let what = format!("its tar stream's BLAKE3 is {}, {} expected", scan.tar_blake3, shard.tar_blake3);
+        let what = format!("the tar stream's BLAKE3 is {}, expected {}", scan.tar_blake3, shard.tar_blake3);
         problems.push(Problem { shard: shard.location.clone(), entry: None, offset: 0, what });
     }
 }

@@ -80,13 +80,13 @@ pub enum FetchError {
     #[error("no such object: {0}")]
     NotFound(String),
     /// The server knows us not, or not any more.
-    #[error("access is refused: {0}; check the credentials and what they allow")]
+    #[error("access denied: {0}; check credentials and permissions")]
     Denied(String),
     /// The server answers with whole objects only.
-    #[error("the server gives whole objects only, no ranges")]
+    #[error("server does not support HTTP range requests")]
     NoRanges,
     /// The object has another size than it should.
-    #[error("{found} bytes, {expected} expected")]
+    #[error("{found} bytes, expected {expected}")]
     Size {
         /// Its size now.
         found: u64,
@@ -94,7 +94,7 @@ pub enum FetchError {
         expected: u64,
     },
     /// Too many attempts failed.
-    #[error("gave up after {seconds:.0} s and {attempts} attempts: {story}")]
+    #[error("giving up after {attempts} attempts in {seconds:.0} s: {story}")]
     GaveUp {
         /// Time since the first attempt.
         seconds: f64,
@@ -191,7 +191,7 @@ impl Server {
 enum Answer {
     #[error("{status}")]
     Busy { status: http::StatusCode, retry_after: Option<Duration> },
-    #[error("a whole object where a range was asked for")]
+    #[error("whole object returned for a range request")]
     WholeOnly,
 }
 
@@ -317,7 +317,7 @@ impl Remote {
             attempts += 1;
             let result = tokio::time::timeout(timeout, self.hedged(server, &attempt)).await;
             let result = result.unwrap_or_else(|_| {
-                let detail = format!("no answer within {:.1} s", timeout.as_secs_f64());
+                let detail = format!("no response within {:.1} s", timeout.as_secs_f64());
                 Err(Failure::Passing { reason: "timeout", detail, pause: None })
             });
             let (reason, detail, pause, nobody) = match result {
@@ -466,7 +466,7 @@ async fn get_range(server: &Server, path: &Path, range: Range<u64>, size: Option
     if bytes.len() as u64 == wanted {
         return Ok(bytes);
     }
-    let detail = format!("{} bytes in answer to a request for {wanted}", bytes.len());
+    let detail = format!("{} bytes returned for a request for {wanted}", bytes.len());
     Err(Failure::Passing { reason: "truncated", detail, pause: None })
 }
 

@@ -14,7 +14,7 @@ pub struct Resize {
     pub short_side: u32,
     /// JPEG quality, 1 to 100.
     pub quality: u8,
-    /// Halve the resolution of colours (4:2:0), which the eye hardly sees and decoding gains by.
+    /// Halve the resolution of colors (4:2:0), which the eye hardly sees and decoding gains by.
     pub subsample: bool,
 }
 
@@ -22,7 +22,7 @@ impl std::fmt::Display for Resize {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let sampling = if self.subsample { "4:2:0" } else { "4:4:4" };
         match self.short_side {
-            0 => write!(f, "encoded anew at quality {} {sampling}", self.quality),
+            0 => write!(f, "re-encoded at quality {} {sampling}", self.quality),
             side => write!(f, "short side {side}, quality {} {sampling}", self.quality),
         }
     }
@@ -51,7 +51,7 @@ impl Resize {
         let (width, height) = (scale(picture.width), scale(picture.height));
         type Rgb = fir::pixels::U8x3;
         let source = fir::images::TypedImageRef::<Rgb>::from_buffer(picture.width, picture.height, &picture.pixels)
-            .expect("a decoded picture has all its pixels");
+            .expect("a decoded image has all its pixels");
         let mut pixels = vec![0; width as usize * height as usize * 3];
         let mut target = fir::images::TypedImage::<Rgb>::from_buffer(width, height, &mut pixels).expect("sized for it");
         let options = fir::ResizeOptions::new()

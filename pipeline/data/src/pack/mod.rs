@@ -1,6 +1,6 @@
 //! Packs images into shards and a manifest: deterministic to the byte, whole or not at all, on all cores.
 //!
-//! `source` says which images there are and where their bytes lie; `encode` makes them smaller if that is wanted.
+//! `source` says which images there are and where their bytes lie; `encode` re-encodes them on request.
 //! Here they are put in order, laid into shards, compressed, and read back.
 
 mod encode;
@@ -72,7 +72,7 @@ pub struct Packed {
 /// Why nothing was packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// The source or the options are not what is wanted.
+    /// The source or the options are invalid.
     #[error("{}: {why}", path.display())]
     Input {
         /// What it is about.
@@ -95,7 +95,7 @@ pub enum PackError {
     #[error(transparent)]
     Manifest(ManifestError),
     /// What was written reads back wrong.
-    #[error("the shards just written read back wrong")]
+    #[error("the shards just written do not read back correctly")]
     ReadBack(#[source] ManifestError),
 }
 
@@ -117,36 +117,42 @@ impl Classify for PackError {
 /// a mixture of classes. Everything is written to a hidden folder beside `out`, read back, and renamed at the end.
 ///
 /// # Errors
-/// If the source is none of these or holds no image, if `out` exists, or if the disk fails.
+/// If the source is none of these or contains no images, if `out` exists, or if the disk fails.
 pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Packed, PackError> {
     let input = |path: &Path, why: String| PackError::Input { path: path.to_owned(), why };
     if std::fs::symlink_metadata(out).is_ok() && std::fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
-        return Err(input(out, "exists already; pack into a new folder".into()));
+        return Err(input(out, "output directory already exists".into()));
     }
     if options.shard_bytes < 10_240 {
-        return Err(input(out, format!("shards of {} bytes; at least 10240 are wanted", options.shard_bytes)));
+        return Err(input(
+            out,
+            format!("invalid value {} for the shard size: expected at least 10240 bytes", options.shard_bytes),
+        ));
     }
     if let Some(level) = options.zstd
         && !zstd::compression_level_range().contains(&level)
     {
         let range = zstd::compression_level_range();
-        return Err(input(out, format!("zstd level {level}; {} to {} are known", range.start(), range.end())));
+        return Err(input(
+            out,
+            format!("invalid value {level} for the zstd level: expected {} to {}", range.start(), range.end()),
+        ));
     }
     let Listing { classes, mut items, left_out, origin } = source::list(source, options.labels.as_deref())?;
     Draws::new(options.seed, Purpose::PackOrder, &[]).shuffle(&mut items);
 
-    let absolute = std::path::absolute(out).map_err(io(out, "cannot find its place"))?;
+    let absolute = std::path::absolute(out).map_err(io(out, "cannot resolve the path"))?;
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-        return Err(input(out, "is no name for a new folder".into()));
+        return Err(input(out, "not a valid directory name".into()));
     };
-    std::fs::create_dir_all(parent).map_err(io(parent, "cannot create the folder"))?;
+    std::fs::create_dir_all(parent).map_err(io(parent, "cannot create the directory"))?;
     let prefix = format!(".{}.packing-", name.to_string_lossy());
     remove_abandoned(parent, &prefix);
     let aside = tempfile::Builder::new()
         .prefix(&format!("{prefix}{}-", std::process::id()))
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(parent)
-        .map_err(io(parent, "cannot create a folder in it"))?;
+        .map_err(io(parent, "cannot create a directory in it"))?;
     let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("pack-{i}"));
     let threads = threads.build().expect("the system gives us threads");
     let Written { shards, kept_as_is } = threads.install(|| write_shards(&items, aside.path(), options))?;
@@ -168,7 +174,7 @@ pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pack
     manifest.write(&aside.path().join("manifest.json")).map_err(PackError::Manifest)?;
     sync_folder(aside.path()).map_err(io(aside.path(), "cannot sync"))?;
     // An empty folder may stand in the place; renaming onto it replaces it.
-    std::fs::rename(aside.path(), &absolute).map_err(io(out, "cannot be put in its place"))?;
+    std::fs::rename(aside.path(), &absolute).map_err(io(out, "cannot rename into place"))?;
     let _ = aside.keep();
     sync_folder(parent).map_err(io(parent, "cannot sync"))?;
     manifest.base = Location::File(absolute);
@@ -268,7 +274,7 @@ impl<'a> SetWriter<'a> {
             header.set_mode(0o644);
             header.set_mtime(0);
             let name = format!("{}.{extension}", item.key);
-            tar.append_data(&mut header, &name, data).map_err(io(Path::new(&name), "cannot be put into a tar"))?;
+            tar.append_data(&mut header, &name, data).map_err(io(Path::new(&name), "cannot write as a tar entry"))?;
         }
         let mut tar = tar.into_inner().expect("memory does not fail");
         // The two blocks that end the archive are the shard's, and count for each.
@@ -413,16 +419,16 @@ mod tests {
             let message = pack(&at(source), &at(out), &options).unwrap_err().to_string();
             assert!(message.contains(wanted), "{message}");
         };
-        check("nowhere", "out", "no such file or folder");
+        check("nowhere", "out", "no such file or directory");
         std::fs::create_dir_all(at("empty")).unwrap();
         check("empty", "out", "no class folders");
         std::fs::write(at("empty/a.jpg"), b"x").unwrap();
         check("empty", "out", "images but no class folders");
         std::fs::create_dir_all(at("a/cat")).unwrap();
         std::fs::write(at("a/cat/notes.txt"), b"x").unwrap();
-        check("a", "out", "holds no image");
+        check("a", "out", "contains no images");
         std::fs::write(at("a/cat/1.jpg"), b"x").unwrap();
-        check("a", "a", "exists already");
+        check("a", "a", "already exists");
         assert!(!at("out").exists());
         let hidden = std::fs::read_dir(folder.path())
             .unwrap()

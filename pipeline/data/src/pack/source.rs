@@ -57,32 +57,32 @@ pub(super) struct Listing {
 pub(super) fn list(source: &Path, labels: Option<&Path>) -> Result<Listing, PackError> {
     let extension = source.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
     let labels_of_no_use = |kind: &str| match labels {
-        Some(path) => Err(input(path, &format!("a label list is for a tar of images; {kind}"))),
+        Some(path) => Err(input(path, &format!("a label file applies only to a tar of images; {kind}"))),
         None => Ok(()),
     };
     if source.is_dir() {
-        labels_of_no_use("class folders say their classes themselves")?;
+        labels_of_no_use("class folders already define the classes")?;
         return folders(source);
     }
     if !source.is_file() {
-        return Err(input(source, "no such file or folder"));
+        return Err(input(source, "no such file or directory"));
     }
     match extension.as_str() {
         "tar" => {
             let archive = Archive::open(source)?;
             let entries = archive.entries(0, archive.bytes, "")?;
             if entries.iter().any(|entry| entry.name.ends_with(".tar")) {
-                labels_of_no_use("a tar of class tars says its classes itself")?;
+                labels_of_no_use("a tar of class tars already defines the classes")?;
                 class_tars(&archive, entries)
             } else {
                 labelled_tar(&archive, entries, labels)
             }
         }
         "txt" | "tsv" | "csv" => {
-            labels_of_no_use("a list says its classes itself")?;
+            labels_of_no_use("a list already defines the classes")?;
             listed(source)
         }
-        _ => Err(input(source, "a folder of class folders, a .tar, or a list (.txt, .tsv, .csv) is wanted")),
+        _ => Err(input(source, "unsupported source: expected a directory, a .tar or a list (.txt, .tsv, .csv)")),
     }
 }
 
@@ -99,9 +99,9 @@ fn folders(source: &Path) -> Result<Listing, PackError> {
     }
     if folders.is_empty() {
         let why = if images_outside {
-            "holds images but no class folders; SRC/<class>/<image> is wanted"
+            "contains images but no class folders; expected SRC/<class>/<image>"
         } else {
-            "holds no class folders; SRC/<class>/<image> is wanted"
+            "contains no class folders; expected SRC/<class>/<image>"
         };
         return Err(input(source, why));
     }
@@ -109,15 +109,15 @@ fn folders(source: &Path) -> Result<Listing, PackError> {
     let mut keys = BTreeSet::new();
     for (label, folder) in folders.iter().enumerate() {
         let class = folder.file_name().and_then(|name| name.to_str());
-        let class = class.ok_or_else(|| input(folder, "its name is not UTF-8"))?;
+        let class = class.ok_or_else(|| input(folder, "the name is not UTF-8"))?;
         if class.contains(['\n', '\r']) {
-            return Err(input(folder, "its name has a line break"));
+            return Err(input(folder, "the name contains a line break"));
         }
         classes.push(class.to_owned());
         let before = items.len();
         for path in sorted(folder)? {
             if path.is_dir() {
-                return Err(input(&path, "is a folder in a class folder; images are wanted there"));
+                return Err(input(&path, "nested directory inside a class directory"));
             }
             let Some(extension) = image_extension(&path) else {
                 left_out.push(path);
@@ -127,7 +127,7 @@ fn folders(source: &Path) -> Result<Listing, PackError> {
             items.push(Item { key, extension, label: Some(label as u32), bytes: Bytes::File(path) });
         }
         if items.len() == before {
-            return Err(input(folder, &format!("holds no image; {}", wanted_extensions())));
+            return Err(input(folder, &format!("contains no images; {}", wanted_extensions())));
         }
     }
     Ok(Listing { classes, items, left_out, origin: "class folders" })
@@ -135,23 +135,23 @@ fn folders(source: &Path) -> Result<Listing, PackError> {
 
 /// A line for each image: its path (relative to the list), blanks or a comma, its class.
 fn listed(list: &Path) -> Result<Listing, PackError> {
-    let text = std::fs::read_to_string(list).map_err(|error| input(list, &format!("cannot be read: {error}")))?;
+    let text = std::fs::read_to_string(list).map_err(|error| input(list, &format!("cannot read: {error}")))?;
     let folder = list.parent().unwrap_or(Path::new(""));
     let mut lines = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |why: &str| input(list, &format!("line {}: {why}", number + 1));
         let (path, class) =
-            line.trim().rsplit_once(['\t', ',', ' ']).ok_or_else(|| wrong("a path and a class are wanted"))?;
+            line.trim().rsplit_once(['\t', ',', ' ']).ok_or_else(|| wrong("expected a path and a class"))?;
         let path = folder.join(path.trim());
         let extension = image_extension(&path)
-            .ok_or_else(|| wrong(&format!("{} is no image; {}", path.display(), wanted_extensions())))?;
+            .ok_or_else(|| wrong(&format!("{} is not an image; {}", path.display(), wanted_extensions())))?;
         if !path.is_file() {
             return Err(wrong(&format!("{}: no such file", path.display())));
         }
         lines.push((path, extension, class.trim().to_owned()));
     }
     if lines.is_empty() {
-        return Err(input(list, "lists no image; a path and a class on each line are wanted"));
+        return Err(input(list, "lists no images; expected a path and a class on each line"));
     }
     let classes = class_names(lines.iter().map(|(_, _, class)| class));
     let mut keys = BTreeSet::new();
@@ -174,7 +174,7 @@ fn class_tars(archive: &Archive, entries: Vec<Entry>) -> Result<Listing, PackErr
     let names: Vec<String> = tars.iter().map(class_of).collect();
     let classes = class_names(names.iter());
     if classes.len() != tars.len() {
-        return Err(input(archive.path(), "two of its tars have the same name"));
+        return Err(input(archive.path(), "two tars have the same name"));
     }
     let mut items = Vec::new();
     let mut keys = BTreeSet::new();
@@ -189,7 +189,7 @@ fn class_tars(archive: &Archive, entries: Vec<Entry>) -> Result<Listing, PackErr
             items.push(archive.item(key, extension, Some(classes[class]), &entry));
         }
         if items.len() == before {
-            return Err(input(archive.path(), &format!("{} holds no image; {}", tar.name, wanted_extensions())));
+            return Err(input(archive.path(), &format!("{} contains no images; {}", tar.name, wanted_extensions())));
         }
     }
     Ok(Listing { classes: classes.into_keys().collect(), items, left_out, origin: "a tar of class tars" })
@@ -202,7 +202,7 @@ fn labelled_tar(archive: &Archive, entries: Vec<Entry>, labels: Option<&Path>) -
     let (mut images, others): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(is_image);
     let left_out = others.into_iter().map(|entry| entry.name.into()).collect();
     if images.is_empty() {
-        return Err(input(archive.path(), &format!("holds no image; {}", wanted_extensions())));
+        return Err(input(archive.path(), &format!("contains no images; {}", wanted_extensions())));
     }
     images.sort_by(|a, b| a.name.cmp(&b.name));
     let said = labels.map(|path| read_labels(path, &images)).transpose()?;
@@ -221,7 +221,7 @@ fn labelled_tar(archive: &Archive, entries: Vec<Entry>, labels: Option<&Path>) -
 
 /// The class of each image, which are in the order of their names.
 fn read_labels(path: &Path, images: &[Entry]) -> Result<Vec<String>, PackError> {
-    let text = std::fs::read_to_string(path).map_err(|error| input(path, &format!("cannot be read: {error}")))?;
+    let text = std::fs::read_to_string(path).map_err(|error| input(path, &format!("cannot read: {error}")))?;
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.len() != images.len() {
         return Err(input(path, &format!("{} labels for {} images", lines.len(), images.len())));
@@ -232,14 +232,14 @@ fn read_labels(path: &Path, images: &[Entry]) -> Result<Vec<String>, PackError> 
         // would shuffle the labels without anybody noticing.
         let numbers: BTreeSet<u32> = lines.iter().filter_map(|line| line.parse().ok()).collect();
         if numbers.len() > 1 && !numbers.contains(&0) {
-            let why = "its labels are numbers from 1 on, as the development kit has them, in an order of its own; \
-                       a list of class names (imagenet_2012_validation_synset_labels.txt) is wanted";
+            let why = "labels are numbers starting at 1, as in the development kit, whose order differs from that of the class names; \
+                       expected class names (imagenet_2012_validation_synset_labels.txt)";
             return Err(input(path, why));
         }
         return Ok(lines.iter().map(|line| (*line).to_owned()).collect());
     }
     if pairs.len() != lines.len() {
-        return Err(input(path, "some lines have a name and a class, some only one of them"));
+        return Err(input(path, "some lines have a name and a class, others only one of them"));
     }
     let base = |name: &str| name.rsplit('/').next().expect("a name has a last part").to_owned();
     let classes: BTreeMap<String, &str> = pairs.iter().map(|(name, class)| (base(name), class.trim())).collect();
@@ -286,7 +286,7 @@ impl Archive {
         let at = if name.is_empty() { String::new() } else { format!("{name}: ") };
         let wrong = |after: &str, error: std::io::Error| {
             let after = if after.is_empty() { String::new() } else { format!(" after {after}") };
-            input(self.path(), &format!("{at}not a sound tar{after}: {error}"))
+            input(self.path(), &format!("{at}malformed tar{after}: {error}"))
         };
         let mut archive = tar::Archive::new(window);
         let mut found: Vec<Entry> = Vec::new();
@@ -339,7 +339,7 @@ impl Seek for Window<'_> {
 
 /// What is in a folder, by name, without hidden files.
 fn sorted(folder: &Path) -> Result<Vec<PathBuf>, PackError> {
-    let why = |error: std::io::Error| input(folder, &format!("cannot list the folder: {error}"));
+    let why = |error: std::io::Error| input(folder, &format!("cannot list the directory: {error}"));
     let entries = std::fs::read_dir(folder).map_err(why)?.collect::<Result<Vec<_>, _>>().map_err(why)?;
     let visible = entries.into_iter().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
     let mut paths: Vec<PathBuf> = visible.map(|entry| entry.path()).collect();
@@ -355,7 +355,7 @@ fn class_names<'a>(names: impl Iterator<Item = &'a String>) -> BTreeMap<String, 
 
 /// A key for the image at `path` that no other has.
 fn free_key(keys: &mut BTreeSet<String>, class: &str, path: &Path) -> Result<String, PackError> {
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| input(path, "its name is not UTF-8"))?;
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| input(path, "the name is not UTF-8"))?;
     let class = class.replace(['/', '.'], "_");
     let stem = stem.replace('.', "_");
     let base = if class.is_empty() { stem } else { format!("{class}/{stem}") };
@@ -375,7 +375,7 @@ fn image_extension(path: &Path) -> Option<String> {
 }
 
 fn wanted_extensions() -> String {
-    format!("files ending in .{} are wanted", IMAGE_EXTENSIONS.join(" ."))
+    format!("expected files ending in .{}", IMAGE_EXTENSIONS.join(" ."))
 }
 
 fn input(path: &Path, why: &str) -> PackError {

@@ -11,7 +11,7 @@ use crate::objects::remote::FetchError;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The shard can't be opened or read.
-    #[error("shard {place}: cannot be read: {why}")]
+    #[error("cannot read shard {place}: {why}")]
     Io {
         /// The shard.
         place: String,
@@ -21,9 +21,7 @@ pub enum StoreError {
         class: ErrorClass,
     },
     /// The shard is not the one that the manifest describes.
-    #[error(
-        "shard {place}: {what}; it is not the shard that the manifest describes: `manifest verify` lists every difference"
-    )]
+    #[error("shard {place} does not match the manifest ({what}); run `manifest verify`")]
     Changed {
         /// The shard.
         place: String,
@@ -32,7 +30,7 @@ pub enum StoreError {
     },
     /// The shards that must be held at the same time do not fit.
     #[error(
-        "the shards in use at the same time need {needed} bytes, but machine.{key} = {allowed}: raise it, or lower order.lanes or order.shuffle_block_shards, or store the shards uncompressed"
+        "shards in use at the same time need {needed} bytes, but machine.{key} is {allowed}; increase it, decrease order.lanes or order.shuffle_block_shards, or store the shards uncompressed"
     )]
     Memory {
         /// Bytes that the shards in use need.
@@ -43,7 +41,7 @@ pub enum StoreError {
         allowed: u64,
     },
     /// The cache folder can't be used.
-    #[error("machine.cache_dir = {}: {why}", folder.display())]
+    #[error("invalid value {} for machine.cache_dir: {why}", folder.display())]
     Cache {
         /// The folder.
         folder: PathBuf,

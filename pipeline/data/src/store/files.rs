@@ -75,7 +75,7 @@ pub(super) fn open_checked(path: &Path, expected: u64) -> Result<File, StoreErro
     if found == expected {
         return Ok(file);
     }
-    Err(StoreError::Changed { place, what: format!("{found} bytes, {expected} expected") })
+    Err(StoreError::Changed { place, what: format!("{found} bytes, expected {expected}") })
 }
 
 /// The plain shards that are open, the longest unused closed first.

@@ -160,7 +160,7 @@ impl State {
         let task = tokio::spawn(async move { fetcher.fetch(shard as usize).await.map(Arc::new) });
         let stopped = |error: tokio::task::JoinError| StoreError::Io {
             place,
-            why: format!("fetching stopped: {error}"),
+            why: format!("prefetching stopped: {error}"),
             class: ErrorClass::Runtime,
         };
         async move { task.await.map_err(stopped)? }.boxed().shared()
@@ -225,11 +225,11 @@ impl Fetcher {
                     let filled = self.fill(shard, Some(writing)).await?;
                     if let Some(why) = filled.cache_failed {
                         let place = self.places[shard].to_string();
-                        tracing::warn!(shard = place, why, "the cache cannot be written; the shard is held in memory");
+                        tracing::warn!(shard = place, why, "cannot write to the cache; keeping the shard in memory");
                     }
                     return Ok(filled.held);
                 }
-                Ok(Reserved::Full) => return self.without_cache(shard, "all of the cache is in use".into()),
+                Ok(Reserved::Full) => return self.without_cache(shard, "the whole cache is in use".into()),
                 Err(error) => return self.without_cache(shard, error.to_string()),
             }
         }
@@ -237,9 +237,9 @@ impl Fetcher {
 
     /// What is not held is read sample by sample; a shard that can't be is an error here.
     fn without_cache(&self, shard: usize, why: String) -> Result<Held, StoreError> {
-        tracing::warn!(shard = self.places[shard].to_string(), why, "the cache cannot be used");
+        tracing::warn!(shard = self.places[shard].to_string(), why, "cannot use the cache");
         let folder = self.cache.as_ref().map(|cache| cache.folder().to_owned()).unwrap_or_default();
-        Err(StoreError::Cache { folder, why: format!("cannot hold shard {}: {why}", self.places[shard]) })
+        Err(StoreError::Cache { folder, why: format!("cannot cache shard {}: {why}", self.places[shard]) })
     }
 
     /// Fetches, unpacks and checks a shard.
@@ -272,7 +272,7 @@ impl Fetcher {
                 }
             })?;
             if copied.digest != digest {
-                let what = format!("its tar stream's BLAKE3 is {}, {digest} expected", copied.digest);
+                let what = format!("the tar stream's BLAKE3 is {}, expected {digest}", copied.digest);
                 return Err(StoreError::Changed { place: place.to_string(), what });
             }
             let memory = |tar, cache_failed| Filled { held: Held::Memory(tar), cache_failed };
@@ -330,13 +330,13 @@ fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Resu
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             // What the system itself says is about the disk; the rest, such as bytes that are not zstd, about what is on it.
             Err(error) if error.raw_os_error().is_some() => return Err(Stopped::Disk(error)),
-            Err(error) => return Err(Stopped::Wrong(format!("its tar stream stopped after {count} bytes: {error}"))),
+            Err(error) => return Err(Stopped::Wrong(format!("the tar stream stopped after {count} bytes: {error}"))),
         };
         let bytes = &buffer[..n];
         hasher.update(bytes);
         count += n as u64;
         if count > tar_bytes {
-            let what = format!("its tar stream has {count} bytes or more, {tar_bytes} expected");
+            let what = format!("the tar stream has {count} bytes or more, expected {tar_bytes}");
             return Err(Stopped::Wrong(what));
         }
         let failed = match &mut sink {
@@ -356,7 +356,7 @@ fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Resu
         }
     }
     if count != tar_bytes {
-        return Err(Stopped::Wrong(format!("its tar stream has {count} bytes, {tar_bytes} expected")));
+        return Err(Stopped::Wrong(format!("the tar stream has {count} bytes, expected {tar_bytes}")));
     }
     Ok(Copied { sink, digest: hasher.finalize().into(), cache_failed })
 }

@@ -144,7 +144,7 @@ impl Store {
             tracing::info!(
                 needed = needed(&worth),
                 allowed,
-                "shards in use exceed machine.{key}: samples are read one by one"
+                "shards in use exceed machine.{key}: reading sample by sample"
             );
             must
         } else {
@@ -411,7 +411,7 @@ impl Store {
             return Ok(());
         }
         let (entry, offset, wanted) = (&shard.entries[i], shard.offsets[i], shard.checks[i]);
-        let what = format!("the bytes of {entry} (byte {offset}) have XXH3 {check}, {wanted} expected");
+        let what = format!("the content of {entry} (byte {offset}) has XXH3 {check}, expected {wanted}");
         Err(StoreError::Changed { place: self.places[sample.shard as usize].to_string(), what })
     }
 

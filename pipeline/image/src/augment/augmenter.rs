@@ -4,7 +4,7 @@ use super::{Change, Mode, Step, View, horizontal_flip, pixelwise, random_resized
 use crate::decode::RgbImage;
 use crate::decode::jpeg::Planes;
 
-/// A decoded picture, in the form that the recipe's `decode` wants.
+/// A decoded image, in the form that the recipe's `decode` wants.
 #[derive(Debug, Clone, Copy)]
 pub enum Picture<'a> {
     /// All of its pixels.
@@ -13,13 +13,13 @@ pub enum Picture<'a> {
     Planes(&'a Planes),
 }
 
-/// Applies steps to pictures, keeping its buffers.
+/// Applies steps to images, keeping its buffers.
 pub struct Augmenter {
     mode: Mode,
     cropper: random_resized_crop::Cropper,
     resizer: resize::Resizer,
     pub(super) view: View,
-    /// Colour changes that are made together.
+    /// Color changes that are made together.
     changes: Vec<Change>,
     /// Values between their passes.
     kept: pixelwise::Kept,
@@ -38,10 +38,10 @@ impl Augmenter {
         }
     }
 
-    /// Writes the view of side `size` that `steps` make of the picture to `out` (`size × size × 3` u8, row-major RGB).
+    /// Writes the view of side `size` that `steps` make of the image to `out` (`size × size × 3` u8, row-major RGB).
     ///
     /// # Panics
-    /// If `out` has another length or the first step is no crop inside the picture.
+    /// If `out` has another length or the first step is no crop inside the image.
     pub fn apply(&mut self, picture: Picture<'_>, steps: &[Step], size: usize, out: &mut [u8]) {
         assert_eq!(out.len(), size * size * 3, "a view of side {size}");
         let [Step::Crop(crop), rest @ ..] = steps else { panic!("the first of {steps:?} is no crop") };
@@ -73,7 +73,7 @@ impl Augmenter {
         self.view.write(out);
     }
 
-    /// Makes the steps after the crop on the view; colour changes that follow each other are made together.
+    /// Makes the steps after the crop on the view; color changes that follow each other are made together.
     pub(super) fn change(&mut self, steps: &[Step]) {
         let Self { mode, view, changes, kept, .. } = self;
         for step in steps {

@@ -9,9 +9,9 @@ use super::pixelwise::Change;
 use super::warp::Warp;
 use super::{Augmentation, Step, ViewContext};
 
-/// Applies one of the 25 pairs of operations that Cubuk et al. (2019) learnt on ImageNet, with a probability. What the
-/// operations do follows torchvision, with nearest neighbours and black outside. The SimCLR paper's table 1 has it in
-/// place of the colour changes and the blur.
+/// Applies one of the 25 pairs of operations that Cubuk et al. (2019) learned on ImageNet, with a probability. What the
+/// operations do follows torchvision, with nearest neighbors and black outside. The SimCLR paper's table 1 has it in
+/// place of the color changes and the blur.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AutoAugment {

@@ -1,4 +1,4 @@
-//! The middle of the picture, for evaluation.
+//! The middle of the image, for evaluation.
 
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
@@ -11,7 +11,7 @@ use super::{Augmentation, CropStep, Interpolation, Step, ViewContext};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CenterCrop {
-    /// The square's side as a share of the picture's short side, in (0, 1].
+    /// The square's side as a share of the image's short side, in (0, 1].
     pub fraction: f64,
     /// How the crop is resized.
     pub interpolation: Interpolation,
@@ -22,7 +22,7 @@ impl Augmentation for CenterCrop {
         if self.fraction > 0.0 && self.fraction <= 1.0 {
             return Ok(());
         }
-        Err((format!("fraction {}", self.fraction), "above 0 and at most 1 is wanted".into()))
+        Err((format!("fraction {}", self.fraction), "expected a number above 0 and at most 1".into()))
     }
 
     fn draw(&self, context: &ViewContext, _: &mut Draws, steps: &mut Vec<Step>) {
@@ -35,7 +35,7 @@ impl Augmentation for CenterCrop {
 }
 
 impl CenterCrop {
-    /// The square in a picture of `width` × `height` pixels.
+    /// The square in an image of `width` × `height` pixels.
     pub(super) fn crop(&self, width: u32, height: u32) -> CropStep {
         let short = width.min(height);
         let side = ((f64::from(short) * self.fraction).round() as u32).clamp(1, short);

@@ -7,7 +7,7 @@ use super::op::check_probability;
 use super::pixelwise::Change;
 use super::{Augmentation, Step, ViewContext};
 
-/// Changes the colours with a probability, by factors drawn anew for each view, in an order drawn anew.
+/// Changes the colors with a probability, by factors drawn anew for each view, in an order drawn anew.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ColorJitter {
@@ -48,13 +48,13 @@ impl Augmentation for ColorJitter {
             ("hue", self.hue),
         ] {
             if !(0.0..=100.0).contains(&value) {
-                return Err((format!("{name} {value}"), "0 or more is wanted".into()));
+                return Err((format!("{name} {value}"), "expected a number between 0 and 100".into()));
             }
         }
         if self.hue * self.strength > 0.5 {
             return Err((
                 format!("hue × strength {}", self.hue * self.strength),
-                "at most half the circle, 0.5, is wanted".into(),
+                "expected at most 0.5 (half the color wheel)".into(),
             ));
         }
         Ok(())

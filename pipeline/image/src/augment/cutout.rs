@@ -6,7 +6,7 @@ use simclr_ground::rng::Draws;
 use super::op::check_probability;
 use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
-/// Covers a square of the view with a probability; its centre may lie anywhere in the view, so that some of it may
+/// Covers a square of the view with a probability; its center may lie anywhere in the view, so that some of it may
 /// lie outside (DeVries and Taylor 2017). The SimCLR paper studies it without printing a side; they took half of
 /// CIFAR-10's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,7 +39,10 @@ impl Augmentation for Cutout {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.side > 0.0 && self.side <= 1.0) {
-            return Err((format!("side {}", self.side), "a share of the view's side, above 0 and at most 1".into()));
+            return Err((
+                format!("side {}", self.side),
+                "expected a fraction of the view's side, above 0 and at most 1".into(),
+            ));
         }
         Ok(())
     }

@@ -32,12 +32,12 @@ impl Augmentation for GaussianBlur {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.sigma[0] > 0.0 && self.sigma[0] <= self.sigma[1] && self.sigma[1] <= 1000.0) {
-            return Err((format!("sigma {:?}", self.sigma), "from and to, above 0, is wanted".into()));
+            return Err((format!("sigma {:?}", self.sigma), "expected [from, to] with 0 < from <= to <= 1000".into()));
         }
         if !(self.kernel > 0.0 && self.kernel <= 1.0) {
             return Err((
                 format!("kernel {}", self.kernel),
-                "a share of the view's side, above 0 and at most 1, is wanted".into(),
+                "expected a fraction of the view's side, above 0 and at most 1".into(),
             ));
         }
         Ok(())

@@ -32,7 +32,7 @@ impl Augmentation for GaussianNoise {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.sigma[0] >= 0.0 && self.sigma[0] <= self.sigma[1] && self.sigma[1] <= 255.0) {
-            return Err((format!("sigma {:?}", self.sigma), "from and to, between 0 and 255, is wanted".into()));
+            return Err((format!("sigma {:?}", self.sigma), "expected [from, to] with 0 <= from <= to <= 255".into()));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Drops the colour.
+//! Drops the color.
 
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
@@ -6,7 +6,7 @@ use simclr_ground::rng::Draws;
 use super::op::check_probability;
 use super::{Augmentation, Change, Step, ViewContext};
 
-/// Drops the colour with this probability.
+/// Drops the color with this probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grayscale {

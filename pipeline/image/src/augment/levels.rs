@@ -1,4 +1,4 @@
-//! Changes that need to know the whole view: equalising its histogram, stretching its contrast, sharpening it.
+//! Changes that need to know the whole view: equalizing its histogram, stretching its contrast, sharpening it.
 
 use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
@@ -7,7 +7,7 @@ use super::filter::each_plane_framed;
 use super::op::check_probability;
 use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
-/// Equalises each channel's histogram with a probability, as Pillow and torchvision do. Part of the SimCLR paper's
+/// Equalizes each channel's histogram with a probability, as Pillow and torchvision do. Part of the SimCLR paper's
 /// appendix B.2.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +41,7 @@ pub enum Levels {
 impl std::fmt::Display for Levels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Levels::Equalize => write!(f, "equalise"),
+            Levels::Equalize => write!(f, "equalize"),
             Levels::AutoContrast => write!(f, "autocontrast"),
             Levels::Sharpness(factor) => write!(f, "sharpness {factor:.2}"),
         }

@@ -1,4 +1,4 @@
-//! Turns one decoded picture into views: parameters are drawn first, as plain values, and applied second.
+//! Turns one decoded image into views: parameters are drawn first, as plain values, and applied second.
 //!
 //! A [`RecipeConfig`] says which augmentations make a view. A new one is a file and a row of the table
 //! below; what it does to a view is a [`Step`], which the [`Augmenter`] applies. Two arithmetics are offered: `torchvision` (the v2 ops
@@ -68,10 +68,10 @@ op::ops! {
 pub enum Mode {
     /// The official TensorFlow code: crops uniform in height, bicubic without antialiasing, contrast about each
     /// channel's mean, saturation in HSV, zero padding in the blur, rounding to u8
-    /// only behind a crop, a run of colour changes, and a blur.
+    /// only behind a crop, a run of color changes, and a blur.
     Paper,
-    /// torchvision's v2 ops on uint8: crops uniform in area, antialiasing, contrast about the grey mean, saturation
-    /// as a blend with grey, reflection in the blur, rounding to u8 after every op.
+    /// torchvision's v2 ops on uint8: crops uniform in area, antialiasing, contrast about the gray mean, saturation
+    /// as a blend with gray, reflection in the blur, rounding to u8 after every op.
     Torchvision,
 }
 

@@ -38,7 +38,7 @@ impl Augmentation for MotionBlur {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(self.length[0] >= 1.0 && self.length[0] <= self.length[1] && self.length[1] <= LONGEST) {
-            let wanted = format!("from and to, between 1 and {LONGEST} pixels, is wanted");
+            let wanted = format!("expected [from, to] in pixels with 1 <= from <= to <= {LONGEST}");
             return Err((format!("length {:?}", self.length), wanted));
         }
         Ok(())
@@ -71,8 +71,8 @@ impl Filter for MotionStep {
 }
 
 impl MotionStep {
-    /// Each pixel becomes the mean of points on the line through its centre, half a pixel or less apart, each between
-    /// its four neighbours. Beyond the frame its last values go on.
+    /// Each pixel becomes the mean of points on the line through its center, half a pixel or less apart, each between
+    /// its four neighbors. Beyond the frame its last values go on.
     fn change(&self, view: &mut View) {
         let taps = self.taps();
         let weights = fixed_point(taps.iter().map(|tap| tap.weight));
@@ -136,7 +136,7 @@ fn fixed_point(weights: impl Iterator<Item = f64> + Clone) -> Vec<i16> {
     fixed
 }
 
-/// A neighbour and its weight.
+/// A neighbor and its weight.
 struct Tap {
     x: i64,
     y: i64,

@@ -50,7 +50,7 @@ pub enum Step {
     Crop(CropStep),
     /// Mirror left and right.
     HorizontalFlip,
-    /// Change the colours so, in this order; those that follow each other are made together.
+    /// Change the colors so, in this order; those that follow each other are made together.
     Colors(Vec<Change>),
     /// Anything else.
     Filter(Arc<dyn Filter>),
@@ -114,6 +114,6 @@ pub(super) fn check_probability(p: f64) -> Result<(), (String, String)> {
     if (0.0..=1.0).contains(&p) {
         Ok(())
     } else {
-        Err((format!("probability {p}"), "between 0 and 1 is wanted".into()))
+        Err((format!("probability {p}"), "expected a number between 0 and 1".into()))
     }
 }

@@ -1,4 +1,4 @@
-//! A random part of the picture, resized to the view.
+//! A random part of the image, resized to the view.
 
 use fast_image_resize as fir;
 use serde::{Deserialize, Serialize};
@@ -8,11 +8,11 @@ use super::{Augmentation, Mode, Step, ViewContext};
 use crate::decode::RgbImage;
 use crate::decode::jpeg::Region;
 
-/// A random box of the picture, resized to the view.
+/// A random box of the image, resized to the view.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RandomResizedCrop {
-    /// The box's area as a share of the picture's, from and to; (0.08, 1) in the paper.
+    /// The box's area as a share of the image's, from and to; (0.08, 1) in the paper.
     pub scale: [f64; 2],
     /// The box's width over its height, from and to; (3/4, 4/3) in the paper.
     pub ratio: [f64; 2],
@@ -30,7 +30,7 @@ pub enum Interpolation {
     Bicubic,
 }
 
-/// A box of the picture, to be resized to the view.
+/// A box of the image, to be resized to the view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CropStep {
     /// First column.
@@ -56,10 +56,10 @@ impl Augmentation for RandomResizedCrop {
     fn check(&self) -> Result<(), (String, String)> {
         let sound = |[low, high]: [f64; 2], max: f64| low > 0.0 && low <= high && high <= max;
         if !sound(self.scale, 1.0) {
-            return Err((format!("scale {:?}", self.scale), "from and to, above 0 and at most 1, is wanted".into()));
+            return Err((format!("scale {:?}", self.scale), "expected [from, to] with 0 < from <= to <= 1".into()));
         }
         if !sound(self.ratio, 1e3) {
-            return Err((format!("ratio {:?}", self.ratio), "from and to, above 0, is wanted".into()));
+            return Err((format!("ratio {:?}", self.ratio), "expected [from, to] with 0 < from <= to <= 1000".into()));
         }
         Ok(())
     }
@@ -74,7 +74,7 @@ impl Augmentation for RandomResizedCrop {
 }
 
 impl RandomResizedCrop {
-    /// Draws the box in a picture of `width` × `height` pixels.
+    /// Draws the box in an image of `width` × `height` pixels.
     fn drawn(&self, mode: Mode, draws: &mut Draws, width: u32, height: u32) -> CropStep {
         let (left, top, width, height) = match mode {
             Mode::Torchvision => self.draw_by_area(draws, width, height),
@@ -110,9 +110,9 @@ impl RandomResizedCrop {
         ((width - w) / 2, (height - h) / 2, w, h)
     }
 
-    /// Same sampling rule as TensorFlow's `sample_distorted_bounding_box` with the whole picture as the object and
+    /// Same sampling rule as TensorFlow's `sample_distorted_bounding_box` with the whole image as the object and
     /// `min_object_covered` 0.1: ratio uniform, height uniform among those whose area is allowed, a hundred tries,
-    /// then the whole picture.
+    /// then the whole image.
     fn draw_by_height(&self, draws: &mut Draws, width: u32, height: u32) -> (u32, u32, u32, u32) {
         const MIN_OBJECT_COVERED: f64 = 0.1;
         let (full_width, full_height) = (f64::from(width), f64::from(height));
@@ -166,7 +166,7 @@ pub(super) struct Cropper {
 impl Cropper {
     /// Writes the box of `image` that `crop` names, resized to `size` × `size`, to `out`.
     ///
-    /// The box is a picture of its own: pixels outside it have no influence. With antialiasing (torchvision) the
+    /// The box is an image of its own: pixels outside it have no influence. With antialiasing (torchvision) the
     /// kernel widens with the reduction; without (paper) it always spans four pixels. Rows are resized before
     /// columns, u8 between the two, as Pillow and torchvision do; with a cubic kernel the order can be seen.
     pub(super) fn crop(&mut self, image: &RgbImage, crop: &CropStep, mode: Mode, size: usize, out: &mut [u8]) {
@@ -182,9 +182,9 @@ impl Cropper {
         // The typed forms: the dynamic ones would compile every pixel type of the library in.
         type Rgb = fir::pixels::U8x3;
         let source = fir::images::TypedImageRef::<Rgb>::from_buffer(image.width, image.height, &image.pixels)
-            .expect("a decoded picture has all its pixels");
+            .expect("a decoded image has all its pixels");
         let source = fir::images::TypedCroppedImage::new(source, crop.left, crop.top, crop.width, crop.height)
-            .expect("a drawn box lies in its picture");
+            .expect("a drawn box lies in its image");
         self.narrowed.resize(size * crop.height as usize * 3, 0);
         let mut narrowed = fir::images::TypedImage::<Rgb>::from_buffer(side, crop.height, &mut self.narrowed)
             .expect("the buffer has room for its pixels");
@@ -307,7 +307,7 @@ mod tests {
     }
 
     /// paper: heights are uniform between those of the smallest and largest area, so small areas are more frequent
-    /// than uniform areas would be, and none covers less than a tenth of the picture.
+    /// than uniform areas would be, and none covers less than a tenth of the image.
     #[test]
     fn paper_boxes_are_uniform_in_height() {
         let boxes = boxes(Mode::Paper, 400, 400);

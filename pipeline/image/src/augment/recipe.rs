@@ -12,32 +12,32 @@ use super::{
 };
 use crate::decode::jpeg::Region;
 
-/// How pictures become the pixels of a crop.
+/// How images become the pixels of a crop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DecodePath {
-    /// Only where crops are, each colour plane at its own resolution, colours converted on the view: fast, and within
+    /// Only where crops are, each color plane at its own resolution, colors converted on the view: fast, and within
     /// the noise of a JPEG of what `full` gives.
     Planar,
     /// All pixels, then the reference library's resize: equal to it.
     Full,
 }
 
-/// What is done to each picture.
+/// What is done to each image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeConfig {
     /// Sampling rules and arithmetic.
     pub mode: Mode,
-    /// How pictures are decoded and resized.
+    /// How images are decoded and resized.
     pub decode: DecodePath,
     /// Side of a view in pixels.
     pub size: u32,
-    /// Views per picture that are made by `ops`; SimCLR has two.
+    /// Views per image that are made by `ops`; SimCLR has two.
     pub views: u32,
     /// What is done, in this order; a crop comes first.
     pub ops: Vec<Op>,
-    /// Further views of the same picture, made in other ways; they come after those of `ops`, in this order.
+    /// Further views of the same image, made in other ways; they come after those of `ops`, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub branches: Vec<Branch>,
 }
@@ -48,7 +48,7 @@ pub struct RecipeConfig {
 pub struct Branch {
     /// Side of a view in pixels.
     pub size: u32,
-    /// Views per picture.
+    /// Views per image.
     pub views: u32,
     /// What is done, in this order; a crop comes first.
     pub ops: Vec<Op>,
@@ -89,8 +89,8 @@ impl RecipeConfig {
             check_way(&format!("recipe.branches.{i}"), branch.size, branch.views, &branch.ops)?;
         }
         if self.count() > MOST_VIEWS as usize {
-            let found = format!("{} views in all", self.count());
-            let wanted = format!("at most {MOST_VIEWS} are wanted");
+            let found = format!("{} views in total", self.count());
+            let wanted = format!("expected at most {MOST_VIEWS}");
             return Err(InvalidValue { key: "recipe.branches".into(), found, wanted });
         }
         Ok(())
@@ -106,12 +106,12 @@ impl RecipeConfig {
         )
     }
 
-    /// Side in pixels of each view of a picture.
+    /// Side in pixels of each view of an image.
     pub fn sizes(&self) -> impl Iterator<Item = u32> {
         self.ways().map(|(size, _)| size)
     }
 
-    /// Views per picture, all branches together.
+    /// Views per image, all branches together.
     pub fn count(&self) -> usize {
         self.ways().count()
     }
@@ -123,12 +123,12 @@ impl RecipeConfig {
     pub fn region(steps: &[Vec<Step>]) -> Region {
         let crop = |steps: &Vec<Step>| match steps.first() {
             Some(Step::Crop(crop)) => crop.region(),
-            other => panic!("a view begins with a crop, not with {other:?}"),
+            other => panic!("a view must start with a crop, not with {other:?}"),
         };
         steps.iter().map(crop).reduce(Region::union).expect("at least one view")
     }
 
-    /// Draws the steps for each view of a picture of `width` × `height` pixels.
+    /// Draws the steps for each view of an image of `width` × `height` pixels.
     pub fn draw(&self, seed: u64, epoch: u64, sample: u64, width: u32, height: u32) -> Vec<Vec<Step>> {
         let view = |(view, (size, ops)): (usize, (u32, &[Op]))| {
             let mut draws = Draws::new(seed, Purpose::Augment, &[epoch, sample, view as u64]);
@@ -146,20 +146,20 @@ pub fn view_bytes(size: u32) -> usize {
     size as usize * size as usize * 3
 }
 
-/// More views than anybody has wanted of a picture.
+/// More views than anybody has wanted of an image.
 const MOST_VIEWS: u32 = 64;
 
-/// Checks how some of a picture's views are made; `at` is the configuration's key.
+/// Checks how some of an image's views are made; `at` is the configuration's key.
 fn check_way(at: &str, size: u32, views: u32, ops: &[Op]) -> Result<(), InvalidValue> {
     let wrong = |key: &str, found, wanted| Err(InvalidValue { key: Cow::Owned(format!("{at}.{key}")), found, wanted });
     if !(1..=4096).contains(&size) {
-        return wrong("size", size.to_string(), "a side between 1 and 4096 pixels is wanted".into());
+        return wrong("size", size.to_string(), "expected a side between 1 and 4096 pixels".into());
     }
     if !(1..=MOST_VIEWS).contains(&views) {
-        return wrong("views", views.to_string(), format!("between 1 and {MOST_VIEWS} views are wanted"));
+        return wrong("views", views.to_string(), format!("expected between 1 and {MOST_VIEWS} views"));
     }
     if !ops.first().is_some_and(Augmentation::is_crop) || ops.iter().skip(1).any(Augmentation::is_crop) {
-        let wanted = "the first op, and only that, is random_resized_crop or center_crop".into();
+        let wanted = "expected exactly one random_resized_crop or center_crop, as the first op".into();
         return wrong("ops", format!("{} ops", ops.len()), wanted);
     }
     ops.iter().try_for_each(|op| op.check().or_else(|(found, wanted)| wrong("ops", found, wanted)))

@@ -1,8 +1,8 @@
-//! Resizes a box of a picture's planes, each at its own resolution, in whole numbers.
+//! Resizes a box of an image's planes, each at its own resolution, in whole numbers.
 //!
 //! Columns are summed up first, as weighted sums of whole rows, then each row is summed along; where vectors can't do
 //! that, as whole rows once more, with a transposition before and behind. Weights have 14 bits behind the point, what is between the two 6; every
-//! machine gives the same bytes. Colours are converted afterwards, on the view's pixels alone.
+//! machine gives the same bytes. Colors are converted afterwards, on the view's pixels alone.
 
 use std::ops::Range;
 
@@ -41,10 +41,10 @@ pub struct Resizer {
     mirrored: bool,
 }
 
-/// What a view shows of a picture, and how.
+/// What a view shows of an image, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Cut {
-    /// The part of the picture, in its pixels.
+    /// The part of the image, in its pixels.
     pub region: Region,
     /// How values between pixels are found.
     pub interpolation: Interpolation,
@@ -57,7 +57,7 @@ pub struct Cut {
 }
 
 impl Resizer {
-    /// Writes the cut of the picture to three planes of red, green and blue, `size` × `size` each.
+    /// Writes the cut of the image to three planes of red, green and blue, `size` × `size` each.
     pub fn resize(&mut self, planes: &Planes, cut: &Cut, out: &mut [Vec<u8>; 3]) {
         let Cut { region, interpolation, antialias, size, mirror } = *cut;
         let kernel = Kernel { interpolation, antialias };
@@ -134,7 +134,7 @@ impl Resizer {
     }
 }
 
-/// By how much a plane has fewer samples than the picture has pixels.
+/// By how much a plane has fewer samples than the image has pixels.
 fn ratio(pixels: u32, samples: usize) -> u32 {
     if samples < pixels as usize { 2 } else { 1 }
 }
@@ -245,7 +245,7 @@ impl Weights {
                 largest = largest.max((nearest, i));
                 self.weights.push(nearest);
             }
-            // What rounding took or gave goes to the largest, so that a flat picture stays flat.
+            // What rounding took or gave goes to the largest, so that a flat image stays flat.
             self.weights[span.weights + largest.1] += missing as i16;
             self.spans.push(span);
         }

@@ -9,7 +9,7 @@ use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 
 /// Replaces the view by the size of its gradient with a probability: in each channel √(x² + y²) of Sobel's two
 /// 3 × 3 differences, cut to 255; the frame is reflected as in `tf.image.sobel_edges`. The SimCLR paper studies Sobel
-/// filtering without saying how the differences become a picture.
+/// filtering without saying how the differences become an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sobel {

@@ -22,7 +22,7 @@ impl Augmentation for Solarize {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if !(0.0..=255.0).contains(&self.threshold) {
-            return Err((format!("threshold {}", self.threshold), "between 0 and 255 is wanted".into()));
+            return Err((format!("threshold {}", self.threshold), "expected a number between 0 and 255".into()));
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ fn apply(mode: Mode, op: &str, params: &Value) -> Vec<u8> {
     }
     let mut pixels = picture();
     if op == "horizontal_flip" {
-        // The library flips squares; flip the rows of this picture one by one.
+        // The library flips squares; flip the rows of this image one by one.
         for row in pixels.chunks_exact_mut(WIDTH * 3) {
             horizontal_flip::flip(row, WIDTH);
         }

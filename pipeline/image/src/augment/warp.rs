@@ -20,9 +20,9 @@ pub struct Rotation {
 /// Where the pixels of a view are taken from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Warp {
-    /// Turned about the middle by degrees counterclockwise, with values between four neighbours.
+    /// Turned about the middle by degrees counterclockwise, with values between four neighbors.
     Rotate(f64),
-    /// Likewise, with the value of the nearest neighbour.
+    /// Likewise, with the value of the nearest neighbor.
     RotateNearest(f64),
     /// Rows moved to the left by this many pixels a row, counted from the view's top, with the nearest value.
     ShearNearest(f64),
@@ -32,7 +32,7 @@ impl Augmentation for Rotation {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)?;
         if self.degrees.is_empty() || self.degrees.iter().any(|angle| !(-360.0..=360.0).contains(angle)) {
-            let wanted = "at least one angle between -360 and 360 is wanted".into();
+            let wanted = "expected at least one angle, each between -360 and 360".into();
             return Err((format!("degrees {:?}", self.degrees), wanted));
         }
         Ok(())
@@ -70,7 +70,7 @@ impl Warp {
     fn change(&self, view: &mut View) {
         let (width, height) = (view.width, view.height);
         let middle = [width as f64 / 2.0, height as f64 / 2.0];
-        // The place in the view that a pixel's centre is taken from, counted in pixels from the first one's centre.
+        // The place in the view that a pixel's center is taken from, counted in pixels from the first one's center.
         let (matrix, fixed) = match *self {
             Warp::Rotate(degrees) | Warp::RotateNearest(degrees) => {
                 // A right angle has no rounding.

@@ -1,4 +1,4 @@
-//! The orientation that a camera wrote beside the picture.
+//! The orientation that a camera wrote beside the image.
 
 use image::metadata::Orientation;
 
@@ -28,7 +28,7 @@ pub(super) fn jpeg_orientation(bytes: &[u8]) -> Orientation {
     Orientation::NoTransforms
 }
 
-/// Whether a JPEG's EXIF segment says that the picture is not upright.
+/// Whether a JPEG's EXIF segment says that the image is not upright.
 pub(super) fn is_turned(bytes: &[u8]) -> bool {
     jpeg_orientation(bytes) != Orientation::NoTransforms
 }
@@ -38,13 +38,13 @@ pub(super) fn orientation(exif: Option<Vec<u8>>) -> Orientation {
     exif.and_then(|exif| Orientation::from_exif_chunk(&exif)).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The picture turned upright.
+/// The image turned upright.
 pub(super) fn upright(image: RgbImage, orientation: Orientation) -> RgbImage {
     if orientation == Orientation::NoTransforms {
         return image;
     }
     let RgbImage { width, height, pixels } = image;
-    let buffer = image::RgbImage::from_raw(width, height, pixels).expect("a decoded picture has all its pixels");
+    let buffer = image::RgbImage::from_raw(width, height, pixels).expect("a decoded image has all its pixels");
     let mut turned = image::DynamicImage::ImageRgb8(buffer);
     turned.apply_orientation(orientation);
     let (width, height) = (turned.width(), turned.height());

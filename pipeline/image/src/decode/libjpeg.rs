@@ -18,12 +18,12 @@ use mozjpeg_sys::{
 use super::{RgbImage, check_size, rgb};
 use crate::damage::{Damage, DamageReason};
 
-/// A progressive file may make the decoder go over the picture this often for the largest picture allowed, and more
+/// A progressive file may make the decoder go over the image this often for the largest image allowed, and more
 /// often for smaller ones; without a bound a small file could keep it busy for minutes.
 const PASSES: u64 = 20;
 
 thread_local! {
-    /// The first warning about the pixels of the picture being decoded.
+    /// The first warning about the pixels of the image being decoded.
     static WARNING: Cell<Option<c_int>> = const { Cell::new(None) };
 }
 
@@ -107,10 +107,10 @@ fn damage(code: c_int) -> Damage {
         _ => DamageReason::Corrupt,
     };
     let what = match code {
-        JWRN_JPEG_EOF => "the data ends before the picture does".to_owned(),
+        JWRN_JPEG_EOF => "the data ends before the image does".to_owned(),
         JERR_BAD_PRECISION => "not 8 bits a sample".to_owned(),
         JERR_SOF_UNSUPPORTED => "a coding process that is not decoded (lossless or hierarchical)".to_owned(),
-        mozjpeg_sys::JWRN_HIT_MARKER => "a marker where picture data should be".to_owned(),
+        mozjpeg_sys::JWRN_HIT_MARKER => "a marker where image data should be".to_owned(),
         mozjpeg_sys::JWRN_HUFF_BAD_CODE => "a code that its Huffman table does not have".to_owned(),
         mozjpeg_sys::JWRN_MUST_RESYNC => "a restart marker is missing or out of order".to_owned(),
         code => format!("libjpeg's message {code}"),

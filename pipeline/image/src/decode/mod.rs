@@ -1,8 +1,8 @@
 //! Decodes JPEG, PNG and WebP to RGB. The format is told from the content, never from the name.
 //!
-//! Anything that is not a whole, sound picture is [`Damage`] with a reason, never an empty or half picture. Alpha is
-//! dropped, grey is repeated, palettes are looked up, 16 bits are cut to 8, CMYK is multiplied out, as the field's
-//! loaders do. Pictures are turned upright by their EXIF orientation only on request.
+//! Anything that is not a whole, sound image is [`Damage`] with a reason, never an empty or half image. Alpha is
+//! dropped, gray is repeated, palettes are looked up, 16 bits are cut to 8, CMYK is multiplied out, as the field's
+//! loaders do. Images are turned upright by their EXIF orientation only on request.
 
 mod exif;
 pub mod jpeg;
@@ -17,7 +17,7 @@ use image::{DynamicImage, ImageDecoder, ImageError};
 use crate::damage::{Damage, DamageReason};
 use jpeg::{Decoder, Jpeg, Planes, Region, RowIndex};
 
-/// A decoded picture.
+/// A decoded image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RgbImage {
     /// Pixels in a row.
@@ -39,7 +39,7 @@ pub enum Format {
     WebP,
 }
 
-/// The format of a picture, by its first bytes.
+/// The format of an image, by its first bytes.
 ///
 /// # Errors
 /// The damage that it is to be none of the formats; the detail names a known other format.
@@ -64,13 +64,13 @@ pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
             let start: String = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             Err(Damage::new(
                 DamageReason::UnknownFormat,
-                format!("{name} (first bytes {start}); JPEG, PNG or WebP is wanted"),
+                format!("{name} (first bytes {start}); expected JPEG, PNG or WebP"),
             ))
         }
     }
 }
 
-/// Decodes a picture of at most `max_pixels` pixels, and turns it as its EXIF orientation says.
+/// Decodes an image of at most `max_pixels` pixels, and turns it as its EXIF orientation says.
 ///
 /// # Errors
 /// The damage: what kind, and what was found.
@@ -84,7 +84,7 @@ pub fn decode_upright(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage>
     Ok(exif::upright(image, orientation))
 }
 
-/// Decodes a picture of at most `max_pixels` pixels.
+/// Decodes an image of at most `max_pixels` pixels.
 ///
 /// # Errors
 /// The damage: what kind, and what was found.
@@ -130,21 +130,21 @@ fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
 }
 
 thread_local! {
-    /// Buffers and tables of whole pictures' decoding.
+    /// Buffers and tables of whole images' decoding.
     static DECODER: RefCell<Decoder> = RefCell::default();
 }
 
-/// A picture, or the part of one that is wanted, in the form that is resized.
+/// An image, or the part of one that is needed, in the form that is resized.
 pub struct PlanarDecoder {
     decoder: Decoder,
-    /// Pictures of more pixels are damage.
+    /// Images of more pixels are damage.
     max_pixels: u64,
-    /// Whether pictures are turned as their EXIF orientation says.
+    /// Whether images are turned as their EXIF orientation says.
     upright: bool,
 }
 
 impl PlanarDecoder {
-    /// A decoder that refuses pictures of more than `max_pixels` pixels.
+    /// A decoder that refuses images of more than `max_pixels` pixels.
     pub fn new(max_pixels: u64, upright: bool) -> Self {
         Self { decoder: Decoder::default(), max_pixels, upright }
     }
@@ -154,7 +154,7 @@ impl PlanarDecoder {
         self.decoder.planes()
     }
 
-    /// The planes of a picture, in at least the region that `wanted` gives for its size; with the index that was made of
+    /// The planes of an image, in at least the region that `wanted` gives for its size; with the index that was made of
     /// these very bytes, the rest is not gone through.
     ///
     /// # Errors
@@ -231,7 +231,7 @@ fn image_damage(format: &str, error: &ImageError) -> Damage {
     Damage::new(reason, detail)
 }
 
-/// Any pixel type to RGB u8: alpha dropped, grey repeated, 16 bits cut to their upper 8 as Pillow does.
+/// Any pixel type to RGB u8: alpha dropped, gray repeated, 16 bits cut to their upper 8 as Pillow does.
 fn to_rgb(image: DynamicImage) -> Result<RgbImage, Damage> {
     let (width, height) = (image.width(), image.height());
     let high = |value: u16| (value >> 8) as u8;
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn no_prefix_and_no_flipped_byte_of_a_picture_panics() {
         let png = drawn::png(&drawn::picture(1, 3, 0, 20));
-        // The last twelve bytes say only that the picture has ended.
+        // The last twelve bytes say only that the image has ended.
         for end in 0..png.len() {
             let whole = decode(&png[..end], MAX).is_ok();
             assert!(!whole || end + 12 >= png.len(), "the first {end} of {} bytes", png.len());

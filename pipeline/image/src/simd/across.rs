@@ -1,4 +1,4 @@
-//! Weighted sums along a row, each of a few neighbours: what makes a row longer or shorter without turning it.
+//! Weighted sums along a row, each of a few neighbors: what makes a row longer or shorter without turning it.
 //!
 //! Sixteen sums are made together, of values that a permutation picks out of the sixty-four behind the first one that
 //! any of them needs. Machines without such permutations turn rows into columns instead, with the same result.
@@ -14,7 +14,7 @@ const GROUP: usize = 16;
 pub struct Across {
     /// The first value that each group reaches.
     windows: Vec<usize>,
-    /// Pairs of neighbours in each sum.
+    /// Pairs of neighbors in each sum.
     pairs: usize,
     /// For each group and pair: the places in the window of the pair's values, for one sum after the other.
     places: Vec<[i16; 2 * GROUP]>,

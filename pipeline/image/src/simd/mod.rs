@@ -98,7 +98,7 @@ pub fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     [r, g, b].map(|value| value.clamp(0, 255) as u8)
 }
 
-/// Makes red, green and blue, in place, of luma and the two colour differences.
+/// Makes red, green and blue, in place, of luma and the two color differences.
 pub fn ycc_to_rgb(planes: [&mut [u8]; 3]) {
     #[cfg(target_arch = "x86_64")]
     let (planes, from) = match Avx2::detect() {

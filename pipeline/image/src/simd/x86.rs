@@ -479,7 +479,7 @@ fn ycc_to_rgb(planes: &mut [&mut [u8]; 3]) -> usize {
     16 * first.len()
 }
 
-/// Sixteen pixels' bytes, colour by colour, as pixels.
+/// Sixteen pixels' bytes, color by color, as pixels.
 #[target_feature(enable = "avx2")]
 fn pixels([r, g, b]: [__m128i; 3]) -> [__m128i; 3] {
     // Pairs of red and green, and blue with nothing, six pixels a shuffle: where each output byte comes from.

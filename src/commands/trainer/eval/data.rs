@@ -106,7 +106,7 @@ impl EvalData for ManifestData<'_> {
         let set = self.set(request.set);
         if !set.manifest.is_labelled() {
             return Err(Error::input(format!(
-                "{}: lists samples without labels; evaluations need a .cls for every sample",
+                "{}: the dataset has no labels; evaluation requires a .cls file for every sample",
                 set.path.display()
             )));
         }

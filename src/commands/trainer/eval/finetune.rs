@@ -11,38 +11,38 @@ use crate::commands::trainer::model::OpenModel;
 
 #[derive(Args)]
 pub struct FinetuneArgs {
-    /// The share of each class's labels to learn from, chosen by the seed: 0.01 and 0.1 in the paper.
+    /// Fraction of labels per class to train on, sampled by the seed (0.01 and 0.1 in the paper).
     #[arg(long, default_value_t = 1.0, value_name = "SHARE")]
     pub share: f64,
-    /// Learn from the samples that this file names, such as the official 1percent.txt.
+    /// Train only on the samples listed in this file, e.g. the official 1percent.txt.
     #[arg(long, value_name = "FILE")]
     pub subset: Option<PathBuf>,
-    /// Passes over them; 60 if they are less than 5 % of the set, else 30.
+    /// Epochs [default: 60 below 5% of the data, else 30].
     #[arg(long)]
     pub epochs: Option<f64>,
-    /// Images per step.
+    /// Batch size.
     #[arg(long, default_value_t = 256)]
     pub batch: u32,
-    /// The learning rate for a batch of 256, which it follows linearly.
+    /// Base learning rate at batch size 256 (scaled linearly).
     #[arg(long, default_value_t = 0.05)]
     pub learning_rate: f64,
-    /// Share of each weight added to its gradient.
+    /// Weight decay.
     #[arg(long, default_value_t = 0.0)]
     pub weight_decay: f64,
-    /// What is done to the images.
+    /// Training augmentation.
     #[arg(long, value_enum, default_value = "crop")]
     pub augment: Augment,
-    /// Keep the trained encoder as a run in this new folder.
+    /// Save the fine-tuned encoder as a new run in this directory.
     #[arg(long, value_name = "RUN", conflicts_with = "compare")]
     pub save: Option<PathBuf>,
 }
 
-/// What is done to the images that a classifier learns from.
+/// Augmentation of the training images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Augment {
-    /// A random resized crop and a flip, as the run's recipe draws them.
+    /// Random resized crop and horizontal flip, with the parameters of the run's recipe.
     Crop,
-    /// All of the run's recipe.
+    /// The run's full recipe.
     Recipe,
 }
 

@@ -9,10 +9,10 @@ use crate::commands::trainer::model::OpenModel;
 
 #[derive(Args)]
 pub struct KnnArgs {
-    /// Neighbours; the run's configuration decides if not given.
+    /// Number of neighbors [default: eval.knn.k].
     #[arg(long)]
     pub k: Option<u32>,
-    /// Temperature of the votes; the run's configuration decides if not given.
+    /// Temperature of the vote weights [default: eval.knn.temperature].
     #[arg(long)]
     pub temperature: Option<f64>,
 }

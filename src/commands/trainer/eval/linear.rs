@@ -9,14 +9,13 @@ use crate::commands::trainer::model::OpenModel;
 
 #[derive(Args)]
 pub struct LinearArgs {
-    /// How it is trained.
+    /// Solver.
     #[arg(long, value_enum, default_value = "sgd")]
     pub solver: Solver,
-    /// Passes over the training set; sgd alone.
+    /// Training epochs (sgd only).
     #[arg(long, default_value_t = 90)]
     pub epochs: u32,
-    /// Train on random crops and flips, as the paper, not on features of centre crops: each epoch is a pass through the
-    /// encoder. sgd alone.
+    /// Train on random crops and flips instead of cached center-crop features, as in the paper (slower; sgd only).
     #[arg(long)]
     pub crops: bool,
 }
@@ -24,9 +23,9 @@ pub struct LinearArgs {
 /// How a linear classifier is trained.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Solver {
-    /// Nesterov momentum, several learning rates at the same time, no regularisation (SimCLR, section 4.2).
+    /// SGD with Nesterov momentum, several learning rates at once, no regularization (SimCLR, section 4.2).
     Sgd,
-    /// Logistic regression over 45 strengths of regularisation (SimCLR, appendix B.8).
+    /// L-BFGS logistic regression, 45 regularization strengths (SimCLR, appendix B.8).
     Lbfgs,
 }
 
@@ -36,9 +35,9 @@ impl Protocol for LinearArgs {
     fn evaluate(&self, task: &Task<'_>, _: &OpenModel, seed: u64) -> Result<Outcome> {
         let config = LinearConfig { epochs: self.epochs, seed, ..LinearConfig::default() };
         match (self.solver, self.crops) {
-            (Solver::Lbfgs, true) => {
-                Err(Error::input("--crops: the features of crops change from epoch to epoch; --solver sgd is wanted"))
-            }
+            (Solver::Lbfgs, true) => Err(Error::input(
+                "--crops requires --solver sgd, because the features of random crops change every epoch",
+            )),
             (Solver::Lbfgs, false) => task.logistic(seed),
             (Solver::Sgd, true) => task.linear_on_crops(&config),
             (Solver::Sgd, false) => task.linear(&config),

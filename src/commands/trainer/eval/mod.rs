@@ -31,15 +31,15 @@ use crate::output::Output;
 pub use data::{ManifestData, open_stream};
 
 verbs! {
-    /// Evaluate a run's encoder on labelled shards.
+    /// Evaluate a run's encoder on labeled shards.
     EvalCommand {
-        /// Weighted k nearest neighbours by cosine similarity; nothing is trained.
+        /// Weighted k-nearest-neighbor classification by cosine similarity (no training).
         Knn(Evaluate<knn::KnnArgs>),
-        /// A linear classifier on a frozen encoder; what it leaves open is chosen on held-out images.
+        /// Linear evaluation on frozen features (hyperparameters selected on a held-out split).
         Linear(Evaluate<linear::LinearArgs>),
-        /// The encoder and a linear classifier learn from some or all labels; with --untrained, from scratch.
+        /// Fine-tune the encoder on all or a fraction of the labels; --untrained trains from scratch.
         Finetune(Evaluate<finetune::FinetuneArgs>),
-        /// The paper's transfer protocols: what they leave open is chosen on held-out images, then trained on all.
+        /// Transfer evaluation: hyperparameter search on a held-out split, then training on the full set.
         Transfer(Evaluate<transfer::TransferArgs>),
     }
 }
@@ -70,14 +70,14 @@ pub struct Evaluate<P: Protocol> {
     protocol: P,
 }
 
-/// The number that a data set is judged by.
+/// The metric that a dataset is judged by.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Metric {
-    /// Share of images that are recognised.
+    /// Top-1 accuracy.
     Top1,
-    /// Mean of the classes' shares: Aircraft, Pets, Caltech-101, Flowers in the paper.
+    /// Mean per-class accuracy (Aircraft, Pets, Caltech-101, Flowers in the paper).
     MeanPerClass,
-    /// Mean over classes of the average precision at 11 recalls, as VOC 2007.
+    /// 11-point mean average precision (VOC 2007).
     Map11,
 }
 
@@ -93,40 +93,40 @@ impl From<Metric> for simclr_trainer::eval::Metric {
 
 #[derive(Args)]
 pub struct EvalArgs {
-    /// The run folder; its newest checkpoint is taken.
+    /// Run directory; uses its latest checkpoint.
     #[arg(long, required_unless_present_any = ["checkpoint", "compare"])]
     pub run: Option<PathBuf>,
-    /// A checkpoint folder in a run folder, instead of the newest.
+    /// Evaluate this checkpoint instead of the latest.
     #[arg(long, conflicts_with = "run")]
     pub checkpoint: Option<PathBuf>,
-    /// Evaluate two models, run or checkpoint folders, and say what the first has over the second.
+    /// Compare two runs or checkpoints and report the difference A - B.
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["run", "checkpoint"])]
     pub compare: Vec<PathBuf>,
-    /// Random exchanges of answers that tell whether a difference is luck.
+    /// Number of permutations for the significance test.
     #[arg(long, default_value_t = 100_000)]
     pub permutations: u32,
-    /// By which number models are compared, and what `linear --solver lbfgs` and `transfer` leave open is chosen.
+    /// Metric for comparison and for model selection (`linear --solver lbfgs`, `transfer`).
     #[arg(long, value_enum, default_value = "top1")]
     pub metric: Metric,
-    /// Repeat it with so many seeds, from the run's on, and tell the spread.
+    /// Number of seeds, starting from the run's; reports mean and standard deviation.
     #[arg(long, default_value_t = 1)]
     pub seeds: u32,
-    /// Draw what was taken for what, as PNG.
+    /// Write a confusion matrix as PNG.
     #[arg(long, value_name = "FILE", conflicts_with = "compare")]
     pub confusion: Option<PathBuf>,
     /// Evaluate the run's initial weights, for comparison.
     #[arg(long)]
     pub untrained: bool,
-    /// Take what so many layers of the projection head make instead of h, as SimCLR v2 does.
+    /// Evaluate after K projection-head layers (0 = encoder output h), as in SimCLR v2.
     #[arg(long, default_value_t = 0)]
     pub head_layer: usize,
-    /// Manifest of the labelled training set.
+    /// Manifest of the labeled training set.
     #[arg(long, value_name = "MANIFEST")]
     pub train: PathBuf,
-    /// Manifest of the labelled test set.
+    /// Manifest of the labeled test set.
     #[arg(long, value_name = "MANIFEST")]
     pub test: PathBuf,
-    /// Change a value of the run's [machine] or [eval] table.
+    /// Override a [machine] or [eval] value (repeatable).
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub settings: Vec<String>,
 }
@@ -149,13 +149,13 @@ impl<P: Protocol> Run for Evaluate<P> {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let common = &self.common;
         if common.seeds == 0 {
-            return Err(Error::input("--seeds 0: at least one is wanted"));
+            return Err(Error::input("--seeds must be at least 1"));
         }
         // Before hours of work, not after them.
         let save = self.protocol.save().map(RunFolder::at);
         if let Some(folder) = save.as_ref().filter(|folder| folder.holds_run()) {
             let path = folder.path().display();
-            return Err(Error::input(format!("--save {path}: holds a run already; name another folder")));
+            return Err(Error::input(format!("--save {path}: already contains a run; choose another directory")));
         }
         let runtime = open::runtime()?;
         let mut results = Vec::new();
@@ -169,8 +169,7 @@ impl<P: Protocol> Run for Evaluate<P> {
             let object = result(P::NAME, common, &model, &data, &outcomes)?;
             if let Some(out) = &common.confusion {
                 let image = confusion_image(&outcomes[0].answers.measure()?, &data.manifest(SetRole::Test).classes);
-                write_whole(out, &drawn::png(&image))
-                    .with_context(|| format!("{}: cannot write the picture", out.display()))?;
+                write_whole(out, &drawn::png(&image)).with_context(|| format!("cannot write {}", out.display()))?;
             }
             let (mut answers, mut trained) = (Vec::new(), None);
             for outcome in outcomes {
@@ -284,7 +283,7 @@ fn sentence(object: &Value) -> String {
         _ => {}
     }
     if let Some(values) = object["values"].as_array() {
-        text += &format!(" (mean of {} seeds, which spread by {})", values.len(), percent("spread"));
+        text += &format!(" (mean of {} seeds, standard deviation {})", values.len(), percent("spread"));
     }
     text
 }
@@ -293,7 +292,7 @@ fn difference(comparison: &Comparison) -> String {
     let Comparison { difference, interval, p_value, config, .. } = comparison;
     let [difference, low, high] = [*difference, interval[0], interval[1]].map(|share| 100.0 * share);
     format!(
-        "the first has {difference:+.2} points over the second (95 %: {low:+.2} to {high:+.2}), p = {p_value:.3} by {} exchanges",
+        "difference A - B: {difference:+.2} points (95% CI {low:+.2} to {high:+.2}), p = {p_value:.3} ({} permutations)",
         config.permutations
     )
 }

@@ -9,29 +9,29 @@ use crate::commands::trainer::model::OpenModel;
 
 #[derive(Args)]
 pub struct TransferArgs {
-    /// What is transferred.
+    /// Transfer protocol.
     #[arg(long, value_enum, default_value = "linear")]
     pub method: TransferMethod,
-    /// Steps of fine-tuning; 20000, or 40000 with --untrained.
+    /// Fine-tuning steps [default: 20000, or 40000 with --untrained].
     #[arg(long)]
     pub steps: Option<u64>,
-    /// Images per step of fine-tuning.
+    /// Batch size for fine-tuning.
     #[arg(long, default_value_t = 256)]
     pub batch: u32,
-    /// Learning rates that fine-tuning tries; the paper's 7 if not given.
+    /// Learning rates to search when fine-tuning [default: the paper's 7].
     #[arg(long, value_delimiter = ',', value_name = "RATE,…")]
     pub learning_rates: Vec<f64>,
-    /// Weight decays that fine-tuning tries, divided by the learning rate; the paper's 8 if not given.
+    /// Weight decays to search when fine-tuning, divided by the learning rate [default: the paper's 8].
     #[arg(long, value_delimiter = ',', value_name = "DECAY,…")]
     pub weight_decays: Vec<f64>,
 }
 
-/// What is transferred to another data set.
+/// What is transferred to another dataset.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TransferMethod {
-    /// Frozen features: logistic regression.
+    /// Logistic regression on frozen features.
     Linear,
-    /// The whole encoder: fine-tuning.
+    /// Fine-tuning of the whole encoder.
     Finetune,
 }
 

@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_secs(8);
 /// If ranks can't be started, or have failed too often.
 pub fn run(count: u32, restarts: u32, stop: &AtomicBool) -> Result<ExitStatus> {
     if count == 0 {
-        return Err(Error::input("--nproc 0: at least 1 is wanted"));
+        return Err(Error::input("--nproc must be at least 1"));
     }
     let store = LaunchersStore::open()?;
     for attempt in 0..=restarts {
@@ -31,10 +31,12 @@ pub fn run(count: u32, restarts: u32, stop: &AtomicBool) -> Result<ExitStatus> {
         match status.code() {
             Some(130) => return Ok(ExitStatus::Interrupted),
             // Wrong input stays wrong. After a step it was not: what is missing then may come back.
-            Some(2) if attempt == 0 => return Err(Error::input(format!("rank {rank} would not begin; see above"))),
-            _ if attempt == restarts => return Err(Error::runtime(format!("rank {rank} ended with {status}"))),
+            Some(2) if attempt == 0 => {
+                return Err(Error::input(format!("rank {rank} failed to start (see error above)")));
+            }
+            _ if attempt == restarts => return Err(Error::runtime(format!("rank {rank} exited with {status}"))),
             _ => say(&format!(
-                "rank {rank} ended with {status}; all start again from the last checkpoint ({} of {restarts})",
+                "rank {rank} exited with {status}; restarting from the last checkpoint ({}/{restarts})",
                 attempt + 1
             )),
         }

@@ -30,25 +30,24 @@ use live::Live;
 
 pub use training::{Outcome, new_training, train};
 
-/// Train; a run folder holds configuration, metrics, checkpoints and quarantine.
+/// Train an encoder; writes config, metrics, checkpoints and quarantine log to the run directory.
 #[derive(Args)]
 pub struct TrainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// The run folder.
+    /// Run directory.
     #[arg(long)]
     pub run: PathBuf,
-    /// Go on from the newest checkpoint in the run folder, or start it.
+    /// Resume from the latest checkpoint, or start if there is none.
     #[arg(long)]
     pub resume: bool,
-    /// Say what would be done, and do nothing.
+    /// Validate the configuration and print the plan without training.
     #[arg(long)]
     pub dry_run: bool,
-    /// Train with so many processes on this machine, one for each GPU; elsewhere a launcher (torchrun, srun, mpirun)
-    /// starts them.
+    /// Number of processes to launch on this machine (one per GPU); use torchrun, srun or mpirun for several machines.
     #[arg(long, value_name = "N", conflicts_with = "dry_run")]
     pub nproc: Option<u32>,
-    /// With --nproc: when a process fails, start all again from the last checkpoint, so many times.
+    /// Maximum number of restarts after a process failure (with --nproc).
     #[arg(long, value_name = "K", default_value_t = 0, requires = "nproc")]
     pub restarts: u32,
     #[command(flatten)]
@@ -141,7 +140,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     if !args.resume {
         let path = folder.path().display();
         return Err(Error::input(format!(
-            "{path}: holds a run already; --resume goes on with it, or name another folder"
+            "{path}: already contains a run; pass --resume to continue it or choose another directory"
         )));
     }
     let record = Config::recorded(folder)?;
@@ -161,7 +160,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     if !differences.is_empty() {
         let list = config::listed(&differences);
         return Err(Error::input(format!(
-            "{}: the run was started with another configuration ({list}); start a new one instead",
+            "cannot resume {}: configuration differs from run.json ({list}); to change it, start a new run",
             folder.path().display()
         )));
     }
@@ -190,8 +189,8 @@ pub fn show(
     };
     let address = web::serve("machine.metrics", &address, live.pages(guard, machine.service.names.clone()), runtime)?;
     if !output.quiet {
-        say(&format!("metrics at http://{address}/metrics"));
-        say(&format!("a page of it all at http://{address}/"));
+        say(&format!("metrics: http://{address}/metrics"));
+        say(&format!("dashboard: http://{address}/"));
     }
     Ok(())
 }
@@ -209,7 +208,7 @@ fn dry_run(config: &Config, output: Output) -> Result<ExitStatus> {
     });
     output.result(&object, || {
         format!(
-            "{} samples, {} batches per epoch ({} samples dropped), {} steps ({} of warm-up), learning rate up to {}\n{} parameters on {device:?}\nplan {}",
+            "{} samples, {} batches per epoch ({} samples dropped), {} steps ({} of warmup), learning rate up to {}\n{} parameters on {device:?}\nplan {}",
             plan.num_samples(), plan.batches_per_epoch(), plan.dropped_per_epoch(), training.last_step(), training.schedule.warmup_steps,
             training.schedule.peak, training.model.parameters.num_trainable(), plan.digest
         )

@@ -84,8 +84,7 @@ pub fn train(
     };
     let mut training = new_training(config, &stream, device, world.clone())?;
     if config.eval.every > 0 && config.eval.test.as_os_str().is_empty() {
-        let wanted =
-            "eval.test = \"\": with eval.every a manifest of labelled images that are not trained on is wanted";
+        let wanted = "eval.every requires eval.test: the manifest of a labeled test set";
         return Err(Error::input(wanted));
     }
     let _lock = if world.leads() { Some(folder.lock()?) } else { None };
@@ -95,7 +94,7 @@ pub fn train(
     }
     training.follow_leader()?;
     let plan = &source.plan;
-    metrics::describe_gauge!("simclr_run_info", "The run's plan, and which rank of how many this is; always 1.");
+    metrics::describe_gauge!("simclr_run_info", "The run's plan, this process's rank and the world size; always 1.");
     let [rank, ranks] = [world.rank(), world.size()].map(|number| number.to_string());
     metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned(), "rank" => rank, "world" => ranks)
         .set(1.0);
@@ -121,7 +120,7 @@ pub fn train(
         "tensors without weight decay: {}",
         training.optimizer.excluded().join(" ")
     );
-    tracing::info!(device = ?device, threads, parameters = training.model.parameters.num_trainable(), plan = %plan.digest, "training begins");
+    tracing::info!(device = ?device, threads, parameters = training.model.parameters.num_trainable(), plan = %plan.digest, "training started");
 
     let (first, last) = (training.step, training.last_step());
     let fed = !config.machine.feed.nodes.is_empty();
@@ -131,7 +130,10 @@ pub fn train(
     let (mut loss, mut smooth, mut failed) = (None, None::<(f64, f64)>, None);
     let mut events = match config.machine.tensorboard && world.leads() {
         true => Some(Events::create(&folder.join("tensorboard"), first).with_context(|| {
-            format!("cannot write {}; machine.tensorboard = false does without", folder.join("tensorboard").display())
+            format!(
+                "cannot write {}; set machine.tensorboard = false to disable TensorBoard",
+                folder.join("tensorboard").display()
+            )
         })?),
         false => None,
     };
@@ -146,7 +148,7 @@ pub fn train(
         live.turn_to("training");
         let top1 = evaluated?;
         if let Err(error) = write_events(step, &[("evaluation/knn_top1", top1)]) {
-            tracing::warn!("TensorBoard's file cannot be written: {error}");
+            tracing::warn!("cannot write the TensorBoard event file: {error}");
         }
         Ok(())
     };
@@ -174,11 +176,7 @@ pub fn train(
             }
         }
         progress.set(report.step, last, || {
-            format!(
-                "{rate:.0} images/s, loss {:.3}, waits for data {:.0} %, {left:.0} s left",
-                value("loss"),
-                100.0 * wait
-            )
+            format!("{rate:.0} img/s, loss {:.3}, data wait {:.0}%, ETA {left:.0} s", value("loss"), 100.0 * wait)
         });
     };
     let evaluation = (every > 0).then_some((every, &mut evaluate as Evaluate<'_>));
@@ -195,7 +193,7 @@ pub fn train(
     }
     let damaged = source.quarantine.entries().len();
     if damaged > 0 && !output.quiet {
-        say(&format!("{damaged} damaged samples were replaced; {} names them", folder.ledger(0).display()));
+        say(&format!("{damaged} damaged samples were replaced; listed in {}", folder.ledger(0).display()));
     }
     // A run that was done already has its last loss on record.
     let loss = match loss {
@@ -226,19 +224,19 @@ fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, ou
     }
     let (newest, mut broken) = folder.checkpoints().newest();
     if newest.is_none() && !broken.is_empty() {
-        return Err(broken.swap_remove(0)).context("no checkpoint of this run is whole; remove them to start it anew");
+        return Err(broken.swap_remove(0)).context("all checkpoints are corrupt; delete them to restart from step 0");
     }
     for error in broken {
-        tracing::warn!("not taken: {error}");
+        tracing::warn!("skipping corrupt checkpoint: {error}");
     }
     let Some((path, state)) = newest else { return Ok(()) };
     check_plan(&path, &state.plan_digest, stream)?;
-    // Imported weights begin a run; whatever optimiser it has, it remembers nothing yet.
+    // Imported weights begin a run; whatever optimizer it has, it remembers nothing yet.
     let optimizer = (!state.plan_digest.is_empty()).then_some(&training.optimizer);
     checkpoint::load(&path, &training.model.parameters, optimizer)?;
     training.step = state.step;
     if !output.quiet {
-        say(&format!("going on from step {} ({})", state.step, path.display()));
+        say(&format!("resuming from step {} ({})", state.step, path.display()));
     }
     Ok(())
 }
@@ -249,13 +247,13 @@ fn check_plan(path: &Path, recorded: &str, stream: &StreamSummary) -> Result<()>
         return Ok(());
     }
     Err(Error::input(format!(
-        "{}: was trained on plan {recorded}, the configuration gives plan {}: the data or the recipe changed",
+        "{}: data or recipe changed: trained on plan {recorded}, the configuration now gives plan {}",
         path.display(),
         stream.plan_digest
     )))
 }
 
-/// The accuracy of nearest neighbours among the sets that `[eval]` names; noted in the run's folder.
+/// The accuracy of nearest neighbors among the sets that `[eval]` names; noted in the run's folder.
 fn evaluate_neighbours(
     config: &Config,
     folder: &RunFolder,

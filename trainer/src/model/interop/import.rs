@@ -51,7 +51,8 @@ const FOLLOWERS: [&str; 5] = ["encoder_k", "momentum", "teacher", "target", "ema
 /// If the file can't be read, or holds no encoder, or several.
 pub fn find(path: &Path, prefix: Option<&str>) -> Result<Found, TrainError> {
     let wrong = |what: String| TrainError::Checkpoint { path: path.to_owned(), what };
-    let tensors = Tensor::read_safetensors(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let tensors = Tensor::read_safetensors(path)
+        .map_err(|error| wrong(format!("not a safetensors file ({error}); convert .pth and .ckpt files first")))?;
     let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
     let mut all: Vec<Beginning<'_>> =
         tensors.iter().filter_map(|(name, tensor)| beginning(name, tensor, &tensors)).collect();
@@ -66,22 +67,22 @@ pub fn find(path: &Path, prefix: Option<&str>) -> Result<Found, TrainError> {
         [one] => one.clone(),
         [] => {
             let names: Vec<&str> = tensors.keys().take(4).map(String::as_str).collect();
-            let which = prefix.map_or(String::new(), |prefix| format!(" whose names begin with {prefix:?}"));
+            let which = prefix.map_or(String::new(), |prefix| format!(" with the prefix {prefix:?}"));
             return Err(wrong(format!(
-                "it holds no ResNet{which}: a first convolution of three channels named as torchvision, Hugging Face, an \
-                 nn.Sequential or TensorFlow do is wanted; its names begin with {names:?}"
+                "no ResNet{which} found: expected a first convolution of three input channels, named as in torchvision, \
+                 Hugging Face, an nn.Sequential or TensorFlow; the names start with {names:?}"
             )));
         }
         several => {
             let prefixes: Vec<&str> = several.iter().map(|(_, prefix, ..)| prefix.as_str()).collect();
-            return Err(wrong(format!("it holds several encoders; choose one of the prefixes {prefixes:?}")));
+            return Err(wrong(format!("the file contains several encoders; choose a prefix from {prefixes:?}")));
         }
     };
     let shape = if style == Style::TensorFlow { from_tensorflow(first).size() } else { first.size() };
     let (width, stem) = match shape[..] {
         [channels, 3, 7, 7] => (channels as f64 / 64.0, Stem::Imagenet),
         [channels, 3, 3, 3] => (channels as f64 / 64.0, Stem::Cifar),
-        _ => return Err(wrong(format!("its first convolution has shape {shape:?}; 7×7 or 3×3 is wanted"))),
+        _ => return Err(wrong(format!("the first convolution has shape {shape:?}; expected 7×7 or 3×3"))),
     };
     let convolutions = tensors
         .iter()
@@ -97,7 +98,7 @@ pub fn find(path: &Path, prefix: Option<&str>) -> Result<Found, TrainError> {
         155 => Encoder::Resnet152,
         _ => {
             return Err(wrong(format!(
-                "it has {convolutions} convolutions below {prefix:?}; ResNet-18, -34, -50, -101 and -152 have 20, 36, \
+                "found {convolutions} convolutions with the prefix {prefix:?}; ResNet-18, -34, -50, -101 and -152 have 20, 36, \
                  53, 104 and 155"
             )));
         }
@@ -108,7 +109,7 @@ pub fn find(path: &Path, prefix: Option<&str>) -> Result<Found, TrainError> {
         Style::Sequential(_) => "an nn.Sequential's",
         Style::TensorFlow => "the official TensorFlow code's",
     };
-    let names = if prefix.is_empty() { names.to_owned() } else { format!("{names}, behind {prefix:?}") };
+    let names = if prefix.is_empty() { names.to_owned() } else { format!("{names} with prefix {prefix:?}") };
     Ok(Found { encoder, width, stem, names, style, prefix, suffix, tensors, path: path.to_owned() })
 }
 
@@ -151,7 +152,7 @@ impl Found {
         for parameter in parameters.entries().iter().filter(|p| !p.name.starts_with(super::HEAD)) {
             let name = self.name_of(&parameter.name, &numbers);
             let source = self.tensors.get(&name).ok_or_else(|| {
-                wrong(format!("it has no tensor {name}, which would be {} of a {:?}", parameter.name, self.encoder))
+                wrong(format!("tensor {name} is missing ({} of a {:?})", parameter.name, self.encoder))
             })?;
             let source = if self.style == Style::TensorFlow && source.dim() == 4 {
                 from_tensorflow(source)
@@ -160,7 +161,7 @@ impl Found {
             };
             if source.size() != parameter.tensor.size() {
                 let (found, expected) = (source.size(), parameter.tensor.size());
-                return Err(wrong(format!("{name} has shape {found:?}, {expected:?} expected")));
+                return Err(wrong(format!("{name} has shape {found:?}, expected {expected:?}")));
             }
             tch::no_grad(|| parameter.tensor.shallow_clone().copy_(&source.to_kind(Kind::Float)));
             left.retain(|other| *other != name);
@@ -365,10 +366,10 @@ mod tests {
             let message = find(&path, None).err().expect("no encoder").to_string();
             assert!(message.contains(wanted), "{message}");
         };
-        fails(&[("embeddings.weight", vec![4, 4])], "holds no ResNet");
+        fails(&[("embeddings.weight", vec![4, 4])], "no ResNet found");
         fails(&[("conv1.weight", vec![8, 3, 7, 7])], "1 convolutions");
         fails(&[("a.conv1.weight", vec![8, 3, 7, 7]), ("b.conv1.weight", vec![8, 3, 7, 7])], "[\"a.\", \"b.\"]");
         std::fs::write(&path, b"no tensors").unwrap();
-        assert!(find(&path, None).err().unwrap().to_string().contains("cannot be read"));
+        assert!(find(&path, None).err().unwrap().to_string().contains("not a safetensors file"));
     }
 }

@@ -46,7 +46,7 @@ fn fulfils(backend: &Backend<'_>) {
             for options in [in_memory(1 << 30), in_memory(if backend.ranges { 0 } else { 1 << 30 })] {
                 let error = digest(&manifest, &options, backend.connect).expect_err(wanted).to_string();
                 let names = error.contains(&set.manifest.shards[0].location);
-                assert!(names && error.contains("not the shard that the manifest describes"), "{name}: {error}");
+                assert!(names && error.contains("does not match the manifest"), "{name}: {error}");
             }
         };
         refuses(&|bytes| bytes.iter_mut().skip(600).step_by(700).for_each(|byte| *byte ^= 1), "changed bytes");

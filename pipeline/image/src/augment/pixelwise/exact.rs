@@ -1,4 +1,4 @@
-//! Colour changes in f32, in an order that is written down here, so that every machine gives the same bytes.
+//! Color changes in f32, in an order that is written down here, so that every machine gives the same bytes.
 
 use super::{Change, TILE, pass};
 use crate::augment::View;
@@ -53,7 +53,7 @@ fn mean_of(sums: [f64; 3], pixels: usize) -> [f32; 3] {
     sums.map(|sum| (sum / pixels as f64) as f32)
 }
 
-/// Adds what contrast's mean is made of: each channel, or in torchvision's arithmetic the grey.
+/// Adds what contrast's mean is made of: each channel, or in torchvision's arithmetic the gray.
 #[inline(always)]
 fn add_sum<const WHOLE: bool>(tile: &[&mut [f32]; 3], sums: &mut [f64; 3]) {
     let total = |values: &[f32]| sums8(values).iter().map(|&sum| f64::from(sum)).sum::<f64>();
@@ -101,7 +101,7 @@ fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Opt
             // towards the largest one.
             let max = larger(larger(pixel[0], pixel[1]), pixel[2]);
             let min = smaller(smaller(pixel[0], pixel[1]), pixel[2]);
-            // No saturation grows beyond 1; grey, whose range is 0, stays as it is.
+            // No saturation grows beyond 1; gray, whose range is 0, stays as it is.
             let scale = smaller(max / (max - min), factor);
             pixel.map(|x| store(max - (max - x) * scale))
         }),
@@ -161,10 +161,10 @@ fn whole(x: f32) -> f32 {
     x.trunc()
 }
 
-/// The weights of red, green and blue in grey (ITU-R 601 to four digits, as TensorFlow and torchvision have them).
+/// The weights of red, green and blue in gray (ITU-R 601 to four digits, as TensorFlow and torchvision have them).
 const GRAY: [f32; 3] = [0.2989, 0.587, 0.114];
 
-/// The grey of one pixel, cut down to a whole number in torchvision's arithmetic.
+/// The gray of one pixel, cut down to a whole number in torchvision's arithmetic.
 #[inline(always)]
 fn gray<const WHOLE: bool>([r, g, b]: [f32; 3]) -> f32 {
     let value = GRAY[0] * r + GRAY[1] * g + GRAY[2] * b;
@@ -173,7 +173,7 @@ fn gray<const WHOLE: bool>([r, g, b]: [f32; 3]) -> f32 {
 
 /// Turns the hue of an RGB pixel by a share of the circle in [−1, 1], keeping value and saturation.
 ///
-/// The hue is counted in sixths of the circle, 0 at red, times the range of the channels, which saves a division; grey
+/// The hue is counted in sixths of the circle, 0 at red, times the range of the channels, which saves a division; gray
 /// has a range of 0 and stays as it is.
 #[inline(always)]
 fn turn_hue([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {

@@ -1,4 +1,4 @@
-//! Colour changes in whole numbers of 1/32, sixteen bits each: as many at a time as the machine's vectors hold, and the
+//! Color changes in whole numbers of 1/32, sixteen bits each: as many at a time as the machine's vectors hold, and the
 //! same on every machine.
 
 use super::{Change, TILE, pass};
@@ -198,7 +198,7 @@ fn times<L: Lanes>(x: L, factor: L) -> L {
     x.add(x).mul_high_rounded(factor)
 }
 
-/// Four times a value's share of grey, given with 15 bits behind the point.
+/// Four times a value's share of gray, given with 15 bits behind the point.
 #[inline(always)]
 fn share<L: Lanes>(x: L, weight: i16) -> L {
     x.add(x).add(x.add(x)).mul_high_rounded(L::splat(weight))
@@ -213,7 +213,7 @@ fn extremes<L: Lanes>([r, g, b]: [L; 3]) -> (L, L) {
 /// and saturation.
 ///
 /// The hue is counted in sixths of the circle, 0 at red, times the range of the channels, which saves a division; it
-/// takes all sixteen bits. Grey has a range of 0 and stays as it is.
+/// takes all sixteen bits. Gray has a range of 0 and stays as it is.
 #[inline(always)]
 fn turn_hue<L: Lanes>([r, g, b]: [L; 3], forward: L) -> [L; 3] {
     let (max, min) = extremes([r, g, b]);

@@ -1,4 +1,4 @@
-//! Changes of each pixel's colour alone, several in one pass.
+//! Changes of each pixel's color alone, several in one pass.
 //!
 //! A pass goes over the view in tiles that stay in the first-level cache, and makes all changes on each. Contrast needs
 //! the mean of what the changes before it made, so a pass ends there, having summed it up. [`exact`] works in f32, as
@@ -14,7 +14,7 @@ use crate::simd::vectorized;
 /// Pixels in a tile.
 const TILE: usize = 1024;
 
-/// One colour change with its drawn amount.
+/// One color change with its drawn amount.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Change {
     /// Multiply all pixels.
@@ -23,11 +23,11 @@ pub enum Change {
     AddBrightness(f32),
     /// Move pixels from, or towards, their mean.
     Contrast(f32),
-    /// Move pixels from, or towards, their grey.
+    /// Move pixels from, or towards, their gray.
     Saturation(f32),
     /// Turn the hue by this share of the circle.
     Hue(f32),
-    /// Drop the colour.
+    /// Drop the color.
     Gray,
     /// Invert values that are at least this large.
     Solarize(f32),
@@ -45,8 +45,8 @@ impl std::fmt::Display for Change {
             Change::Contrast(x) => write!(f, "c×{x:.2}"),
             Change::Saturation(x) => write!(f, "s×{x:.2}"),
             Change::Hue(x) => write!(f, "h{x:+.2}"),
-            Change::Gray => write!(f, "grey"),
-            Change::Solarize(x) => write!(f, "solarise ≥ {x:.0}"),
+            Change::Gray => write!(f, "gray"),
+            Change::Solarize(x) => write!(f, "solarize ≥ {x:.0}"),
             Change::Posterize(bits) => write!(f, "posterise {bits}"),
             Change::Invert => write!(f, "invert"),
         }

@@ -1,10 +1,10 @@
-//! Planes to pixels, as libjpeg does it: "fancy" upsampling of the colour differences, then RGB.
+//! Planes to pixels, as libjpeg does it: "fancy" upsampling of the color differences, then RGB.
 
 use super::{Colors, Plane, Planes};
 use crate::decode::RgbImage;
 use crate::simd::rgb;
 
-/// The pixels of a picture whose planes are all there.
+/// The pixels of an image whose planes are all there.
 pub(super) fn to_rgb(planes: &Planes) -> RgbImage {
     let (width, height) = (planes.width as usize, planes.height as usize);
     let [y, cb, cr] = &planes.planes;
@@ -37,7 +37,7 @@ pub(super) fn to_rgb(planes: &Planes) -> RgbImage {
     RgbImage { width: planes.width, height: planes.height, pixels }
 }
 
-/// A row of a colour difference at full width.
+/// A row of a color difference at full width.
 fn upsample(plane: &Plane, width: usize, height: usize, row: usize, out: &mut [u8]) {
     let (across, down) = (plane.width < width, plane.height < height);
     // libjpeg repeats samples where there are too few to weigh; so do we.

@@ -19,7 +19,7 @@ const PLACES: [u8; 256] = {
     places
 };
 
-/// The blocks of a component that are wanted: columns and rows.
+/// The blocks of a component that are needed: columns and rows.
 pub type Wanted = (Range<u32>, Range<u32>);
 
 /// Decodes scans, keeping buffers and tables.
@@ -43,7 +43,7 @@ const LOOKS_PER_REFILL: u32 = 56 / (LOOKUP_BITS + 10);
 const MARGIN: usize = 16;
 
 impl Entropy {
-    /// Calls `place` with each wanted block, in the file's order; it says whether the block is one of a picture.
+    /// Calls `place` with each wanted block, in the file's order; it says whether the block is one of an image.
     ///
     /// With `known`, only rows that hold wanted blocks are gone through, and of them, where the beginning of the next
     /// row is known, only what lies before the last wanted block; with `index`, what would be known is noted.

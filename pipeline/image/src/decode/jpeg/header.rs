@@ -1,4 +1,4 @@
-//! The segments before a JPEG's picture data.
+//! The segments before a JPEG's image data.
 
 use super::Unknown;
 use super::huffman::TableSpec;
@@ -11,10 +11,10 @@ pub const ZIGZAG: [u8; 64] = [
     47, 55, 62, 63,
 ];
 
-/// How many blocks of luma, across and down, go with one block of each colour difference.
+/// How many blocks of luma, across and down, go with one block of each color difference.
 pub type Sampling = (u32, u32);
 
-/// A colour component as the frame and scan headers describe it.
+/// A color component as the frame and scan headers describe it.
 #[derive(Debug, Clone)]
 pub struct Component {
     pub index: usize,
@@ -88,7 +88,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// By how much component `i` has fewer samples than the picture has pixels, across and down.
+    /// By how much component `i` has fewer samples than the image has pixels, across and down.
     pub fn reduction(&self, i: usize) -> Sampling {
         let (h, v) = self.components[0].sampling;
         (h / self.components[i].sampling.0, v / self.components[i].sampling.1)
@@ -143,7 +143,7 @@ fn parse_quantization(mut segment: &[u8], tables: &mut [Option<[i16; 64]>; 4]) -
         let mut table = [0; 64];
         for (&place, value) in ZIGZAG.iter().zip(values.chunks_exact(width)) {
             let value = value.iter().fold(0, |all, &byte| all << 8 | u16::from(byte));
-            // The largest coefficient of eight-bit samples is below 2048; more is no picture's.
+            // The largest coefficient of eight-bit samples is below 2048; more is no image's.
             table[usize::from(place)] = i16::try_from(value).ok().filter(|&value| value <= 2048).ok_or(Unknown)?;
         }
         tables[usize::from(kind & 15)] = Some(table);

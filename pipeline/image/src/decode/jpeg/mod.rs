@@ -1,4 +1,4 @@
-//! Baseline JPEG, fast: one pass over the entropy-coded data, pixels only where they are wanted, colour planes as they
+//! Baseline JPEG, fast: one pass over the entropy-coded data, pixels only where they are needed, color planes as they
 //! are stored.
 //!
 //! What is not plain baseline (progressive, arithmetic, CMYK, odd sampling, several scans, anything that looks
@@ -23,7 +23,7 @@ use crate::decode::RgbImage;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unknown;
 
-/// A part of a picture, in pixels.
+/// A part of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
     /// First column.
@@ -46,7 +46,7 @@ impl Region {
     }
 }
 
-/// One colour component of a picture, or the part of it that was decoded.
+/// One color component of an image, or the part of it that was decoded.
 #[derive(Debug, Clone, Default)]
 pub struct Plane {
     /// Samples, row-major, and [`MARGIN`] bytes behind them.
@@ -79,7 +79,7 @@ impl Plane {
     }
 }
 
-/// The colours that three planes hold.
+/// The colors that three planes hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Colors {
     /// Luma and two differences, as JPEG has them.
@@ -91,12 +91,12 @@ pub enum Colors {
     Gray,
 }
 
-/// A picture, or a part of it, as planes.
+/// An image, or a part of it, as planes.
 #[derive(Debug, Clone, Default)]
 pub struct Planes {
-    /// Columns of the whole picture.
+    /// Columns of the whole image.
     pub width: u32,
-    /// Rows of the whole picture.
+    /// Rows of the whole image.
     pub height: u32,
     /// What the planes are.
     pub colors: Colors,
@@ -105,7 +105,7 @@ pub struct Planes {
 }
 
 impl Planes {
-    /// Takes in a picture whose pixels are there already.
+    /// Takes in an image whose pixels are there already.
     pub fn set_rgb(&mut self, image: &RgbImage) {
         (self.width, self.height, self.colors) = (image.width, image.height, Colors::Rgb);
         let (width, height) = (image.width as usize, image.height as usize);
@@ -117,7 +117,7 @@ impl Planes {
         }
     }
 
-    /// The pixels of a picture that was decoded as a whole: chroma brought to full size as libjpeg's "fancy"
+    /// The pixels of an image that was decoded as a whole: chroma brought to full size as libjpeg's "fancy"
     /// upsampling does, then RGB.
     pub fn to_rgb(&self) -> RgbImage {
         color::to_rgb(self)
@@ -144,7 +144,7 @@ impl<'a> Jpeg<'a> {
     }
 }
 
-/// Decodes pictures one after the other, keeping its buffers and tables.
+/// Decodes images one after the other, keeping its buffers and tables.
 #[derive(Default)]
 pub struct Decoder {
     entropy: entropy::Entropy,
@@ -187,7 +187,7 @@ impl Decoder {
         &self.planes
     }
 
-    /// Takes in a picture that the general path decoded.
+    /// Takes in an image that the general path decoded.
     pub fn set_rgb(&mut self, image: &RgbImage) -> &Planes {
         self.planes.set_rgb(image);
         &self.planes

@@ -24,7 +24,7 @@ pub struct Start {
 }
 
 /// At most this many parts has a file: a place for each row of units of what the field trains on, and fewer for large
-/// pictures, whose rows are long.
+/// images, whose rows are long.
 const PARTS: u32 = 64;
 
 /// What an index's bytes begin with: which way of writing it this is.

@@ -8,7 +8,7 @@ use crate::drawn;
 
 const MAX: u64 = 1 << 26;
 
-/// A drawn picture with some noise in it, as a JPEG.
+/// A drawn image with some noise in it, as a JPEG.
 fn jpeg(
     side: (u32, u32),
     quality: u8,
@@ -79,7 +79,7 @@ fn restart_markers_are_followed() {
     }
 }
 
-/// The picture with restart markers.
+/// The image with restart markers.
 fn with_restarts(picture: &RgbImage, interval: u16) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 80);
@@ -120,7 +120,7 @@ fn a_region_is_the_whole_pictures_and_an_index_changes_nothing() {
 fn vector_code_equals_plain_code() {
     let mut draws = Draws::new(1, Purpose::Picture, &[3]);
     for round in 0..20_000u64 {
-        // Few and small coefficients as in pictures, and such as only a damaged file has.
+        // Few and small coefficients as in images, and such as only a damaged file has.
         let large = round % 4 == 0;
         let mut block = Block::new();
         block.last = draws.below(64) as usize;
