@@ -27,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod terminal;
 pub mod output;
 pub mod cli;
 pub mod commands;
@@ -60,7 +61,7 @@ pub fn run() -> ExitCode {
         Ok(ExitStatus::ProblemsFound) => ExitCode::from(1),
         Ok(ExitStatus::Interrupted) => ExitCode::from(output::INTERRUPTED),
         Err(error) => {
-            output::say_error(&error, color);
+            telemetry::logging::say_error(&error, color);
             match error.class() {
                 ErrorClass::Input => ExitCode::from(2),
                 ErrorClass::Runtime => ExitCode::from(1),

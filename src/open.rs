@@ -1,11 +1,15 @@
 //! Opens what a configuration describes on this machine: the source of a stream, the batches, the threads.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use simclr_data::dataset::{self, OpenOptions, Opened, Told};
 use simclr_data::loader::{Loader, LoaderOptions};
+use simclr_data::manifest::Manifest;
 use simclr_data::metrics::PipelineMetrics;
 use simclr_data::objects::remote::RemoteOptions;
 use simclr_data::source::{DamagePolicy, Source};
@@ -17,24 +21,77 @@ use simclr_ground::position::Share;
 use simclr_plan::{Plan, StreamConfig};
 use simclr_service::client::Feed;
 
-use crate::config::MachineConfig;
-use crate::telemetry;
+use crate::config::{Config, MachineConfig};
+use crate::telemetry::progress::Progress;
+use crate::telemetry::{self, logging};
+
+/// The manifest of whatever `what` names as data. What a person should know of it is said once.
+///
+/// # Errors
+/// If there is no data set of this name, or it can't be read.
+pub fn manifest(what: &Path) -> Result<Manifest> {
+    let quiet = logging::is_quiet();
+    let progress: Mutex<Option<Progress>> = Mutex::new(None);
+    let told = |told: Told| match told {
+        Told::Waiting => tracing::warn!("waiting for another process that scans {}", what.display()),
+        // What is known already needs no bar.
+        Told::Scanned { bytes: 0, .. } => {}
+        Told::Scanned { unit, done, total, bytes } => {
+            let mut progress = progress.lock().expect("no panic while held");
+            let progress = progress.get_or_insert_with(|| Progress::new("scanning", 0, total, quiet));
+            progress.set(done, total, || format!("{unit}, {:.1} MB read", bytes as f64 / 1e6));
+        }
+    };
+    let opened = dataset::open(what, &OpenOptions { threads: cores(), memory: memory_folder(), progress: &told });
+    progress.into_inner().expect("no panic while held").iter().for_each(Progress::finish);
+    let Opened { manifest, notes } = opened?;
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    for note in notes {
+        let note = format!("{}: {note}", what.display());
+        if !quiet && SAID.lock().expect("no panic while held").insert(note.clone()) {
+            logging::say(&note);
+        }
+    }
+    Ok(manifest)
+}
+
+/// Where it is remembered what was read of people's data: in the user's cache folder, if there is one.
+fn memory_folder() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("simclr-pipeline").join("datasets"))
+}
+
+/// The manifest that a configuration names; what in the configuration fits itself to the data is filled in.
+///
+/// # Errors
+/// As [`manifest`].
+pub fn fitted(config: &mut Config) -> Result<Manifest> {
+    let manifest = manifest(&config.data.manifest)?;
+    config.fit(manifest.samples);
+    Ok(manifest)
+}
 
 /// The source of a stream, which bears as much damage as its configuration allows.
 ///
 /// # Errors
 /// If the manifest can't be read or the plan can't be made.
 pub fn source(stream: StreamConfig, machine: &MachineConfig) -> Result<Arc<Source>> {
-    source_with(stream, machine, DamagePolicy::Budget)
+    source_over(manifest(&stream.data.manifest)?, stream, machine, DamagePolicy::Budget)
 }
 
-/// The source of a stream, with this damage policy.
+/// The source of a stream over a manifest that was read, with this damage policy.
 ///
 /// # Errors
-/// If the manifest or the ledger can't be read, or the plan can't be made.
-pub fn source_with(stream: StreamConfig, machine: &MachineConfig, damage: DamagePolicy<'_>) -> Result<Arc<Source>> {
+/// If the ledger can't be read, or the plan can't be made.
+pub fn source_over(
+    manifest: impl Into<Arc<Manifest>>,
+    stream: StreamConfig,
+    machine: &MachineConfig,
+    damage: DamagePolicy<'_>,
+) -> Result<Arc<Source>> {
     telemetry::recorder();
-    Source::open(stream, &store_options(machine), damage, PipelineMetrics::register())
+    Source::open(manifest, stream, &store_options(machine), damage, PipelineMetrics::register())
 }
 
 /// What the machine lets storage use.

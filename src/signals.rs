@@ -92,7 +92,7 @@ impl Stop {
     fn on_signal(&self, kind: SignalKind) {
         let urges = [SignalKind::interrupt(), SignalKind::terminate()].contains(&kind);
         if !self.in_order.load(Ordering::Relaxed) {
-            crate::output::say("interrupted");
+            logging::say("interrupted");
             self.tidy.iter().for_each(|tidy| tidy());
             leave();
         }
@@ -102,7 +102,7 @@ impl Stop {
             (false, urges) => {
                 URGED.store(urges, Ordering::Relaxed);
                 if !is_spoken_for() {
-                    crate::output::say("stopping after this step (press Ctrl-C again to stop immediately)");
+                    logging::say("stopping after this step (press Ctrl-C again to stop immediately)");
                 }
             }
             _ => {}

@@ -11,24 +11,23 @@ use crate::config::Config;
 /// What to stream.
 #[derive(Args, Clone)]
 pub struct ConfigArgs {
-    /// TOML file or preset name [presets: imagenet-resnet50, cifar10-resnet18, quickstart; default: imagenet-resnet50].
+    /// TOML file or preset name [presets: own-images, imagenet-resnet50, cifar10-resnet18, quickstart; default: own-images].
     #[arg(long, value_name = "FILE|PRESET")]
     pub config: Option<String>,
     /// Override a config value, e.g. --set batch.size=256 (repeatable).
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Dataset manifest (path or URL); shorthand for --set data.manifest=FILE.
-    #[arg(long, value_name = "FILE")]
-    pub manifest: Option<PathBuf>,
+    /// Dataset: a folder of images in any shape, a list of image files (.txt, .csv), a manifest, or shards (a folder,
+    /// pattern or URL); shorthand for --set data.manifest=DATA.
+    #[arg(long, visible_alias = "manifest", value_name = "DATA")]
+    pub data: Option<PathBuf>,
 }
 
 impl ConfigArgs {
-    /// The settings, `--manifest` among them.
+    /// The settings, `--data` among them.
     pub fn settings(&self) -> Vec<String> {
-        let manifest = self
-            .manifest
-            .iter()
-            .map(|path| format!("data.manifest={}", toml::Value::String(path.display().to_string())));
+        let manifest =
+            self.data.iter().map(|path| format!("data.manifest={}", toml::Value::String(path.display().to_string())));
         self.settings.iter().cloned().chain(manifest).collect()
     }
 

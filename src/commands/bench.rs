@@ -68,7 +68,7 @@ const READ_AT_A_TIME: u64 = 16;
 
 impl Run for BenchArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
-        let config = self.config.load()?;
+        let mut config = self.config.load()?;
         if self.images == 0 {
             return Err(Error::input("--images must be at least 1"));
         }
@@ -76,7 +76,8 @@ impl Run for BenchArgs {
             return Err(Error::input(format!("--feed must be greater than 0, got {}", self.feed.unwrap_or(0.0))));
         }
         let threads = if self.threads == 0 { open::cores() } else { self.threads };
-        let samples = simclr_data::manifest::Manifest::read(&config.data.manifest)?.samples;
+        let manifest = open::fitted(&mut config)?;
+        let samples = manifest.samples;
         let mut wanted = config.stream();
         wanted.batch.size = BATCH.min(if wanted.data.limit > 0 { wanted.data.limit } else { samples }) as u32;
         if let Traversal::Shuffled(order) = &mut wanted.traversal {
@@ -91,9 +92,9 @@ impl Run for BenchArgs {
         let source = match self.no_metrics {
             true => {
                 let storage = open::store_options(&config.machine);
-                Source::open(wanted, &storage, DamagePolicy::Budget, PipelineMetrics::silent())?
+                Source::open(manifest, wanted, &storage, DamagePolicy::Budget, PipelineMetrics::silent())?
             }
-            false => open::source(wanted, &config.machine)?,
+            false => open::source_over(manifest, wanted, &config.machine, DamagePolicy::Budget)?,
         };
         let runtime = open::runtime()?;
         let (before, began) = (cpu_seconds(), Instant::now());

@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use simclr_data::loader::LoaderOptions;
 use simclr_data::quarantine::QuarantineEntry;
+use simclr_data::source::DamagePolicy;
 use simclr_ground::error::{Error, Result};
 use simclr_ground::position::Share;
 
@@ -11,8 +12,9 @@ use super::Run;
 use super::args::{ConfigArgs, FeedArgs};
 use crate::open;
 use crate::output::ExitStatus;
-use crate::output::{Output, row};
+use crate::output::Output;
 use crate::telemetry::progress::Progress;
+use crate::terminal::row;
 
 /// Print the BLAKE3 digest of each global batch (pixels, labels, IDs) and of the whole stream.
 #[derive(Args)]
@@ -58,7 +60,8 @@ impl Run for DigestArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let mut config = self.config.load()?;
         self.feed.apply(&mut config.machine.feed);
-        let source = open::source(config.stream(), &config.machine)?;
+        let manifest = open::fitted(&mut config)?;
+        let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Budget)?;
         let runtime = open::runtime()?;
         let threads = if config.machine.threads == 0 { open::cores() } else { config.machine.threads };
         let to_batch = self.from_batch.checked_add(self.batches);

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use simclr_data::pack::Resize;
+use simclr_data::source::DamagePolicy;
 use simclr_data::store::OTHER_FILES;
 use simclr_ground::error::{Error, Result};
 use simclr_ground::location::Location;
@@ -71,12 +72,12 @@ impl Run for DoctorArgs {
         if !machine.cache_dir.as_os_str().is_empty() {
             findings.push(disk("cache", &machine.cache_dir));
         }
-        if self.config.manifest.is_some() || config.data.manifest.exists() {
+        if self.config.data.is_some() || config.data.manifest.exists() {
             findings.extend(data(&config));
         } else {
-            let meaning = "pass --manifest FILE to check access to its shards and read speed";
+            let meaning = "pass --data DATA to check access to its shards and read speed";
             findings.push(files(machine, None));
-            findings.push(Finding::new("data", Grade::Note, "no manifest given", meaning));
+            findings.push(Finding::new("data", Grade::Note, "no data set given", meaning));
         }
         let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
         output.result(&json!({ "findings": findings, "problems": problems }), || told(&findings, problems))?;
@@ -309,7 +310,9 @@ fn disk(name: &'static str, folder: &Path) -> Finding {
 
 /// Whether the set can be read here, and how fast.
 fn data(config: &Config) -> Vec<Finding> {
-    let opened = open::source(config.stream(), &config.machine);
+    let mut config = config.clone();
+    let opened = open::fitted(&mut config)
+        .and_then(|manifest| open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Budget));
     let source = match opened {
         Ok(source) => source,
         Err(error) => {

@@ -13,10 +13,13 @@ use simclr_plan::{Plan, ShuffleQuality};
 
 use super::Run;
 use crate::config::Config;
+use crate::open;
 use crate::open::cores;
 use crate::output::ExitStatus;
-use crate::output::{Output, row};
+use crate::output::Output;
+use crate::telemetry::logging::say;
 use crate::telemetry::progress::Progress;
+use crate::terminal::row;
 
 /// Build, verify, show or convert the manifest of existing shards.
 #[derive(Subcommand)]
@@ -39,6 +42,9 @@ pub enum ManifestCommand {
         /// Do not index JPEG entry points: smaller manifest, faster to build, slightly slower crops.
         #[arg(long)]
         no_row_index: bool,
+        /// Take class indices from this field of each sample's .json, where there is no .cls.
+        #[arg(long, value_name = "NAME")]
+        label_field: Option<String>,
     },
     /// Verify all shards against the manifest and report every mismatch.
     Verify {
@@ -72,7 +78,7 @@ pub enum ManifestCommand {
 impl Run for ManifestCommand {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         match self {
-            ManifestCommand::Build { shards, out, classes, exclude, no_row_index } => {
+            ManifestCommand::Build { shards, out, classes, exclude, no_row_index, label_field } => {
                 let named = expand(shards)?;
                 let classes = classes_of(classes.as_deref(), &named)?;
                 let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -80,10 +86,17 @@ impl Run for ManifestCommand {
                 let source = format!("built from {}", shards.join(" "));
                 let exclude = exclude.as_deref().map(quarantined).transpose()?.unwrap_or_default();
                 let asked = exclude.len();
-                let manifest = with_progress("reading", named.len(), output, |progress| {
-                    let rows = !no_row_index;
-                    build(&named, BuildOptions { base, source, classes, exclude, rows, threads: cores(), progress })
+                let (manifest, passed_over) = with_progress("reading", named.len(), output, |progress| {
+                    let (rows, label_field, threads) = (!no_row_index, label_field.clone(), cores());
+                    let options = BuildOptions { base, source, classes, label_field, exclude, rows, threads, progress };
+                    build(&named, options)
                 })?;
+                for line in passed_over.told().iter().filter(|_| !output.quiet) {
+                    say(line);
+                }
+                if passed_over.unused.contains_key("json") && manifest.num_labelled() == 0 && !output.quiet {
+                    say("hint: --label-field NAME takes labels from a field of .json");
+                }
                 let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
                 if excluded < asked {
                     let none = asked - excluded;
@@ -94,7 +107,7 @@ impl Run for ManifestCommand {
                 Ok(ExitStatus::Success)
             }
             ManifestCommand::Verify { manifest: path } => {
-                let manifest = Manifest::read(path)?;
+                let manifest = open::manifest(path)?;
                 let problems = with_progress("verifying", manifest.shards.len(), output, |progress| {
                     verify(&manifest, cores(), progress)
                 })?;
@@ -111,12 +124,13 @@ impl Run for ManifestCommand {
                 Ok(if problems.is_empty() { ExitStatus::Success } else { ExitStatus::ProblemsFound })
             }
             ManifestCommand::Show { manifest: path, shuffle: false, .. } => {
-                report(&Manifest::read(path)?, path, output)?;
+                report(&open::manifest(path)?, path, output)?;
                 Ok(ExitStatus::Success)
             }
             ManifestCommand::Show { manifest: path, config, settings, .. } => {
-                let config = Config::load(config.as_deref(), settings)?;
-                let manifest = Manifest::read(path)?;
+                let mut config = Config::load(config.as_deref(), settings)?;
+                let manifest = open::manifest(path)?;
+                config.fit(manifest.samples);
                 let plan = Plan::new(&manifest, config.stream())?;
                 let quality = ShuffleQuality::measure(&plan, &manifest);
                 let object = serde_json::to_value(&quality).expect("numbers are plain data");
@@ -141,13 +155,13 @@ impl Run for ManifestCommand {
 }
 
 /// The image entries that a ledger of damaged samples names.
-fn quarantined(ledger: &Path) -> Result<BTreeSet<String>> {
+fn quarantined(ledger: &Path) -> Result<BTreeSet<(String, String)>> {
     let wrong = |why: String| Error::input(format!("{}: {why}", ledger.display()));
     let text = std::fs::read_to_string(ledger).map_err(|error| wrong(error.to_string()))?;
     let entry = |(number, line): (usize, &str)| {
         let entry: Result<simclr_data::quarantine::QuarantineEntry, _> = serde_json::from_str(line);
         entry
-            .map(|entry| entry.entry)
+            .map(|entry| (simclr_data::manifest::shard_name(&entry.shard).to_owned(), entry.entry))
             .map_err(|error| wrong(format!("line {}: not a quarantine.jsonl entry: {error}", number + 1)))
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(entry).collect()
@@ -213,13 +227,13 @@ fn classes_of(named: Option<&Path>, shards: &[NamedShard]) -> Result<Vec<String>
 fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
     let mut per_class = std::collections::BTreeMap::<u32, u64>::new();
-    for label in manifest.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten() {
+    for label in manifest.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten().flatten() {
         *per_class.entry(*label).or_default() += 1;
     }
     let present = per_class.len();
     let object = json!({
         "manifest": path, "samples": manifest.samples, "shards": manifest.shards.len(), "bytes": bytes, "digest": manifest.digest,
-        "classes": manifest.num_classes(), "classes_present": present, "labelled": manifest.is_labelled(), "source": manifest.source, "problems": [],
+        "classes": manifest.num_classes(), "classes_present": present, "labelled": manifest.num_labelled() > 0, "labelled_samples": manifest.num_labelled(), "source": manifest.source, "problems": [],
     });
     output.result(&object, || {
         let mut text = format!(
@@ -231,10 +245,13 @@ fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
             row(&manifest.digest),
             row(&manifest.source)
         );
-        if manifest.is_labelled() {
+        if manifest.num_labelled() > 0 {
             let (least, most) = (per_class.values().min().unwrap_or(&0), per_class.values().max().unwrap_or(&0));
             text +=
                 &format!("classes {} ({present} present, {least} to {most} samples each)\n", manifest.num_classes());
+            if manifest.num_labelled() < manifest.samples {
+                text += &format!("labels  {} of {} samples have one\n", manifest.num_labelled(), manifest.samples);
+            }
         } else {
             text += "no labels\n";
         }

@@ -1,23 +1,26 @@
 //! `pack`: images in folders, tars or lists → shards and a manifest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
+use simclr_data::listing::ListingOptions;
+use simclr_data::manifest::Manifest;
 use simclr_data::pack::{PackOptions, Resize, abandon, pack};
 use simclr_ground::error::{Error, Result};
 
 use super::Run;
 use crate::open::cores;
-use crate::output::{ExitStatus, Output, say};
+use crate::output::{ExitStatus, Output};
 use crate::signals::Stop;
+use crate::telemetry::logging::say;
 use crate::telemetry::progress::Progress;
 
-/// Pack images into shards and a manifest: class folders, ILSVRC2012's tars, or a list.
+/// Pack images into shards and a manifest: a folder in any shape, a tar, ILSVRC2012's tars, or a list.
 #[derive(Args)]
 pub struct PackArgs {
-    /// A folder of class folders (SRC/<class>/<image>); a tar of class tars (ILSVRC2012_img_train.tar); a tar of
-    /// images; or a list (.txt) with a path and a class on each line.
+    /// A folder of images (class folders give labels, any other shape none); a tar of images, or of class tars
+    /// (ILSVRC2012_img_train.tar); or a list (.txt, .csv) with a path, and perhaps a class, on each line.
     pub source: PathBuf,
     /// Output directory to create.
     #[arg(long)]
@@ -40,6 +43,9 @@ pub struct PackArgs {
     /// Label file for a tar of images: one class per line in filename order, or `NAME CLASS` per line.
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
+    /// Number the classes as in this file (a name on each line) or this manifest; classes without images are allowed.
+    #[arg(long, value_name = "FILE|MANIFEST")]
+    pub classes: Option<PathBuf>,
     /// Random seed for the sample order.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -50,6 +56,26 @@ const SHOWN: usize = 10;
 
 /// The default JPEG quality, which the field packs with.
 const QUALITY: u8 = 90;
+
+/// The class names in a file: one on each line, or those of a manifest.
+fn class_list(path: &Path) -> Result<Vec<String>> {
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return Ok(Manifest::read(path)?.classes);
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::input(format!("{}: cannot read class names: {error}", path.display())))?;
+    let names: Vec<String> = text.trim_start_matches('\u{feff}').lines().map(|line| line.trim().to_owned()).collect();
+    for (i, name) in names.iter().enumerate() {
+        let wrong = |why: &str| Error::input(format!("{}: line {}: {why}", path.display(), i + 1));
+        if name.is_empty() {
+            return Err(wrong("blank; expected a class name on each line"));
+        }
+        if names[..i].contains(name) {
+            return Err(wrong(&format!("class {name:?} is listed twice")));
+        }
+    }
+    Ok(names)
+}
 
 /// How images are re-encoded, if at all.
 fn resize(args: &PackArgs) -> Result<Option<Resize>> {
@@ -77,7 +103,10 @@ impl Run for PackArgs {
             zstd: self.zstd,
             seed: self.seed,
             resize: resize(self)?,
-            labels: self.labels.clone(),
+            listing: ListingOptions {
+                labels: self.labels.clone(),
+                classes: self.classes.as_deref().map(class_list).transpose()?,
+            },
             threads: cores(),
             progress: &|done, total| progress.set(done, total, || "images".into()),
         };
@@ -85,12 +114,8 @@ impl Run for PackArgs {
         Stop::before_leaving(move || abandon(&out))?;
         let packed = pack(&self.source, &self.out, &options)?;
         progress.finish();
-        if !packed.left_out.is_empty() && !output.quiet {
-            let first = packed.left_out[0].display();
-            say(&format!(
-                "skipped {} non-image files (not .jpg, .jpeg, .png or .webp), e.g. {first}",
-                packed.left_out.len()
-            ));
+        for line in packed.left_out.told().iter().chain(&packed.notes).filter(|_| !output.quiet) {
+            say(line);
         }
         for (key, why) in packed.kept_as_is.iter().take(if output.quiet { 0 } else { SHOWN }) {
             say(&format!("not re-encoded: {key}: {why}"));
@@ -99,7 +124,7 @@ impl Run for PackArgs {
         let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
         let object = json!({
             "out": self.out, "manifest": self.out.join("manifest.json"), "shards": manifest.shards.len(), "samples": manifest.samples,
-            "bytes": bytes, "classes": manifest.classes.len(), "digest": manifest.digest, "left_out": packed.left_out, "kept_as_is": packed.kept_as_is.len(),
+            "bytes": bytes, "classes": manifest.classes.len(), "digest": manifest.digest, "left_out": packed.left_out.others, "left_out_nobodys": packed.left_out.nobodys, "notes": packed.notes, "kept_as_is": packed.kept_as_is.len(),
         });
         output.result(&object, || {
             format!(

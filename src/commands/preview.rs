@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
+use simclr_data::source::DamagePolicy;
 use simclr_ground::error::{Error, Result};
 use simclr_ground::files::write_whole;
 use simclr_image::drawn;
@@ -33,8 +34,9 @@ pub struct PreviewArgs {
 
 impl Run for PreviewArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
-        let config = self.config.load()?;
-        let source = open::source(config.stream(), &config.machine)?;
+        let mut config = self.config.load()?;
+        let manifest = open::fitted(&mut config)?;
+        let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Budget)?;
         if self.images == 0 {
             return Err(Error::input("--images must be at least 1"));
         }

@@ -56,10 +56,11 @@ impl Run for ServeArgs {
                 key.clone_from(flag);
             }
         }
+        let manifest = open::fitted(&mut config)?;
         let machine = &config.machine;
         let doors = server::Doors::open(&machine.service)?;
         // How much damage a run bears is the trainer's to say; the service tells it what it met.
-        let source = open::source_with(config.stream(), machine, DamagePolicy::Any)?;
+        let source = open::source_over(manifest, config.stream(), machine, DamagePolicy::Any)?;
         let runtime = open::runtime()?;
         let threads = if machine.threads == 0 { open::cores() } else { machine.threads };
         let listener = web::listen("--listen", &self.listen)?;

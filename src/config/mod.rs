@@ -1,7 +1,7 @@
 //! The configuration of a run: a preset or a TOML file, changed by `--set`, checked once.
 //!
 //! A file need not say everything: what it leaves out comes from the preset that its `extends` key names, or from
-//! `imagenet-resnet50`. The structs that are read here are the ones that do the work.
+//! `imagenet-resnet50`. What is 0 where 0 makes no sense fits itself: lanes to the batch, the batch to the data. The structs that are read here are the ones that do the work.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,8 @@ use simclr_trainer::run::{RunFolder, RunRecord};
 use toml::{Table, Value};
 
 /// The presets: name and text.
-pub const PRESETS: [(&str, &str); 3] = [
+pub const PRESETS: [(&str, &str); 4] = [
+    ("own-images", include_str!("../../config/own-images.toml")),
     ("imagenet-resnet50", include_str!("../../config/imagenet-resnet50.toml")),
     ("cifar10-resnet18", include_str!("../../config/cifar10-resnet18.toml")),
     ("quickstart", include_str!("../../config/quickstart.toml")),
@@ -29,6 +30,13 @@ pub const PRESETS: [(&str, &str); 3] = [
 
 /// The preset that is meant when none is named.
 const DEFAULT: &str = PRESETS[0].0;
+/// The preset that a file begins with when it names none.
+const BASE: &str = PRESETS[1].0;
+
+/// The batch that fits itself to the data is no larger than this, the usual one for a GPU.
+const LARGEST_FITTED_BATCH: u32 = 256;
+/// Lanes that fit themselves to the batch are no more than this.
+const MOST_FITTED_LANES: u32 = 64;
 
 /// The keys that a table has if it is of this kind; `None` if there is no such kind.
 type KeysOf = fn(&str) -> Option<Vec<String>>;
@@ -231,6 +239,18 @@ impl Config {
         Ok(config)
     }
 
+    /// Fills in what fits itself, for a data set of so many samples: nothing of it depends on the machine.
+    pub fn fit(&mut self, samples: u64) {
+        let samples = if self.data.limit > 0 { samples.min(self.data.limit) } else { samples };
+        if self.batch.size == 0 {
+            let quarter = u32::try_from(samples / 4).unwrap_or(u32::MAX).clamp(2, LARGEST_FITTED_BATCH);
+            self.batch.size = 1 << quarter.ilog2();
+        }
+        if self.order.lanes == 0 {
+            self.order.lanes = 1 << self.batch.size.trailing_zeros().min(MOST_FITTED_LANES.ilog2());
+        }
+    }
+
     /// What decides the stream of training batches.
     pub fn stream(&self) -> StreamConfig {
         StreamConfig {
@@ -335,9 +355,16 @@ fn compare(path: &str, one: &Value, two: &Value, found: &mut Vec<Difference>) {
 
 fn preset(name: &str) -> Option<Table> {
     let (_, text) = PRESETS.iter().find(|(known, _)| *known == name)?;
-    let mut table: Table = text.parse().expect("presets are valid TOML");
-    table.remove("schema_version");
-    Some(table)
+    let mut own: Table = text.parse().expect("presets are valid TOML");
+    own.remove("schema_version");
+    match own.remove("extends") {
+        Some(base) => {
+            let mut table = preset(base.as_str().expect("presets extend by name")).expect("presets extend presets");
+            merge(&mut table, own);
+            Some(table)
+        }
+        None => Some(own),
+    }
 }
 
 fn read_file(path: &Path) -> Result<Table, ConfigError> {
@@ -350,7 +377,7 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
     let mut own: Table =
         text.parse().map_err(|error: toml::de::Error| ConfigError::new(&place, error.to_string().trim().to_owned()))?;
     let base = match own.remove("extends") {
-        None => DEFAULT.to_owned(),
+        None => BASE.to_owned(),
         Some(Value::String(name)) => name,
         Some(other) => {
             return Err(ConfigError::new(place, format!("invalid value {other} for extends: expected a preset name")));
@@ -513,6 +540,8 @@ mod tests {
         for (name, _) in PRESETS {
             let config = Config::load(Some(name), &[]).unwrap();
             config.recipe.check().unwrap();
+            let mut config = config;
+            config.fit(1_000_000);
             assert!(config.batch.size.is_multiple_of(config.order.lanes), "{name}");
         }
     }
@@ -597,6 +626,6 @@ mod tests {
         check(&["machine.device=tpu"], &["machine.device", "expected cpu, cuda, cuda:N or auto"]);
         check(&["optimizer.nesterov=true"], &["optimizer: unknown field `nesterov` of kind lars"]);
         check(&["optimizer.kind=sgd", "optimizer.trust_coefficient=1"], &["`trust_coefficient` of kind sgd"]);
-        assert!(error(Some("nowhere.toml"), &[]).contains("available: imagenet-resnet50"));
+        assert!(error(Some("nowhere.toml"), &[]).contains("available: own-images, imagenet-resnet50"));
     }
 }

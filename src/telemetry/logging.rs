@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::output::paragraph;
+use crate::terminal::paragraph;
 
 /// For whom logs are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -37,7 +37,7 @@ static RUN: OnceLock<(String, u32, u32)> = OnceLock::new();
 
 /// Logs from here on: warnings only, nothing but errors when `quiet`, more with each `verbose`.
 pub fn start(verbose: u8, quiet: bool, color: bool, format: Format) {
-    let _ = FORMAT.set(format);
+    let _ = (FORMAT.set(format), QUIET.set(quiet));
     if format == Format::Json {
         // What a panic says is a line like any other.
         std::panic::set_hook(Box::new(|panic| tell(Level::ERROR, &panic.to_string())));
@@ -57,6 +57,8 @@ pub fn start(verbose: u8, quiet: bool, color: bool, format: Format) {
     let _ = registry.try_init();
 }
 
+static QUIET: OnceLock<bool> = OnceLock::new();
+
 /// How lines are written.
 static FORMAT: OnceLock<Format> = OnceLock::new();
 
@@ -67,8 +69,33 @@ pub fn tell(level: Level, text: &str) {
         Some(Format::Json) => json_line(level, "simclr_pipeline", Fields { message: text.into(), ..Fields::default() }),
         _ => paragraph(text),
     };
+    write(&line);
+}
+
+/// Says something to whoever started the program, on stderr; lines after the first are set in.
+pub fn say(text: &str) {
+    tell(Level::INFO, text);
+}
+
+/// Says why the program failed.
+pub fn say_error(error: &impl std::fmt::Display, color: bool) {
+    let error = error.to_string();
+    if is_json() {
+        return tell(Level::ERROR, &error);
+    }
+    let (red, plain) = if color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    write(&format!("{red}error:{plain} {}", paragraph(&error)));
+}
+
+/// Writes a line at once, so that those of several processes do not mix.
+fn write(line: &str) {
     // A reader that has gone away is no failure of ours.
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Whether only results and errors are said.
+pub fn is_quiet() -> bool {
+    QUIET.get() == Some(&true)
 }
 
 /// Whether lines are for machines.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::logging;
-use crate::output::{row, say};
+use super::logging::{self, say};
+use crate::terminal::row;
 
 /// Time between two lines in a pipe.
 const LINE_EVERY: Duration = Duration::from_secs(5);

@@ -21,7 +21,7 @@ impl Names {
             let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
             if name.is_empty() || !name.chars().all(is_name) {
                 return Err(Error::input(format!(
-                    "machine.service.names.{i} = {name:?}: a host name without scheme and port, such as node7.example.org, is wanted"
+                    "invalid value {name:?} for machine.service.names.{i}: expected a host name without scheme and port, e.g. node7.example.org"
                 )));
             }
         }
@@ -34,9 +34,9 @@ impl Names {
     /// Whether a request with these headers names this machine; if not, why.
     ///
     /// # Errors
-    /// What was found and what is wanted, as a sentence.
+    /// What was found and what would be right, as a sentence.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), String> {
-        let wanted = "an IP address, localhost, this machine's own name or one of machine.service.names is wanted";
+        let wanted = "expected an IP address, localhost, this machine's own name or one of machine.service.names";
         let mut hosts = headers.get_all(HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else {
             return Err(format!("the request does not name one host: {wanted}"));

@@ -114,7 +114,7 @@ fn nothing_is_printed_past_the_output() {
         let code = code.split("mod tests {\n").next().unwrap();
         for (i, line) in code.lines().enumerate() {
             let prints = ["print!(", "println!(", "dbg!("].iter().any(|call| line.contains(call));
-            assert!(!prints, "{}:{}: {line}: output::say or Output::result is wanted", path.display(), i + 1);
+            assert!(!prints, "{}:{}: {line}: use logging::say or Output::result", path.display(), i + 1);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! From files and objects to batches.
 //!
-//! 1. [`objects`] reads bytes from disks and servers; [`frames`] and [`shard`] know the layout of what is stored there.
-//! 2. [`manifest`] lists every sample of a set and pins it by digest; [`pack`] writes images into such a set.
+//! 1. [`objects`] reads bytes from disks and servers; [`compression`], [`frames`] and [`shard`] know the layout of what is
+//!    stored there, [`listing`] which images people's own folders, lists and tars hold.
+//! 2. [`manifest`] lists every sample of a set and pins it by digest; [`dataset`] makes one of whatever people name as their
+//!    data; [`pack`] writes images into shards.
 //! 3. [`store`] reads samples and holds them against the manifest. What cannot be decoded goes to [`quarantine`] and is
 //!    replaced by rule. A [`source`] is all of that for one plan.
 //! 4. [`workers`] decode and augment straight into the places of a batch's slab; a [`promise`] is a batch that is being
@@ -11,9 +13,12 @@
 
 pub mod metrics;
 pub mod objects;
+pub mod compression;
 pub mod frames;
 pub mod shard;
+pub mod listing;
 pub mod manifest;
+pub mod dataset;
 pub mod pack;
 pub mod store;
 pub mod quarantine;

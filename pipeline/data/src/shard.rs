@@ -2,14 +2,15 @@
 //! it and what is wrong with it. Knows nothing of manifests, decoding or order.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Cursor, Read};
 
 use md5::{Digest as _, Md5};
 use simclr_ground::digest::Digest;
 use simclr_ground::location::Location;
-use simclr_ground::sample::{Check, is_image_extension, split_name};
+use simclr_ground::sample::{Check, belongs_to_nobody, is_image_extension, split_name};
 use simclr_image::decode::jpeg;
 
+use crate::compression::Compression;
 use crate::frames::{Frames, MAX_TABLE_BYTES};
 use crate::objects;
 
@@ -18,6 +19,9 @@ const MAX_ENTRY_BYTES: u64 = 1 << 30;
 
 /// Class indices from here on are refused: tables are as long as the largest one.
 const MAX_CLASSES: u32 = 1 << 20;
+
+/// So many bytes tell what a file is.
+const START_BYTES: u64 = 512;
 
 /// What one pass over a shard found.
 #[derive(Debug, Clone, Default)]
@@ -32,12 +36,57 @@ pub struct ShardScan {
     pub tar_blake3: Digest,
     /// MD5 of the file as stored, in hex, if it was asked for.
     pub md5: Option<String>,
+    /// How the file is compressed, by its first bytes.
+    pub compression: Option<Compression>,
     /// The frames of a zstd shard with a seek table.
     pub frames: Option<Frames>,
     /// The samples, in the order of their images.
     pub samples: Vec<ScannedSample>,
+    /// What the shard holds beside its samples.
+    pub passed_over: PassedOver,
     /// Everything that is not as it should be; empty for a sound shard.
     pub problems: Vec<ShardProblem>,
+}
+
+/// What a shard holds beside its samples.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PassedOver {
+    /// Entries that are nobody's: hidden ones, and what systems put beside files.
+    pub nobodys: u64,
+    /// Keys without an image, such as a README or a caption whose image is missing.
+    pub without_image: u64,
+    /// The first of them.
+    pub first_without_image: Option<String>,
+    /// How many entries of samples were not used, by extension.
+    pub unused: BTreeMap<String, u64>,
+}
+
+impl PassedOver {
+    /// Adds what another shard holds beside its samples.
+    pub fn add(&mut self, other: &Self) {
+        self.nobodys += other.nobodys;
+        self.without_image += other.without_image;
+        self.first_without_image = self.first_without_image.take().or_else(|| other.first_without_image.clone());
+        for (extension, count) in &other.unused {
+            *self.unused.entry(extension.clone()).or_default() += count;
+        }
+    }
+
+    /// It in words for people, a line each.
+    pub fn told(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.nobodys > 0 {
+            lines.push(format!("passed over {} hidden or system files", self.nobodys));
+        }
+        if let Some(first) = &self.first_without_image {
+            lines.push(format!("passed over {} keys without an image, e.g. {first}", self.without_image));
+        }
+        if !self.unused.is_empty() {
+            let counts: Vec<String> = self.unused.iter().map(|(name, count)| format!(".{name} ({count})")).collect();
+            lines.push(format!("passed over entries beside images: {}", counts.join(", ")));
+        }
+        lines
+    }
 }
 
 /// One sample of a shard.
@@ -51,7 +100,7 @@ pub struct ScannedSample {
     pub size: u32,
     /// The check of the image's bytes.
     pub check: Check,
-    /// The class index of the `.cls` entry, if there is one.
+    /// The class index, if an entry says one: `.cls`, `.cls.txt`, or the field of `.json` that was asked for.
     pub label: Option<u32>,
     /// The row index of a sound baseline JPEG as text, if it was asked for; else empty.
     pub rows: String,
@@ -59,7 +108,9 @@ pub struct ScannedSample {
 
 /// What is worked out beside what a manifest always has.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Extras {
+pub struct Extras<'a> {
+    /// The field of a sample's `.json` entry that is its class index, where no `.cls` is.
+    pub label_field: Option<&'a str>,
     /// The MD5 of the file, for indexes that have one.
     pub md5: bool,
     /// The row index of each JPEG, which takes about half as long as decoding it.
@@ -81,21 +132,24 @@ pub struct ShardProblem {
 ///
 /// # Errors
 /// Only if the file can't be opened or read; whatever is wrong inside it is in `problems`.
-pub fn scan(place: &Location, extras: Extras) -> io::Result<ShardScan> {
-    let mut file = Hashing::new(objects::reader(place)?);
+pub fn scan(place: &Location, extras: Extras<'_>) -> io::Result<ShardScan> {
+    let mut reader = objects::reader(place)?;
+    let mut start = Vec::new();
+    (&mut reader).take(START_BYTES).read_to_end(&mut start)?;
+    let found = Compression::of_bytes(&start);
+    let mut scan = ShardScan { compression: found.as_ref().ok().copied(), ..ShardScan::default() };
+    let mut file = Hashing::new(Cursor::new(start).chain(reader));
     file.md5 = extras.md5.then(Md5::new);
-    file.tail = place.is_zstd().then(Vec::new);
-    let mut scan = ShardScan::default();
-    {
-        let buffered = BufReader::with_capacity(1 << 20, &mut file);
-        let mut tar = if place.is_zstd() {
-            Hashing::new(Box::new(zstd::Decoder::with_buffer(buffered)?) as Box<dyn Read + '_>)
-        } else {
-            Hashing::new(Box::new(buffered) as Box<dyn Read + '_>)
-        };
-        scan_tar(&mut tar, extras.rows, &mut scan);
-        scan.tar_bytes = tar.count;
-        scan.tar_blake3 = tar.hasher.finalize().into();
+    file.tail = (found == Ok(Compression::Zstd)).then(Vec::new);
+    match found {
+        Err(why) => scan.problem(None, 0, why),
+        Ok(compression) => {
+            let buffered = BufReader::with_capacity(1 << 20, &mut file);
+            let mut tar = Hashing::new(compression.unpacking(buffered)? as Box<dyn Read + '_>);
+            scan_tar(&mut tar, extras, &mut scan);
+            scan.tar_bytes = tar.count;
+            scan.tar_blake3 = tar.hasher.finalize().into();
+        }
     }
     // What a broken stream left unread still belongs to the file's digest.
     io::copy(&mut file, &mut io::sink())?;
@@ -113,152 +167,243 @@ struct Group {
     first_entry: String,
     offset: u64,
     image: Option<ScannedSample>,
-    label: Option<u32>,
+    /// By the entry that says it, the more particular first: `.cls`, `.cls.txt`, `.json`.
+    labels: [Option<Option<u32>>; 3],
+    /// The extensions of entries that say nothing here.
+    unused: Vec<String>,
+    /// Where the key was seen before, and whether with an image.
+    before: Option<(u64, bool)>,
 }
 
-fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardScan) {
-    let mut decoder = jpeg::Decoder::default();
-    let mut group = Group::default();
-    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
-    let mut content_end = 0u64;
-    let mut archive = tar::Archive::new(&mut *tar);
-    match archive.entries() {
-        Err(error) => scan.problem(None, 0, format!("not readable as tar: {error}")),
-        Ok(entries) => {
-            for entry in entries {
-                let mut entry = match entry {
-                    Ok(entry) => entry,
-                    Err(error) => {
-                        let near = (!group.first_entry.is_empty()).then(|| group.first_entry.clone());
-                        let after = near.as_ref().map_or(String::new(), |n| format!(" (after entry {n})"));
-                        scan.problem(
-                            None,
-                            content_end,
-                            format!("the tar stream is truncated here{after}: {}", root(&error)),
-                        );
-                        break;
-                    }
-                };
-                let offset = entry.raw_file_position();
-                let size = entry.size();
-                let name = match entry_name(&entry) {
-                    Ok(name) => name,
-                    Err((name, what)) => {
-                        scan.problem(Some(name), offset, what);
-                        content_end = offset + size.next_multiple_of(512);
-                        continue;
-                    }
-                };
-                content_end = offset + size.next_multiple_of(512);
-                if entry.header().entry_type().is_dir() {
-                    continue;
-                }
-                if size > MAX_ENTRY_BYTES {
-                    scan.problem(
-                        Some(name),
-                        offset,
-                        format!("{size} bytes; an entry can have at most {MAX_ENTRY_BYTES}"),
-                    );
-                    continue;
-                }
-                let mut data = Vec::with_capacity(size as usize);
-                if let Err(error) = entry.read_to_end(&mut data) {
-                    scan.problem(Some(name), offset, format!("the data is truncated: {}", root(&error)));
-                    break;
-                }
-                if (data.len() as u64) < size {
-                    let found = data.len();
-                    scan.problem(Some(name), offset, format!("truncated: only {found} of {size} bytes"));
-                    break;
-                }
-                let (key, extension) = split_name(&name);
-                // WebDataset's metadata, such as `__index__.json`.
-                if !key.contains('/') && key.starts_with("__") && key.ends_with("__") {
-                    continue;
-                }
-                if key != group.key {
-                    finish(std::mem::take(&mut group), scan);
-                    if let Some(first) = seen.insert(key.to_owned(), offset) {
-                        scan.problem(
-                            Some(name.clone()),
-                            offset,
-                            format!("duplicate key {key:?}, first seen at byte {first}"),
-                        );
-                    }
-                    group = Group { key: key.to_owned(), first_entry: name.clone(), offset, ..Group::default() };
-                }
-                if is_image_extension(extension) {
-                    match &group.image {
-                        Some(other) => {
-                            let what = format!("second image for key {key:?}, besides {}", other.entry);
-                            scan.problem(Some(name.clone()), offset, what);
-                        }
-                        None => {
-                            let check = Check::of(&data);
-                            group.image = Some(ScannedSample {
-                                entry: name.clone(),
-                                offset,
-                                size: size as u32,
-                                check,
-                                label: None,
-                                rows: if rows { row_index(&mut decoder, &data) } else { String::new() },
-                            });
-                        }
-                    }
-                } else if extension == "cls" {
-                    match std::str::from_utf8(&data).ok().and_then(|text| text.trim().parse::<u32>().ok()) {
-                        Some(label) if label < MAX_CLASSES => group.label = Some(label),
-                        Some(label) => {
-                            let what = format!("invalid class index {label}: expected a number below {MAX_CLASSES}");
-                            scan.problem(Some(name.clone()), offset, what);
-                        }
-                        None => {
-                            let found = String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned();
-                            scan.problem(
-                                Some(name.clone()),
-                                offset,
-                                format!("invalid class index {found:?}: expected ASCII digits"),
-                            );
-                        }
-                    }
-                }
-            }
-        }
-    }
-    finish(group, scan);
+/// Reads the samples of a tar stream to its end.
+fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, extras: Extras<'_>, scan: &mut ShardScan) {
+    let mut samples = Samples {
+        extras,
+        decoder: jpeg::Decoder::default(),
+        group: Group::default(),
+        seen: BTreeMap::new(),
+        apart: 0,
+        first_apart: None,
+    };
+    let content_end = scan_entries(tar, &mut samples, scan);
+    samples.finish(scan);
     if scan.problems.is_empty() {
         check_end(tar, content_end, scan);
     }
     let _ = io::copy(tar, &mut io::sink());
-    let unlabelled = scan.samples.iter().filter(|s| s.label.is_none()).count();
-    if unlabelled > 0 && unlabelled < scan.samples.len() {
-        let of = scan.samples.len();
-        let missing: Vec<(String, u64)> =
-            scan.samples.iter().filter(|s| s.label.is_none()).map(|s| (s.entry.clone(), s.offset)).collect();
-        for (entry, offset) in missing {
+}
+
+/// Reads the entries of a tar stream up to its end or the first that can't be read; where the last one ends.
+fn scan_entries(tar: &mut Hashing<Box<dyn Read + '_>>, samples: &mut Samples<'_>, scan: &mut ShardScan) -> u64 {
+    let mut content_end = 0u64;
+    let mut archive = tar::Archive::new(&mut *tar);
+    let entries = match archive.entries() {
+        Ok(entries) => entries,
+        Err(error) => {
+            scan.problem(None, 0, format!("not readable as tar: {error}"));
+            return 0;
+        }
+    };
+    for entry in entries {
+        let mut entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                let near = &samples.group.first_entry;
+                let after = if near.is_empty() { String::new() } else { format!(" (after entry {near})") };
+                let what = format!("the tar stream is truncated here{after}: {}", root(&error));
+                scan.problem(None, content_end, what);
+                break;
+            }
+        };
+        let (offset, size) = (entry.raw_file_position(), entry.size());
+        content_end = offset.saturating_add(size.checked_next_multiple_of(512).unwrap_or(u64::MAX));
+        if String::from_utf8_lossy(&entry.path_bytes()).split('/').any(belongs_to_nobody) {
+            scan.passed_over.nobodys += 1;
+            continue;
+        }
+        let name = match entry_name(&mut entry) {
+            Ok(name) => name,
+            Err((name, what)) => {
+                scan.problem(Some(name), offset, what);
+                continue;
+            }
+        };
+        if entry.header().entry_type().is_dir() {
+            continue;
+        }
+        if size > MAX_ENTRY_BYTES {
+            scan.problem(Some(name), offset, format!("{size} bytes; an entry can have at most {MAX_ENTRY_BYTES}"));
+            continue;
+        }
+        let mut data = Vec::with_capacity(size as usize);
+        if let Err(error) = entry.read_to_end(&mut data) {
+            scan.problem(Some(name), offset, format!("the data is truncated: {}", root(&error)));
+            break;
+        }
+        if (data.len() as u64) < size {
+            let found = data.len();
+            scan.problem(Some(name), offset, format!("truncated: only {found} of {size} bytes"));
+            break;
+        }
+        samples.entry(name, offset, &data, scan);
+    }
+    content_end
+}
+
+/// Makes samples of entries.
+struct Samples<'a> {
+    extras: Extras<'a>,
+    decoder: jpeg::Decoder,
+    group: Group,
+    /// Where each key was seen, and whether with an image.
+    seen: BTreeMap<String, (u64, bool)>,
+    /// How many keys have entries that do not follow each other.
+    apart: u64,
+    first_apart: Option<(String, u64)>,
+}
+
+impl Samples<'_> {
+    fn entry(&mut self, name: String, offset: u64, data: &[u8], scan: &mut ShardScan) {
+        let (key, extension) = split_name(&name);
+        if key != self.group.key || self.group.first_entry.is_empty() {
+            self.end_group(scan);
+            let before = self.seen.get(key).copied();
+            self.group = Group { key: key.to_owned(), first_entry: name.clone(), offset, before, ..Group::default() };
+        }
+        let extension = extension.to_lowercase();
+        if is_image_extension(&extension) {
+            if let Some(other) = &self.group.image {
+                let what = format!("second image for key {key:?}, besides {}", other.entry);
+                return scan.problem(Some(name), offset, what);
+            }
+            let rows = if self.extras.rows { row_index(&mut self.decoder, data) } else { String::new() };
+            let (size, check) = (data.len() as u32, Check::of(data));
+            self.group.image = Some(ScannedSample { entry: name, offset, size, check, label: None, rows });
+            return;
+        }
+        let label = match extension.as_str() {
+            "cls" => (0, class_index(data)),
+            "cls.txt" => (1, class_index(data)),
+            "json" if self.extras.label_field.is_some() => {
+                (2, class_field(data, self.extras.label_field.expect("asked for")))
+            }
+            _ => return self.group.unused.push(extension),
+        };
+        match label {
+            (rank, Ok(label)) => self.group.labels[rank] = Some(label),
+            (_, Err(what)) => scan.problem(Some(name), offset, what),
+        }
+    }
+
+    fn end_group(&mut self, scan: &mut ShardScan) {
+        let group = std::mem::take(&mut self.group);
+        if group.first_entry.is_empty() {
+            return;
+        }
+        let has_image = group.image.is_some();
+        match group.before {
+            Some((first, true)) if has_image => {
+                let what = format!("duplicate key {:?}, first seen at byte {first}", group.key);
+                scan.problem(Some(group.first_entry.clone()), group.offset, what);
+            }
+            Some(_) => {
+                self.apart += 1;
+                self.first_apart.get_or_insert_with(|| (group.first_entry.clone(), group.offset));
+            }
+            None => {}
+        }
+        let had_image = group.before.is_some_and(|(_, image)| image);
+        self.seen.insert(group.key, (group.offset, has_image || had_image));
+        match group.image {
+            Some(mut sample) => {
+                sample.label = group.labels.into_iter().flatten().next().flatten();
+                for extension in group.unused {
+                    *scan.passed_over.unused.entry(extension).or_default() += 1;
+                }
+                scan.samples.push(sample);
+            }
+            None if group.before.is_none() => {
+                scan.passed_over.without_image += 1;
+                scan.passed_over.first_without_image.get_or_insert(group.first_entry);
+            }
+            None => {}
+        }
+    }
+
+    fn finish(mut self, scan: &mut ShardScan) {
+        self.end_group(scan);
+        if let Some((entry, offset)) = self.first_apart {
             let what = format!(
-                "label file {}.cls is missing, but {} of {of} samples have one",
-                split_name(&entry).0,
-                of - unlabelled
+                "the entries of {} keys do not follow each other; pack them again with `tar --sort=name -cf FILE FOLDER`",
+                self.apart
             );
             scan.problem(Some(entry), offset, what);
         }
     }
 }
 
+/// The class index in a `.cls` entry; -1, as the field has it, is none.
+fn class_index(data: &[u8]) -> Result<Option<u32>, String> {
+    let text = std::str::from_utf8(data).unwrap_or_default().trim();
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(None),
+        Ok(label) => checked_class(label),
+        Err(_) => {
+            let found = String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned();
+            Err(format!("invalid class index {found:?}: expected ASCII digits, or -1 for no class"))
+        }
+    }
+}
+
+/// The class index in a field of a `.json` entry; none if the field is missing, null or -1.
+fn class_field(data: &[u8], field: &str) -> Result<Option<u32>, String> {
+    let object: serde_json::Value = serde_json::from_slice(data).map_err(|error| format!("not JSON: {error}"))?;
+    match object.get(field) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(value) => match value.as_i64() {
+            Some(-1) => Ok(None),
+            Some(label) => checked_class(label),
+            None => Err(format!("invalid class index {value} in field {field:?}: expected a number")),
+        },
+    }
+}
+
+fn checked_class(label: i64) -> Result<Option<u32>, String> {
+    match u32::try_from(label) {
+        Ok(label) if label < MAX_CLASSES => Ok(Some(label)),
+        _ => Err(format!("invalid class index {label}: expected a number below {MAX_CLASSES}, or -1 for no class")),
+    }
+}
+
 /// Where the data of a sound baseline JPEG may be entered, as text; nothing for all others.
-fn row_index(decoder: &mut jpeg::Decoder, bytes: &[u8]) -> String {
+pub(crate) fn row_index(decoder: &mut jpeg::Decoder, bytes: &[u8]) -> String {
     let index = jpeg::Jpeg::parse(bytes).and_then(|jpeg| decoder.index(&jpeg));
     index.map_or(String::new(), |index| index.to_text())
 }
 
 /// The entry's name as a relative path of plain parts, or its raw name and why it is refused.
-fn entry_name<R: Read>(entry: &tar::Entry<'_, R>) -> Result<String, (String, String)> {
+fn entry_name<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<String, (String, String)> {
     let raw = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
     let kind = entry.header().entry_type();
     if !(kind.is_file() || kind.is_dir()) {
-        let byte = kind.as_byte() as char;
-        return Err((raw, format!("unsupported tar entry type {byte:?}; a shard contains regular files only")));
+        let what = match kind {
+            tar::EntryType::Link => "a hard link".to_owned(),
+            tar::EntryType::Symlink => "a symbolic link".to_owned(),
+            tar::EntryType::Char | tar::EntryType::Block => "a device".to_owned(),
+            tar::EntryType::Fifo => "a pipe".to_owned(),
+            tar::EntryType::GNUSparse => "a sparse file".to_owned(),
+            other if other.as_byte() == b'V' => "a volume label".to_owned(),
+            other => format!("an entry of type {:?}", other.as_byte() as char),
+        };
+        let cure = "a shard contains regular files only; pack it again with `tar --dereference --hard-dereference`";
+        return Err((raw, format!("{what}: {cure}")));
+    }
+    let is_sparse = |extension: tar::PaxExtension<'_>| extension.key_bytes().starts_with(b"GNU.sparse.");
+    if entry.pax_extensions().ok().flatten().is_some_and(|mut all| all.any(|one| one.is_ok_and(is_sparse))) {
+        return Err((
+            raw,
+            "a sparse file: a shard contains regular files only; pack it again without `--sparse`".into(),
+        ));
     }
     let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else {
         return Err((raw, "the name is not UTF-8".into()));
@@ -269,24 +414,6 @@ fn entry_name<R: Read>(entry: &tar::Entry<'_, R>) -> Result<String, (String, Str
         Ok(name)
     } else {
         Err((raw, "the name is not a relative path of plain parts".into()))
-    }
-}
-
-fn finish(group: Group, scan: &mut ShardScan) {
-    match group.image {
-        Some(mut sample) => {
-            sample.label = group.label;
-            scan.samples.push(sample);
-        }
-        None if !group.key.is_empty() => {
-            let what = format!(
-                "key {:?} has no image; expected one of .{}",
-                group.key,
-                simclr_ground::sample::IMAGE_EXTENSIONS.join(" .")
-            );
-            scan.problem(Some(group.first_entry), group.offset, what);
-        }
-        None => {}
     }
 }
 
@@ -427,9 +554,9 @@ mod tests {
         check(&tar[..515], "a.jpg");
         check(&[&tar[..], b"junk"].concat(), "data after the end");
         check(&[&tar[..], &tar[..]].concat(), "second archive");
-        check(&tar_of(&[("a.jpg", b"A"), ("a.cls", b"1"), ("b.jpg", b"B")]), "label file b.cls is missing");
         check(&tar_of(&[("a.jpg", b"A"), ("a.cls", b"cat")]), "ASCII digits");
-        check(&tar_of(&[("a.cls", b"1"), ("b.jpg", b"A"), ("b.cls", b"1")]), "has no image");
+        check(&tar_of(&[("a.jpg", b"A"), ("b.jpg", b"A"), ("a.cls", b"1")]), "tar --sort=name");
+        check(b"BZh91AY&SY", "bzip2");
         check(&tar_of(&[("a.jpg", b"A"), ("b.jpg", b"A"), ("a.jpg", b"A")]), "duplicate key");
         check(&tar_of(&[("a.jpg", b"A"), ("a.png", b"A")]), "second image");
         let mut broken = tar.clone();
@@ -477,5 +604,59 @@ mod tests {
             text.matches("regular files only").count() == 2 && text.contains("relative path of plain parts"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_is_no_sample_is_passed_over_and_counted() {
+        let json = br#"{"label": 2}"#;
+        let tar = tar_of(&[
+            ("._a.jpg", b"\0\x05"),
+            ("a.jpg", b"A"),
+            ("a.json", json),
+            ("b.txt", b"a caption"),
+            ("c.cls", b"1"),
+            ("c.jpg", b"C"),
+            ("d.JPG", b"D"),
+            ("d.CLS", b" -1\n"),
+            ("__e__.jpg", b"E"),
+            ("__e__.cls.txt", b"3"),
+            ("README.md", b"what this is"),
+            ("__index__.json", b"{}"),
+        ]);
+        let scan = scan_bytes("s.tar", &tar);
+        assert_eq!(scan.problems, []);
+        let seen = |scan: &ShardScan| -> Vec<(String, Option<u32>)> {
+            scan.samples.iter().map(|sample| (sample.entry.clone(), sample.label)).collect()
+        };
+        let all = |a| [("a.jpg", a), ("c.jpg", Some(1)), ("d.JPG", None), ("__e__.jpg", Some(3))];
+        let owned = |all: [(&str, Option<u32>); 4]| all.map(|(name, label)| (name.to_owned(), label)).to_vec();
+        assert_eq!(seen(&scan), owned(all(None)));
+        let passed = &scan.passed_over;
+        assert_eq!(
+            (passed.nobodys, passed.without_image, passed.first_without_image.as_deref()),
+            (1, 3, Some("b.txt"))
+        );
+        assert_eq!(passed.unused, BTreeMap::from([("json".to_owned(), 1)]));
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("s.tar"), &tar).unwrap();
+        let extras = Extras { label_field: Some("label"), ..Extras::default() };
+        let with_field = super::scan(&Location::File(dir.path().join("s.tar")), extras).unwrap();
+        assert_eq!((seen(&with_field), with_field.problems), (owned(all(Some(2))), vec![]));
+    }
+
+    #[test]
+    fn compression_is_told_by_the_first_bytes() {
+        use std::io::Write;
+        let tar = tar_of(GOOD);
+        let plain = scan_bytes("s.tar", &tar);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&tar).unwrap();
+        for (name, bytes) in [("s.tgz", gzip.finish().unwrap()), ("s.tar", zstd::encode_all(&tar[..], 3).unwrap())] {
+            let packed = scan_bytes(name, &bytes);
+            assert_eq!(
+                (&packed.samples, &packed.tar_blake3, &packed.problems),
+                (&plain.samples, &plain.tar_blake3, &vec![])
+            );
+        }
     }
 }

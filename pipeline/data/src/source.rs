@@ -37,20 +37,21 @@ pub enum DamagePolicy<'a> {
 }
 
 impl Source {
-    /// Opens the stream that `config` describes; the manifest that it names is read, and nothing else yet.
+    /// Opens the stream that `config` describes over `manifest`, which its `data.manifest` named. Nothing is read yet.
     ///
     /// # Errors
-    /// If the manifest or the ledger can't be read, the plan can't be made, or more samples are damaged already than
+    /// If the ledger can't be read, the plan can't be made, or more samples are damaged already than
     /// the budget allows.
     pub fn open(
+        manifest: impl Into<Arc<Manifest>>,
         config: StreamConfig,
         storage: &StoreOptions,
         damage: DamagePolicy<'_>,
         metrics: PipelineMetrics,
     ) -> Result<Arc<Self>> {
-        let manifest = Manifest::read(&config.data.manifest)?;
-        let plan = Plan::new(&manifest, config)?;
-        let store = Store::new(Arc::new(manifest), storage, metrics.clone())?;
+        let manifest: Arc<Manifest> = manifest.into();
+        let plan = Plan::new(&*manifest, config)?;
+        let store = Store::new(manifest, storage, metrics.clone())?;
         let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
         let quarantine = match damage {
             DamagePolicy::Budget => Quarantine::new(allowed, metrics.clone()),

@@ -115,16 +115,6 @@ impl Location {
             Self::Url(url) => SCHEMES.iter().find(|known| **known == url.scheme()).unwrap_or(&"memory"),
         }
     }
-
-    /// Whether the name says that the bytes are compressed with zstd.
-    pub fn is_zstd(&self) -> bool {
-        let name = match self {
-            Self::File(path) => path.to_string_lossy(),
-            Self::Url(url) => url.path().into(),
-        };
-        let extension = name.rsplit('.').next().unwrap_or_default();
-        extension.eq_ignore_ascii_case("zst") || extension.eq_ignore_ascii_case("zstd")
-    }
 }
 
 /// A path as a configuration has it, from the root on, so that it means the same in every folder; a URL does anyway.
@@ -173,7 +163,6 @@ mod tests {
         }
         let manifest = Location::parse("s3://bucket/set/manifest.json").unwrap();
         assert_eq!(manifest.folder().join("s.tar").unwrap().to_string(), "s3://bucket/set/s.tar");
-        assert!(Location::parse("s3://b/s.tar.zst").unwrap().is_zstd() && !Location::parse("s.tar").unwrap().is_zstd());
     }
 
     #[test]

@@ -60,6 +60,25 @@ pub fn is_image_extension(extension: &str) -> bool {
     IMAGE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
+/// Whether a file or folder of this name (one component of a path) is nobody's: hidden, or put there by an operating system
+/// beside what people keep. Such files are passed over in folders, tars and shards alike.
+pub fn belongs_to_nobody(name: &str) -> bool {
+    const SYSTEMS: [&str; 9] = [
+        "__MACOSX",
+        "@eaDir",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+        "Thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+    ];
+    // `.` and `..` are no names.
+    let hidden = name.starts_with('.') && !matches!(name, "." | "..");
+    hidden || SYSTEMS.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +89,24 @@ mod tests {
         assert_eq!(split_name("a.b/c.seg.png"), ("a.b/c", "seg.png"));
         assert_eq!(split_name("plain"), ("plain", ""));
         assert!(is_image_extension("JPEG") && !is_image_extension("seg.png"));
+    }
+
+    #[test]
+    fn hidden_and_system_files_are_nobodys() {
+        for name in [
+            "._a.jpg",
+            ".DS_Store",
+            ".ipynb_checkpoints",
+            "__MACOSX",
+            "@eaDir",
+            "lost+found",
+            "Thumbs.db",
+            "Desktop.ini",
+        ] {
+            assert!(belongs_to_nobody(name), "{name}");
+        }
+        for name in ["a.jpg", "_a.jpg", "__a__.jpg", "..", "MACOSX", "thumbs"] {
+            assert!(!belongs_to_nobody(name), "{name}");
+        }
     }
 }

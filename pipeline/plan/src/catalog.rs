@@ -16,9 +16,9 @@ pub trait Catalog {
     fn classes(&self) -> &[String];
     /// One more than the largest label, or the number of class names if that is larger; 0 without labels.
     fn num_classes(&self) -> usize;
-    /// Whether every sample has a label.
-    fn is_labelled(&self) -> bool;
-    /// The class of a sample, if the set is labeled.
+    /// How many samples have a label.
+    fn num_labelled(&self) -> u64;
+    /// The class of a sample, if it has one.
     fn label(&self, sample: SampleRef) -> Option<u32>;
     /// The name of a sample's image entry.
     fn entry(&self, sample: SampleRef) -> &str;
@@ -58,8 +58,8 @@ impl Catalog for SampleCounts {
         0
     }
 
-    fn is_labelled(&self) -> bool {
-        false
+    fn num_labelled(&self) -> u64 {
+        0
     }
 
     fn label(&self, _: SampleRef) -> Option<u32> {

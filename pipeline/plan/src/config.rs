@@ -10,7 +10,7 @@ use crate::order::OrderConfig;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Path of the manifest.
+    /// The data set: a manifest's path, or whatever else a manifest can be made of.
     pub manifest: std::path::PathBuf,
     /// Only the first n samples of those wanted, before shuffling; 0 takes all.
     pub limit: u64,
@@ -40,7 +40,7 @@ fn whole() -> [f64; 2] {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchConfig {
-    /// Images per global batch, `B`; a SimCLR batch holds `2B` views.
+    /// Images per global batch, `B`; a SimCLR batch holds `2B` views. 0 in a configuration: fits the data set.
     pub size: u32,
 }
 

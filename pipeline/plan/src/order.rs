@@ -16,7 +16,8 @@ use simclr_ground::sample::SampleRef;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrderConfig {
-    /// Into how many lanes an epoch is dealt. It must divide the batch size; ranks must divide it.
+    /// Into how many lanes an epoch is dealt. It must divide the batch size; ranks must divide it. 0 in a configuration: fits
+    /// the batch.
     pub lanes: u32,
     /// How many shards are open in a lane at a time, their samples shuffled together.
     pub shuffle_block_shards: u32,

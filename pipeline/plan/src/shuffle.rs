@@ -75,7 +75,7 @@ impl ShuffleQuality {
                 *counts.entry(class.unwrap_or(u32::MAX)).or_default() += 1;
             }
         }
-        let labelled = catalog.is_labelled();
+        let labelled = catalog.num_labelled() > 0;
         let total = n as f64;
         let by_chance =
             counts.values().map(|&k| k as f64 * (k as f64 - 1.0)).sum::<f64>() / (total * (total - 1.0)).max(1.0);
@@ -147,8 +147,8 @@ mod tests {
             self.classes as usize
         }
 
-        fn is_labelled(&self) -> bool {
-            true
+        fn num_labelled(&self) -> u64 {
+            self.num_samples()
         }
 
         fn label(&self, sample: SampleRef) -> Option<u32> {

@@ -33,12 +33,12 @@ use crate::telemetry::progress::Progress;
 pub struct EmbedArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Manifest of the images (labels are optional).
-    #[arg(long, value_name = "MANIFEST")]
-    pub data: PathBuf,
-    /// Output file, .parquet or .npy.
+    /// Images: a folder, list, manifest or shards [default: the run's].
+    #[arg(long, value_name = "DATA")]
+    pub data: Option<PathBuf>,
+    /// Output file, .parquet or .npy [default: embedding.parquet in the run directory].
     #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
     /// Use the run's initial weights.
     #[arg(long)]
     pub untrained: bool,
@@ -49,6 +49,9 @@ pub struct EmbedArgs {
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub settings: Vec<String>,
 }
+
+/// The file in a run's folder that embeddings are written to if no other is named.
+pub const EMBEDDING: &str = "embedding.parquet";
 
 /// Rows of a Parquet file that are written at a time.
 const ROWS: usize = 16_384;
@@ -62,18 +65,20 @@ enum Format {
 
 impl Run for EmbedArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
-        let format = match self.out.extension().and_then(|end| end.to_str()) {
-            Some("parquet") => Format::Parquet,
-            Some("npy") => Format::Npy,
-            _ => {
-                let out = self.out.display();
+        let format = match self.out.as_ref().map(|out| out.extension().and_then(|end| end.to_str())) {
+            None | Some(Some("parquet")) => Format::Parquet,
+            Some(Some("npy")) => Format::Npy,
+            Some(_) => {
+                let out = self.out.as_deref().unwrap_or(Path::new("")).display();
                 return Err(Error::input(format!("--out must end in .parquet or .npy, got {out}")));
             }
         };
         let model = OpenModel::open(&self.model, self.untrained, self.head_layer, &self.settings)?;
         let loaded = &model.loaded;
-        let manifest = Manifest::read(&self.data)?;
-        let features = self.features(&model, manifest.samples, output)?;
+        let out = self.out.clone().unwrap_or_else(|| model.folder.join(EMBEDDING));
+        let data = self.data.clone().unwrap_or_else(|| model.config.data.manifest.clone());
+        let manifest = Arc::new(open::manifest(&data)?);
+        let features = encode(&model, &data, &manifest, output)?;
         let (rows, dim) = size(&features);
         let told = [
             ("simclr.version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -85,39 +90,43 @@ impl Run for EmbedArgs {
             ("simclr.step", loaded.step().to_string()),
             ("simclr.plan_digest", model.plan_digest.clone()),
             ("simclr.head_layer", self.head_layer.to_string()),
-            ("simclr.manifest", absolute(&self.data).display().to_string()),
+            ("simclr.manifest", absolute(&data).display().to_string()),
             ("simclr.manifest_digest", manifest.digest.clone()),
         ];
         match format {
-            Format::Parquet => write_parquet(&self.out, &features, &manifest, &told)?,
-            Format::Npy => write_npy(&self.out, &features)?,
+            Format::Parquet => write_parquet(&out, &features, &manifest, &told)?,
+            Format::Npy => write_npy(&out, &features)?,
         }
         let object = json!({
-            "out": self.out, "rows": rows, "dim": dim, "left_out": features.left_out, "step": loaded.step(),
+            "out": out, "rows": rows, "dim": dim, "left_out": features.left_out, "step": loaded.step(),
             "manifest_digest": manifest.digest,
         });
-        output.result(&object, || format!("wrote {rows} embeddings of dimension {dim} to {}", self.out.display()))?;
+        output.result(&object, || {
+            let lost = match features.left_out {
+                0 => String::new(),
+                n => format!("\n{n} of {} images could not be decoded and have no row", manifest.samples),
+            };
+            format!("wrote {rows} embeddings of dimension {dim} to {}{lost}", out.display())
+        })?;
         Ok(ExitStatus::Success)
     }
 }
 
-impl EmbedArgs {
-    /// Representations of all images of the set, on the CPU.
-    fn features(&self, model: &OpenModel, samples: u64, output: Output) -> Result<Features> {
-        let config = &model.config;
-        let stream = config.evaluation_stream(self.data.clone(), [0.0, 1.0], config.seed);
-        let runtime = open::runtime()?;
-        let device = model.loaded.device;
-        let mut batches = open_stream(stream, &config.machine, device, None, runtime.handle())?;
-        let represent = |views: &Tensor| model.loaded.represent(views).to_device(Device::Cpu);
-        let (progress, mut done) = (Progress::new("data set", 0, samples, output.quiet), 0);
-        let found = features(&represent, &mut *batches, device, &mut |images| {
-            done += images as u64;
-            progress.set(done, samples, || "images encoded".into());
-        })?;
-        progress.finish();
-        Ok(found)
-    }
+/// Representations of all images of the set, on the CPU.
+fn encode(model: &OpenModel, data: &Path, manifest: &Arc<Manifest>, output: Output) -> Result<Features> {
+    let (config, samples) = (&model.config, manifest.samples);
+    let stream = config.evaluation_stream(data.to_owned(), [0.0, 1.0], config.seed);
+    let runtime = open::runtime()?;
+    let device = model.loaded.device;
+    let mut batches = open_stream(manifest.clone(), stream, &config.machine, device, None, runtime.handle())?;
+    let represent = |views: &Tensor| model.loaded.represent(views).to_device(Device::Cpu);
+    let (progress, mut done) = (Progress::new("data set", 0, samples, output.quiet), 0);
+    let found = features(&represent, &mut *batches, device, &mut |images| {
+        done += images as u64;
+        progress.set(done, samples, || "images encoded".into());
+    })?;
+    progress.finish();
+    Ok(found)
 }
 
 /// Rows, and values in each.

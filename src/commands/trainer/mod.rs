@@ -7,6 +7,7 @@ mod import;
 mod model;
 mod quickstart;
 mod report;
+pub mod runs;
 mod train;
 
 use super::verbs;

@@ -8,14 +8,15 @@ use simclr_trainer::device;
 use simclr_trainer::run::RunFolder;
 use simclr_trainer::run::model::{Chosen, Loaded, find};
 
+use super::runs;
 use crate::config::{self, Config};
 use crate::open;
 
 /// Which trained model.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// Run directory; uses its latest checkpoint.
-    #[arg(long, required_unless_present = "checkpoint")]
+    /// Run directory; uses its latest checkpoint [default: the latest runs/train-N].
+    #[arg(long)]
     pub run: Option<PathBuf>,
     /// Use this checkpoint instead of the latest.
     #[arg(long, conflicts_with = "run")]
@@ -28,7 +29,11 @@ impl ModelArgs {
     /// # Errors
     /// If there is none.
     pub fn find(&self, untrained: bool) -> Result<(RunFolder, Option<Chosen>)> {
-        find(self.run.as_deref(), self.checkpoint.as_deref(), untrained)
+        let run = match (&self.run, &self.checkpoint) {
+            (None, None) => Some(runs::latest()?),
+            (run, _) => run.clone(),
+        };
+        find(run.as_deref(), self.checkpoint.as_deref(), untrained)
     }
 }
 

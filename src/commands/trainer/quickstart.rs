@@ -57,7 +57,7 @@ impl Run for QuickstartArgs {
         let began = Instant::now();
         let say = |text: String| {
             if !output.quiet {
-                crate::output::say(&text);
+                crate::telemetry::logging::say(&text);
             }
         };
         let mut config = Config::load(Some("quickstart"), &self.settings)?;

@@ -7,6 +7,8 @@ use serde_json::json;
 use simclr_ground::error::Result;
 use simclr_trainer::run::RunFolder;
 
+use super::embed::EMBEDDING;
+use super::runs;
 use crate::commands::Run;
 use crate::output::ExitStatus;
 use crate::output::Output;
@@ -15,13 +17,14 @@ use crate::report;
 /// Write a run's report: one HTML file with curves, settings and evaluations.
 #[derive(Args)]
 pub struct ReportArgs {
-    /// Run directory.
+    /// Run directory [default: the latest runs/train-N].
     #[arg(long)]
-    pub run: PathBuf,
+    pub run: Option<PathBuf>,
     /// HTML file to write [default: report.html in the run directory].
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Embeddings written by `embed`; adds maps of them and images with their nearest neighbors to the report.
+    /// Embeddings written by `embed`; adds maps of them and images with their nearest neighbors to the report
+    /// [default: embedding.parquet in the run directory, if it is there].
     #[arg(long, value_name = "PARQUET")]
     pub embedding: Option<PathBuf>,
     /// Also write the logged steps as a CSV table.
@@ -31,9 +34,11 @@ pub struct ReportArgs {
 
 impl Run for ReportArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
-        let out = self.out.clone().unwrap_or_else(|| self.run.join("report.html"));
-        let folder = RunFolder::open(&self.run)?;
-        report::write(&folder, self.embedding.as_deref(), &out)?;
+        let run = self.run.clone().map_or_else(runs::latest, Ok)?;
+        let out = self.out.clone().unwrap_or_else(|| run.join("report.html"));
+        let folder = RunFolder::open(&run)?;
+        let embedding = self.embedding.clone().or_else(|| Some(run.join(EMBEDDING)).filter(|path| path.is_file()));
+        report::write(&folder, embedding.as_deref(), &out)?;
         if let Some(csv) = &self.csv {
             report::write_table(&folder, csv)?;
         }

@@ -175,7 +175,7 @@ impl Training {
 
     /// Trains to the last step, or until `stop` is set on any rank. The stream must begin at batch [`Training::step`].
     ///
-    /// What is learnt is kept in a checkpoint whenever this ends between two steps: when it is asked to, when no batch
+    /// What is learned is kept in a checkpoint whenever this ends between two steps: when it is asked to, when no batch
     /// comes, and when an evaluation fails. Once a step was taken, the input was right: what fails then is nobody's input.
     ///
     /// # Errors
@@ -247,7 +247,7 @@ impl Training {
         Ok(End::Done)
     }
 
-    /// Saves what was learnt since the step `saved`, before this ends.
+    /// Saves what was learned since the step `saved`, before this ends.
     fn keep(&mut self, saved: u64, stream: &StreamSummary, checkpoints: &Checkpoints) -> Result<(), TrainError> {
         if saved == self.step {
             return Ok(());

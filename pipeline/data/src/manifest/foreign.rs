@@ -130,7 +130,8 @@ pub fn wids(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<serde_json::Value, ManifestError> {
     let places: Vec<Location> = (0..manifest.shards.len()).map(|i| manifest.shard_place(i)).collect();
-    let scans = scan_all(&places, threads, progress, |place| shard::scan(place, Extras { md5: true, rows: false }))?;
+    let scans =
+        scan_all(&places, threads, progress, |place| shard::scan(place, Extras { md5: true, ..Extras::default() }))?;
     let mut problems = Vec::new();
     let mut shardlist = Vec::new();
     for (shard, scan) in manifest.shards.iter().zip(scans) {

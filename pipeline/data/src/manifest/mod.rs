@@ -8,6 +8,7 @@ mod braces;
 mod build;
 mod expand;
 mod foreign;
+pub(crate) mod loose;
 mod problem;
 mod scan;
 mod verify;
@@ -16,9 +17,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use build::{BuildOptions, build};
+pub use build::{BuildOptions, build, shard_name};
 pub use expand::expand;
 pub use foreign::wids;
+pub use loose::{KnownFiles, loose};
 pub use problem::Problem;
 pub use verify::verify;
 
@@ -29,6 +31,7 @@ use simclr_ground::sample::Check;
 use simclr_ground::sample::SampleRef;
 use simclr_plan::Catalog;
 
+use crate::compression::Compression;
 use crate::frames::Frames;
 use crate::objects;
 
@@ -76,9 +79,9 @@ pub struct Shard {
     pub tar_blake3: Digest,
     /// The name of each sample's image entry.
     pub entries: Vec<String>,
-    /// The class of each sample; absent for a set without labels.
+    /// The class of each sample, `null` for one without; absent for a shard without labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub labels: Option<Vec<u32>>,
+    pub labels: Option<Vec<Option<u32>>>,
     /// Where each image's bytes begin in the tar stream.
     pub offsets: Vec<u64>,
     /// How many bytes each image has.
@@ -89,6 +92,13 @@ pub struct Shard {
     /// no sound baseline JPEG. Worked out from the images' bytes, it is no part of the content and changes no batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<Vec<String>>,
+    /// How the file is compressed, where its name does not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+    /// Whether each sample is a file of its own: `location` is then the folder that the paths in `entries` start from, every
+    /// offset is 0, and digests are over names, sizes and checks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub loose: bool,
     /// Where the frames of a zstd shard with a seek table are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frames: Option<Frames>,
@@ -103,9 +113,9 @@ impl Shard {
         self.entries.len()
     }
 
-    /// The class of sample `i`, if the set is labeled.
+    /// The class of sample `i`, if it has one.
     pub fn label(&self, i: usize) -> Option<u32> {
-        self.labels.as_ref().map(|labels| labels[i])
+        self.labels.as_ref().and_then(|labels| labels[i])
     }
 
     /// The row index of image `i`, if it has one.
@@ -139,8 +149,8 @@ impl Catalog for Manifest {
         Manifest::num_classes(self)
     }
 
-    fn is_labelled(&self) -> bool {
-        Manifest::is_labelled(self)
+    fn num_labelled(&self) -> u64 {
+        Manifest::num_labelled(self)
     }
 
     fn label(&self, sample: SampleRef) -> Option<u32> {
@@ -271,6 +281,14 @@ impl Manifest {
         for shard in &manifest.shards {
             let shard_place = manifest.base.join(&shard.location).map_err(|error| format(error.to_string()))?;
             may_name(&manifest.base, &shard_place).map_err(format)?;
+            if shard.loose {
+                let Location::File(_) = &shard_place else {
+                    return Err(format(format!("shard {}: files in place must be on this machine", shard.location)));
+                };
+                if let Some(entry) = shard.entries.iter().find(|entry| !loose::is_below(entry)) {
+                    return Err(format(format!("entry {entry:?} of {} is not a path below it", shard.location)));
+                }
+            }
             let n = shard.num_samples();
             let labels = shard.labels.as_ref().map_or(n, Vec::len);
             let rows = shard.rows.as_ref().map_or(n, Vec::len);
@@ -360,14 +378,20 @@ impl Manifest {
         self.base.join(&self.shards[i].location).expect("locations are checked when a manifest is read or built")
     }
 
-    /// Whether every sample has a label.
-    pub fn is_labelled(&self) -> bool {
-        self.shards.iter().all(|shard| shard.labels.is_some())
+    /// How many samples have a label.
+    pub fn num_labelled(&self) -> u64 {
+        let labels = self.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten();
+        labels.flatten().count() as u64
+    }
+
+    /// How the file of shard `i` is compressed.
+    pub fn compression(&self, i: usize) -> Compression {
+        self.shards[i].compression.unwrap_or_else(|| Compression::by_name(&self.shard_place(i)))
     }
 
     /// One more than the largest label, or the number of class names if that is larger; 0 without labels.
     pub fn num_classes(&self) -> usize {
-        let labels = self.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten();
+        let labels = self.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten().flatten();
         self.classes.len().max(labels.max().map_or(0, |&max| max as usize + 1))
     }
 }
@@ -395,10 +419,12 @@ mod tests {
             tar_bytes: 2048,
             tar_blake3: blake3::hash(b"y").into(),
             entries: vec!["a.jpg".into()],
-            labels: Some(vec![2]),
+            labels: Some(vec![Some(2)]),
             offsets: vec![512],
             sizes: vec![4],
             checks: vec![Check(1)],
+            compression: None,
+            loose: false,
             frames: None,
             rows: None,
             excluded: vec![],
@@ -414,7 +440,7 @@ mod tests {
         let other = Manifest::new("there".into(), vec![], vec![packed], Location::default());
         assert_eq!(one.digest, other.digest);
         let mut relabelled = shard("a.tar");
-        relabelled.labels = Some(vec![1]);
+        relabelled.labels = Some(vec![Some(1)]);
         assert_ne!(one.digest, Manifest::new("here".into(), vec![], vec![relabelled], Location::default()).digest);
     }
 

@@ -20,12 +20,13 @@ pub fn verify(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Problem>, ManifestError> {
     let places: Vec<Location> = (0..manifest.shards.len()).map(|i| manifest.shard_place(i)).collect();
+    let (loose, shards): (Vec<usize>, Vec<usize>) = (0..places.len()).partition(|&i| manifest.shards[i].loose);
     let is_there = |place: &Location| match place {
         Location::File(path) => path.is_file(),
         // Asking a server twice would tell no more than reading does.
         Location::Url(_) => true,
     };
-    let (present, missing): (Vec<usize>, Vec<usize>) = (0..places.len()).partition(|&i| is_there(&places[i]));
+    let (present, missing): (Vec<usize>, Vec<usize>) = shards.into_iter().partition(|&i| is_there(&places[i]));
     let named: Vec<Location> = present.iter().map(|&i| places[i].clone()).collect();
     let rows = manifest.shards.iter().any(|shard| shard.rows.is_some());
     let scans = scan_all(&named, threads, progress, |place| {
@@ -34,9 +35,14 @@ pub fn verify(
             let what = format!("cannot read: {error}");
             ShardScan { problems: vec![ShardProblem { entry: None, offset: 0, what }], ..ShardScan::default() }
         };
-        Ok(shard::scan(place, Extras { md5: false, rows }).unwrap_or_else(unreadable))
+        Ok(shard::scan(place, Extras { rows, ..Extras::default() }).unwrap_or_else(unreadable))
     })?;
     let mut problems = Vec::new();
+    for i in loose {
+        let Location::File(folder) = &places[i] else { unreachable!("checked when a manifest is read") };
+        problems.extend(super::loose::compare(&manifest.shards[i], folder));
+        progress(manifest.shards[i].bytes);
+    }
     for &i in &missing {
         let what = format!("no such file: {}", places[i]);
         problems.push(Problem { shard: manifest.shards[i].location.clone(), entry: None, offset: 0, what });

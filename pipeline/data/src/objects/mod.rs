@@ -8,7 +8,7 @@ mod redirect;
 pub mod remote;
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 
 use bytes::{Buf, Bytes};
@@ -57,12 +57,6 @@ impl Read for FetchedReader {
         self.piece.copy_to_slice(&mut buffer[..n]);
         Ok(n)
     }
-}
-
-/// `source`, unpacked if it is `zstd`.
-pub(crate) fn unpacking(source: Box<dyn Read + Send>, zstd: bool) -> io::Result<Box<dyn Read + Send>> {
-    let source = BufReader::with_capacity(1 << 20, source);
-    Ok(if zstd { Box::new(zstd::Decoder::with_buffer(source)?) } else { Box::new(source) })
 }
 
 /// A failed fetch as an I/O error of the kind that a failed file would have.
@@ -116,14 +110,6 @@ impl Read for Owning {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.reader.read(buffer)
     }
-}
-
-/// Opens a shard's tar stream, unpacking it if its name says zstd.
-///
-/// # Errors
-/// If it can't be opened.
-pub fn open_tar(place: &Location) -> io::Result<Box<dyn Read + Send>> {
-    unpacking(reader(place)?, place.is_zstd())
 }
 
 /// All bytes of a small file or object.

@@ -1,10 +1,9 @@
 //! Packs images into shards and a manifest: deterministic to the byte, whole or not at all, on all cores.
 //!
-//! `source` says which images there are and where their bytes lie; `encode` re-encodes them on request.
+//! [`listing`](crate::listing) says which images there are and where their bytes lie; `encode` re-encodes them on request.
 //! Here they are put in order, laid into shards, compressed, and read back.
 
 mod encode;
-mod source;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -20,8 +19,8 @@ use simclr_ground::location::Location;
 use simclr_ground::rng::{Draws, Purpose};
 
 use crate::frames::{FRAME_BYTES, Frames};
+use crate::listing::{Item, LeftOut, Listing, ListingError, ListingOptions, list};
 use crate::manifest::{BuildOptions, Manifest, ManifestError, NamedShard, build};
-use source::{Item, Listing};
 
 /// Images that are read, and resized, at the same time, while those before them are written.
 const CHUNK_IMAGES: usize = 256;
@@ -36,8 +35,8 @@ pub struct PackOptions<'a> {
     pub seed: u64,
     /// Make the pictures smaller; `None` keeps their bytes as they are.
     pub resize: Option<Resize>,
-    /// For a tar of images: the file with the class of each.
-    pub labels: Option<PathBuf>,
+    /// What is said of the source.
+    pub listing: ListingOptions,
     /// How many threads work.
     pub threads: usize,
     /// Called with samples written and samples in all.
@@ -51,7 +50,7 @@ impl Default for PackOptions<'_> {
             zstd: None,
             seed: 1,
             resize: None,
-            labels: None,
+            listing: ListingOptions::default(),
             threads: 1,
             progress: &|_, _| {},
         }
@@ -63,8 +62,10 @@ impl Default for PackOptions<'_> {
 pub struct Packed {
     /// The manifest, as written to `OUT/manifest.json`.
     pub manifest: Manifest,
-    /// Files of the source that are no images by their extension and were left out.
-    pub left_out: Vec<PathBuf>,
+    /// What the source holds beside images.
+    pub left_out: LeftOut,
+    /// What a person should know of the source.
+    pub notes: Vec<String>,
     /// Images that were to be made smaller but can't be decoded, with the reason; their bytes are kept as they are.
     pub kept_as_is: Vec<(String, String)>,
 }
@@ -80,7 +81,10 @@ pub enum PackError {
         /// What was found and what would be right.
         why: String,
     },
-    /// A file can't be read or written.
+    /// The source can't be listed, or an image of it not be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
+    /// A file can't be written.
     #[error("{}: {what}", path.display())]
     Io {
         /// The file or folder.
@@ -97,23 +101,32 @@ pub enum PackError {
     /// What was written reads back wrong.
     #[error("the shards just written do not read back correctly")]
     ReadBack(#[source] ManifestError),
+    /// Some of what was written does not read back.
+    #[error("{written} samples were written, {read} read back, so nothing was packed; please report this")]
+    Lost {
+        /// How many images went into the shards.
+        written: u64,
+        /// How many samples the shards have.
+        read: u64,
+    },
 }
 
 impl Classify for PackError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Input { .. } | Self::Manifest(_) => ErrorClass::Input,
-            Self::Io { .. } | Self::ReadBack(_) => ErrorClass::Runtime,
+            Self::Listing(error) => error.class(),
+            Self::Io { .. } | Self::ReadBack(_) | Self::Lost { .. } => ErrorClass::Runtime,
         }
     }
 }
 
 /// Packs `source` into `out/shard-NNNNNN.tar[.zst]`, `out/manifest.json` and `out/classes.txt`.
 ///
-/// A source is a folder of class folders; a tar of class tars, as ILSVRC2012's training set comes; a tar of images
-/// with a label list, as its validation set does; or a text file with a path and a class on each line. Classes are
-/// numbered in the order of their names. A sample's key is `<class>/<file stem>`, dots in the stem made underscores,
-/// since a key ends at the first dot. Samples are written in an order drawn from the seed, so that every shard holds
+/// A source is a folder of images in any shape, whose classes are its folders if every image lies in one of a kind; a tar
+/// of class tars, as ILSVRC2012's training set comes; a tar of images, with folders or a label list for classes; or a text
+/// file with a path, and perhaps a class, on each line. Classes are numbered in the order of their names. A sample's key is
+/// `<class>/<file stem>`, or its path where that says no class, dots made underscores, since a key ends at the first dot. Samples are written in an order drawn from the seed, so that every shard holds
 /// a mixture of classes. Everything is written to a hidden folder beside `out`, read back, and renamed at the end.
 ///
 /// # Errors
@@ -138,7 +151,7 @@ pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pack
             format!("invalid value {level} for the zstd level: expected {} to {}", range.start(), range.end()),
         ));
     }
-    let Listing { classes, mut items, left_out, origin } = source::list(source, options.labels.as_deref())?;
+    let Listing { classes, mut items, left_out, notes, origin } = list(source, &options.listing)?;
     Draws::new(options.seed, Purpose::PackOrder, &[]).shuffle(&mut items);
 
     let absolute = std::path::absolute(out).map_err(io(out, "cannot resolve the path"))?;
@@ -164,13 +177,17 @@ pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pack
         base: Location::File(aside.path().to_owned()),
         source: format!("packed from {origin}, seed {}{resized}", options.seed),
         classes,
+        label_field: None,
         exclude: Default::default(),
         rows: true,
         threads: options.threads,
         progress: &|_| {},
     };
     let shards: Vec<NamedShard> = shards.into_iter().map(|path| NamedShard::at(Location::File(path))).collect();
-    let mut manifest = build(&shards, build_options).map_err(PackError::ReadBack)?;
+    let (mut manifest, _) = build(&shards, build_options).map_err(PackError::ReadBack)?;
+    if manifest.samples != items.len() as u64 {
+        return Err(PackError::Lost { written: items.len() as u64, read: manifest.samples });
+    }
     manifest.write(&aside.path().join("manifest.json")).map_err(PackError::Manifest)?;
     sync_folder(aside.path()).map_err(io(aside.path(), "cannot sync"))?;
     // An empty folder may stand in the place; renaming onto it replaces it.
@@ -178,7 +195,7 @@ pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pack
     let _ = aside.keep();
     sync_folder(parent).map_err(io(parent, "cannot sync"))?;
     manifest.base = Location::File(absolute);
-    Ok(Packed { manifest, left_out, kept_as_is })
+    Ok(Packed { manifest, left_out, notes, kept_as_is })
 }
 
 /// An image as it will be stored.
@@ -414,16 +431,13 @@ mod tests {
         let at = |path: &str| folder.path().join(path);
         let check = |source: &str, out: &str, wanted: &str| {
             let progress = &|_, _| {};
-            let (zstd, resize, labels) = (None, None, None);
-            let options = PackOptions { shard_bytes: 1 << 20, zstd, seed: 1, resize, labels, threads: 1, progress };
+            let options = PackOptions { shard_bytes: 1 << 20, progress, ..PackOptions::default() };
             let message = pack(&at(source), &at(out), &options).unwrap_err().to_string();
             assert!(message.contains(wanted), "{message}");
         };
         check("nowhere", "out", "no such file or directory");
         std::fs::create_dir_all(at("empty")).unwrap();
-        check("empty", "out", "no class folders");
-        std::fs::write(at("empty/a.jpg"), b"x").unwrap();
-        check("empty", "out", "images but no class folders");
+        check("empty", "out", "contains no images");
         std::fs::create_dir_all(at("a/cat")).unwrap();
         std::fs::write(at("a/cat/notes.txt"), b"x").unwrap();
         check("a", "out", "contains no images");

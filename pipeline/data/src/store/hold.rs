@@ -18,8 +18,8 @@ use super::error::fetch_error;
 use super::files::open_checked;
 use crate::manifest::Manifest;
 use crate::metrics::{PipelineMetrics, Stage};
+use crate::objects::fetched;
 use crate::objects::remote::Remote;
-use crate::objects::{fetched, unpacking};
 
 /// How often a shard that came with wrong bytes is fetched again.
 const WRONG_BYTES_RETRIES: usize = 2;
@@ -246,6 +246,7 @@ impl Fetcher {
     async fn fill(&self, shard: usize, writing: Option<Writing>) -> Result<Filled, StoreError> {
         let expected = &self.manifest.shards[shard];
         let place = self.places[shard].clone();
+        let compression = self.manifest.compression(shard);
         let (bytes, tar_bytes, digest) = (expected.bytes, expected.tar_bytes, expected.tar_blake3.clone());
         let (source, failed): (Box<dyn Read + Send>, _) = match &place {
             Location::File(path) => (Box::new(open_checked(path, bytes)?), None),
@@ -257,8 +258,7 @@ impl Fetcher {
         let metrics = self.metrics.clone();
         let work = move || {
             let began = Instant::now();
-            let zstd = place.is_zstd();
-            let source = unpacking(source, zstd).map_err(|error| StoreError::io(&place, &error))?;
+            let source = compression.unpacking(source).map_err(|error| StoreError::io(&place, &error))?;
             let result = copy(source, tar_bytes, writing);
             metrics.add_busy(Stage::Read, began.elapsed());
             let copied = result.map_err(|error| {

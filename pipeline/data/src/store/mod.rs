@@ -27,7 +27,8 @@ use simclr_ground::location::Location;
 use simclr_ground::sample::Check;
 use simclr_ground::sample::SampleRef;
 
-use crate::manifest::Manifest;
+use crate::compression::Compression;
+use crate::manifest::{self, Manifest};
 use crate::metrics::{PipelineMetrics, Waiting};
 use crate::objects::remote::{FetchError, Remote, RemoteOptions};
 use error::fetch_error;
@@ -75,6 +76,8 @@ pub enum Located {
     File(Arc<OpenFile>),
     /// In a shard that is held.
     Held(Arc<Held>),
+    /// In a file of its own.
+    Loose,
 }
 
 /// Where a shard's bytes are at this moment.
@@ -82,6 +85,7 @@ enum Source {
     File(Arc<OpenFile>),
     Held(Arc<Held>),
     Direct,
+    Loose,
 }
 
 impl Store {
@@ -210,7 +214,7 @@ impl Store {
         let (began, _request) = (Instant::now(), self.metrics.activities.fetch());
         let mut waited = false;
         let mut all: Vec<Option<Located>> = Vec::with_capacity(samples.len());
-        let mut direct = Vec::new();
+        let (mut direct, mut loose) = (Vec::new(), Vec::new());
         for (i, &sample) in samples.iter().enumerate() {
             all.push(match self.source(sample.shard as usize).await? {
                 Source::File(file) => {
@@ -225,8 +229,13 @@ impl Store {
                     direct.push((i, sample));
                     None
                 }
+                Source::Loose => {
+                    loose.push(self.loose_file(sample));
+                    Some(Located::Loose)
+                }
             });
         }
+        self.announce_files(loose);
         if !direct.is_empty() {
             waited = true;
             let reads = direct.into_iter().map(|(i, sample)| async move { Ok((i, self.read_direct(sample).await?)) });
@@ -260,6 +269,10 @@ impl Store {
         let in_memory = match located {
             Located::Read(bytes) => return Ok(bytes),
             Located::Held(held) => self.read_held(sample, held, memory)?,
+            Located::Loose => {
+                self.read_loose(sample, memory)?;
+                None
+            }
             Located::File(file) => {
                 self.read_file(sample, file, memory).inspect_err(|_| self.close(sample.shard))?;
                 None
@@ -289,6 +302,35 @@ impl Store {
         let _ = rustix::fs::fadvise(file, shard.offsets[i], length, rustix::fs::Advice::WillNeed);
     }
 
+    /// Tells the system that files will be read soon. Opening them takes time, and nothing waits for it.
+    fn announce_files(&self, paths: Vec<PathBuf>) {
+        if paths.is_empty() {
+            return;
+        }
+        tokio::task::spawn_blocking(move || {
+            for file in paths.iter().filter_map(|path| File::open(path).ok()) {
+                let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
+            }
+        });
+    }
+
+    /// The file that a sample of a loose block is.
+    fn loose_file(&self, sample: SampleRef) -> PathBuf {
+        let shard = sample.shard as usize;
+        let Location::File(folder) = &self.places[shard] else { unreachable!("checked when a manifest is read") };
+        manifest::loose::file(folder, &self.manifest.shards[shard].entries[sample.index as usize])
+    }
+
+    /// Reads the file that a sample is.
+    fn read_loose(&self, sample: SampleRef, memory: &mut Vec<u8>) -> Result<(), StoreError> {
+        let path = self.loose_file(sample);
+        let size = self.manifest.shards[sample.shard as usize].sizes[sample.index as usize];
+        let file = open_checked(&path, size.into())?;
+        memory.resize(size as usize, 0);
+        let io = |error| StoreError::io(&path.display(), &error);
+        file.read_exact_at(memory, 0).map_err(io)
+    }
+
     /// A sample of a held shard: in the shard's memory, or else read into `memory`.
     fn read_held<'a>(
         &self,
@@ -315,6 +357,9 @@ impl Store {
 
     /// Where this shard's bytes are now; fetches the shard if it is to be held and can't be read otherwise.
     async fn source(&self, shard: usize) -> Result<Source, StoreError> {
+        if self.manifest.shards[shard].loose {
+            return Ok(Source::Loose);
+        }
         if self.is_plain_file(shard) {
             return Ok(self.file(shard).await?.map_or(Source::Direct, Source::File));
         }
@@ -376,7 +421,10 @@ impl Store {
         let bytes = match place {
             Location::Url(url) => self.remote.range(url, stored, Some(shard.bytes)).await?.to_vec(),
             Location::File(path) => {
-                let (path, expected) = (path.clone(), shard.bytes);
+                let (path, expected) = match shard.loose {
+                    true => (self.loose_file(sample), shard.sizes[sample.index as usize].into()),
+                    false => (path.clone(), shard.bytes),
+                };
                 let read = move || {
                     let file = File::open(&path)?;
                     let found = file.metadata()?.len();
@@ -444,7 +492,7 @@ impl Store {
     }
 
     fn is_plain_file(&self, shard: usize) -> bool {
-        matches!(self.places[shard], Location::File(_)) && !self.places[shard].is_zstd()
+        matches!(self.places[shard], Location::File(_)) && self.manifest.compression(shard) == Compression::None
     }
 
     fn is_held(&self, shard: usize) -> bool {
@@ -458,7 +506,8 @@ impl Store {
             Location::File(_) => true,
             Location::Url(url) => !self.remote.has_no_ranges(url),
         };
-        ranges && (!self.places[shard].is_zstd() || self.manifest.shards[shard].frames.is_some())
+        ranges
+            && (self.manifest.compression(shard) == Compression::None || self.manifest.shards[shard].frames.is_some())
     }
 }
 

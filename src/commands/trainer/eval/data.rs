@@ -1,32 +1,47 @@
 //! The images of an evaluation: two manifests, read as a run's configuration says.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::Manifest;
+use simclr_data::source::DamagePolicy;
 use simclr_ground::batch_stream::{BatchStream, Next, StreamError};
 use simclr_ground::error::{Classify, Error, ErrorClass, Result};
 use simclr_ground::patience::{LOOK, LongWait};
 use simclr_ground::position::Share;
 use simclr_ground::stall::Waited;
-use simclr_plan::{Plan, StreamConfig};
+use simclr_plan::{DataConfig, Plan, StreamConfig};
 use simclr_trainer::device::DeviceSlab;
 use simclr_trainer::eval::{EvalData, EvalView, SetInfo, SetRole, StreamRequest, StreamSize};
 use tch::Device;
 
+use super::classes::match_by_name;
 use crate::config::Config;
 use crate::open;
 use crate::output::Output;
 use crate::signals::Stop;
+use crate::telemetry::logging::say;
 use crate::telemetry::progress::Progress;
 
 /// A labeled set.
 struct LabeledSet {
     path: PathBuf,
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     info: SetInfo,
+}
+
+impl LabeledSet {
+    /// Restricts a stream to images that have a label, if some have none and nothing else does so.
+    fn keep_labelled(&self, data: &mut DataConfig) {
+        if self.info.samples < self.manifest.samples && data.classes.is_empty() {
+            data.classes = match self.manifest.classes.is_empty() {
+                true => (0..self.info.num_classes).map(|class| class.to_string()).collect(),
+                false => self.manifest.classes.clone(),
+            };
+        }
+    }
 }
 
 /// Two labeled sets, read as a run's configuration says.
@@ -51,12 +66,21 @@ impl<'a> ManifestData<'a> {
         runtime: &'a tokio::runtime::Handle,
         output: Output,
     ) -> Result<Self> {
-        let set = |path: &Path| -> Result<LabeledSet> {
-            let manifest = Manifest::read(path)?;
-            let info = SetInfo { samples: manifest.samples, num_classes: manifest.num_classes() };
-            Ok(LabeledSet { path: path.to_owned(), manifest, info })
+        let (voters, mut asked) = (open::manifest(train)?, open::manifest(test)?);
+        match_by_name((train, &voters), (test, &mut asked))?;
+        let set = |path: &Path, manifest: Manifest| {
+            let (labelled, all) = (manifest.num_labelled(), manifest.samples);
+            if 0 < labelled && labelled < all && !output.quiet {
+                say(&format!(
+                    "{}: {labelled} of {all} images have a label; the others are not evaluated",
+                    path.display()
+                ));
+            }
+            let info = SetInfo { samples: labelled, num_classes: manifest.num_classes() };
+            LabeledSet { path: path.to_owned(), manifest: Arc::new(manifest), info }
         };
-        Ok(Self { config, sets: [set(train)?, set(test)?], runtime, output, stop: None, progress: Mutex::default() })
+        let sets = [set(train, voters), set(test, asked)];
+        Ok(Self { config, sets, runtime, output, stop: None, progress: Mutex::default() })
     }
 
     /// The same, given up when somebody asks to stop.
@@ -80,12 +104,15 @@ impl<'a> ManifestData<'a> {
     fn stream(&self, request: &StreamRequest) -> Result<StreamConfig> {
         let set = self.set(request.set);
         if request.view == EvalView::Center {
-            return Ok(self.config.evaluation_stream(set.path.clone(), request.part, request.seed));
+            let mut stream = self.config.evaluation_stream(set.path.clone(), request.part, request.seed);
+            set.keep_labelled(&mut stream.data);
+            return Ok(stream);
         }
         let mut data = self.config.evaluation_data(set.path.clone());
         (data.part, data.subset) = (request.part, request.subset.clone());
+        set.keep_labelled(&mut data);
         let mut stream = self.config.supervised_stream(data, request.view, request.seed);
-        let images = Plan::new(&set.manifest, stream.clone())?.num_samples();
+        let images = Plan::new(&*set.manifest, stream.clone())?.num_samples();
         stream.batch.size = images.min(request.batch.into()) as u32;
         Ok(stream)
     }
@@ -99,19 +126,19 @@ impl EvalData for ManifestData<'_> {
     fn size(&self, request: &StreamRequest) -> Result<StreamSize> {
         let stream = self.stream(request)?;
         let batch = stream.batch.size;
-        Ok(StreamSize { images: Plan::new(&self.set(request.set).manifest, stream)?.num_samples(), batch })
+        Ok(StreamSize { images: Plan::new(&*self.set(request.set).manifest, stream)?.num_samples(), batch })
     }
 
     fn open(&self, request: &StreamRequest, device: Device) -> Result<Box<dyn BatchStream<DeviceSlab>>> {
         let set = self.set(request.set);
-        if !set.manifest.is_labelled() {
+        if set.manifest.num_labelled() == 0 {
             return Err(Error::input(format!(
-                "{}: the dataset has no labels; evaluation requires a .cls file for every sample",
+                "{}: the dataset has no labels; evaluation needs class folders, a list with classes, or .cls files",
                 set.path.display()
             )));
         }
         let (stream, machine) = (self.stream(request)?, &self.config.machine);
-        let batches = open_stream(stream, machine, device, request.batches, self.runtime)?;
+        let batches = open_stream(set.manifest.clone(), stream, machine, device, request.batches, self.runtime)?;
         Ok(match self.stop.clone() {
             Some(stop) => Box::new(Stoppable { batches, stop }),
             None => batches,
@@ -181,19 +208,20 @@ impl BatchStream<DeviceSlab> for Stoppable {
     }
 }
 
-/// A stream in the device's slabs, on all threads that the machine gives; it ends after `batches` batches, if that is
+/// A stream over a manifest in the device's slabs, on all threads that the machine gives; it ends after `batches` batches, if that is
 /// given.
 ///
 /// # Errors
 /// If it can't be opened.
 pub fn open_stream(
+    manifest: impl Into<Arc<Manifest>>,
     stream: StreamConfig,
     machine: &crate::config::MachineConfig,
     device: Device,
     batches: Option<u64>,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Box<dyn BatchStream<DeviceSlab>>> {
-    let source = open::source(stream, machine)?;
+    let source = open::source_over(manifest, stream, machine, DamagePolicy::Budget)?;
     let threads = if machine.threads == 0 { open::cores() } else { machine.threads };
     let options = LoaderOptions { threads, from_batch: 0, to_batch: batches, share: Share::ALL };
     let slabs = DeviceSlab::allocate(machine.batches_ahead + 1, source.plan.slab_bytes(Share::ALL), device)?;

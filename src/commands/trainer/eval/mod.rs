@@ -1,6 +1,7 @@
 //! `eval knn|linear|finetune|transfer`: what a run's representation is worth. A new evaluation is a file here and a row
 //! below.
 
+mod classes;
 mod data;
 mod finetune;
 mod knn;

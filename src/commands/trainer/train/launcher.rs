@@ -8,8 +8,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use simclr_ground::error::{Context, Error, Result};
 use simclr_trainer::distributed::LaunchersStore;
 
-use crate::output::{ExitStatus, say};
+use crate::output::ExitStatus;
 use crate::signals::LAUNCHER;
+use crate::telemetry::logging::say;
 
 /// How long the other ranks may take to end by themselves once one has failed: they call the roll, and say what they saw.
 const GRACE: Duration = Duration::from_secs(8);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use simclr_data::source::DamagePolicy;
 use simclr_ground::error::{Error, Result};
 use simclr_ground::location::absolute;
 use simclr_service::server::Guard;
@@ -21,10 +22,11 @@ use simclr_trainer::step::End;
 
 use crate::commands::Run;
 use crate::commands::args::{ConfigArgs, FeedArgs};
+use crate::commands::trainer::runs;
 use crate::config::{self, Config, MachineConfig};
-use crate::output::{ExitStatus, Output, say};
+use crate::output::{ExitStatus, Output};
 use crate::signals::Stop;
-use crate::telemetry::logging;
+use crate::telemetry::logging::{self, say};
 use crate::{open, web};
 use live::Live;
 
@@ -37,7 +39,7 @@ pub struct TrainArgs {
     pub config: ConfigArgs,
     /// Run directory.
     #[arg(long)]
-    pub run: PathBuf,
+    pub run: Option<PathBuf>,
     /// Resume from the latest checkpoint, or start if there is none.
     #[arg(long)]
     pub resume: bool,
@@ -78,7 +80,7 @@ impl Run for TrainArgs {
         launcher::follow();
         let stop = Stop::on_signals()?;
         let place = if self.dry_run { None } else { distributed::place(|name| std::env::var(name).ok())? };
-        let folder = RunFolder::at(&self.run);
+        let folder = RunFolder::at(&self.run.clone().map_or_else(|| runs::folder(self.resume), Ok)?);
         let config = configuration(self, &folder)?;
         if self.dry_run {
             return dry_run(&config, output);
@@ -150,6 +152,13 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
         None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
     };
     config.data.manifest = absolute(&config.data.manifest)?;
+    // What fits itself did so when the run began.
+    if config.batch.size == 0 {
+        config.batch.size = recorded.batch.size;
+    }
+    if config.order.lanes == 0 {
+        config.order.lanes = recorded.order.lanes;
+    }
     args.feed.apply(&mut config.machine.feed);
     let mut differences = recorded.differences(&config);
     differences.retain(|difference| !MAY_CHANGE.contains(&difference.key.as_str()));
@@ -197,8 +206,10 @@ pub fn show(
 
 fn dry_run(config: &Config, output: Output) -> Result<ExitStatus> {
     let device = device::open(config.machine.device)?;
-    let source = open::source(config.stream(), &config.machine)?;
-    let training = new_training(config, &training::summary(&source), device, World::alone())?;
+    let mut config = config.clone();
+    let manifest = open::fitted(&mut config)?;
+    let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Budget)?;
+    let training = new_training(&config, &training::summary(&source), device, World::alone())?;
     let plan = &source.plan;
     let object = json!({
         "plan_digest": plan.digest, "manifest_digest": plan.manifest_digest, "samples": plan.num_samples(),

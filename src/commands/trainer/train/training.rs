@@ -28,9 +28,10 @@ use super::live::Live;
 use crate::commands::trainer::eval::ManifestData;
 use crate::config::{Config, MachineConfig};
 use crate::open;
-use crate::output::{Output, say};
+use crate::output::Output;
 use crate::signals::Stop;
 use crate::telemetry;
+use crate::telemetry::logging::say;
 use crate::telemetry::progress::Progress;
 use crate::telemetry::tensorboard::Events;
 
@@ -71,7 +72,10 @@ pub fn train(
     device::compute_on_cpu(open::torch_threads(&config.machine, local.size));
     let share = distributed::share(place);
     let ledger = folder.ledger(share.rank);
-    let source = open::source_with(config.stream(), &config.machine, DamagePolicy::Ledger(&ledger))?;
+    let mut config = config.clone();
+    let manifest = open::fitted(&mut config)?;
+    let config = &config;
+    let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Ledger(&ledger))?;
     source.plan.check_share(share)?;
     let stream = summary(&source);
     let world = match meeting {
@@ -282,7 +286,7 @@ fn evaluate_neighbours(
 /// What the trainer needs to know of a source's stream.
 pub fn summary(source: &Source) -> StreamSummary {
     let manifest = source.store.manifest();
-    let summary = source.plan.summary(manifest.is_labelled().then(|| manifest.num_classes()));
+    let summary = source.plan.summary((manifest.num_labelled() > 0).then(|| manifest.num_classes()));
     StreamSummary { derived_digest: Some(manifest.derived_digest()), ..summary }
 }
 

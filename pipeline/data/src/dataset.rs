@@ -1,0 +1,301 @@
+//! Makes a manifest of whatever people name as their data: a manifest, or a folder with one in it; shards, or a folder of
+//! them; a folder of images; a list.
+//!
+//! What had to be read for it is remembered under the user's cache folder, by size and time of each file, so that the next
+//! start reads nothing again. Nothing is written among the data.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use simclr_ground::error::{Classify, ErrorClass};
+use simclr_ground::files::write_whole;
+use simclr_ground::location::Location;
+
+use crate::listing::{self, Listing, ListingError, ListingOptions};
+use crate::manifest::{BuildOptions, KnownFiles, Manifest, ManifestError, NamedShard, build, expand, loose};
+
+/// The name of a manifest in a folder of shards.
+pub const MANIFEST: &str = "manifest.json";
+
+/// What is told while a data set is being looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// Another process looks at it, and this one waits for what that remembers.
+    Waiting,
+    /// So many of its files or shards have been looked at, so many bytes read for it.
+    Scanned {
+        /// What is counted.
+        unit: &'static str,
+        /// How many have been looked at.
+        done: u64,
+        /// How many there are.
+        total: u64,
+        /// How many bytes were read.
+        bytes: u64,
+    },
+}
+
+/// How to look at a data set.
+pub struct OpenOptions<'a> {
+    /// How many threads read.
+    pub threads: usize,
+    /// The folder that remembers what was read; `None` remembers nothing.
+    pub memory: Option<PathBuf>,
+    /// Told how it goes on.
+    pub progress: &'a (dyn Fn(Told) + Sync),
+}
+
+/// A data set, and what a person should know of it.
+pub struct Opened {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// What was left out, why there are no labels.
+    pub notes: Vec<String>,
+}
+
+/// Why a data set can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its manifest or shards.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Its images.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
+}
+
+impl Classify for OpenError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Manifest(error) => error.class(),
+            Self::Listing(error) => error.class(),
+        }
+    }
+}
+
+/// What a name stands for.
+enum Kind {
+    Manifest(PathBuf),
+    Shards(Vec<String>),
+    Images,
+}
+
+/// Opens the data set that `what` names.
+///
+/// # Errors
+/// If there is nothing of this name, or what is there is no data set.
+pub fn open(what: &Path, options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
+    match kind(what)? {
+        Kind::Manifest(path) => Ok(Opened { manifest: Manifest::read(&path)?, notes: Vec::new() }),
+        Kind::Shards(patterns) => shards(what, &patterns, options),
+        Kind::Images => images(what, options),
+    }
+}
+
+/// What `what` stands for; a path that exists is taken as it is written before it is taken for a pattern.
+fn kind(what: &Path) -> Result<Kind, OpenError> {
+    let text = what.to_string_lossy().into_owned();
+    let is_pattern = text.contains(['*', '?', '[', '{']);
+    let place = Location::parse(&text).map_err(|error| none(&text, error.to_string()))?;
+    if let Location::Url(url) = &place {
+        let name = url.path().to_lowercase();
+        return Ok(if is_pattern || is_shard(&name) || text.contains(".json#") {
+            Kind::Shards(vec![text])
+        } else if name.ends_with(".json") {
+            Kind::Manifest(what.to_owned())
+        } else {
+            Kind::Manifest(format!("{}/{MANIFEST}", text.trim_end_matches('/')).into())
+        });
+    }
+    if what.is_dir() {
+        if what.join(MANIFEST).is_file() {
+            return Ok(Kind::Manifest(what.join(MANIFEST)));
+        }
+        let shards = shards_in(what);
+        return Ok(if shards.is_empty() { Kind::Images } else { Kind::Shards(shards) });
+    }
+    if what.is_file() {
+        let name = text.to_lowercase();
+        return Ok(if listing::is_list(what) {
+            Kind::Images
+        } else if is_shard(&name) {
+            Kind::Shards(vec![glob::Pattern::escape(&text)])
+        } else if listing::is_image_file(what) {
+            let why = "is one image; name the folder that it is in".to_owned();
+            return Err(none(&text, why));
+        } else {
+            Kind::Manifest(what.to_owned())
+        });
+    }
+    if is_pattern || text.contains(".json#") {
+        return Ok(Kind::Shards(vec![text]));
+    }
+    let why = "no such file or directory; expected a manifest, a folder of images or shards, a shard pattern, or a list (.txt, .csv)";
+    Err(none(&text, why.to_owned()))
+}
+
+fn none(pattern: &str, why: String) -> OpenError {
+    OpenError::Manifest(ManifestError::NoShards { pattern: pattern.to_owned(), why })
+}
+
+fn is_shard(name: &str) -> bool {
+    [".tar", ".tar.zst", ".tar.zstd", ".tar.gz", ".tgz"].iter().any(|ending| name.ends_with(ending))
+}
+
+/// The shards directly in a folder, escaped, if it holds no images there.
+fn shards_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    if paths.iter().any(|path| listing::is_image_file(path)) {
+        return Vec::new();
+    }
+    let is_tar = |path: &&PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        is_shard(&name) && !simclr_ground::sample::belongs_to_nobody(&name) && path.is_file()
+    };
+    let mut shards: Vec<String> = paths.iter().filter(is_tar).map(|path| path.to_string_lossy().into_owned()).collect();
+    shards.sort();
+    shards.iter().map(|path| glob::Pattern::escape(path)).collect()
+}
+
+/// What was read of a folder or list of images.
+#[derive(Default, Serialize, Deserialize)]
+struct RememberedImages {
+    /// For whom the file is looked at by a person.
+    of: String,
+    files: KnownFiles,
+}
+
+fn images(what: &Path, options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
+    let listing = listing::list(what, &ListingOptions::default())?;
+    let mut notes = listing.notes.clone();
+    notes.extend(listing.left_out.told());
+    let memory = Memory::of(what, "images", options);
+    let mut remembered: RememberedImages = memory.read().unwrap_or_default();
+    let before = remembered.files.clone();
+    let manifest = named(listing, &mut remembered.files, options)?;
+    if remembered.files != before {
+        remembered.of = what.display().to_string();
+        memory.write(&remembered);
+    }
+    Ok(Opened { manifest, notes })
+}
+
+fn named(listing: Listing, known: &mut KnownFiles, options: &OpenOptions<'_>) -> Result<Manifest, ManifestError> {
+    loose(listing, known, options.threads, &|done, all, bytes| {
+        (options.progress)(Told::Scanned { unit: "files", done, total: all, bytes });
+    })
+}
+
+/// What was read of shards.
+#[derive(Serialize, Deserialize)]
+struct RememberedShards {
+    /// Size and time of each.
+    stamps: BTreeMap<String, (u64, i64, i64)>,
+    notes: Vec<String>,
+    manifest: Manifest,
+}
+
+fn shards(what: &Path, patterns: &[String], options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
+    let shards: Vec<NamedShard> = expand(patterns)?;
+    let stamps = stamps(&shards);
+    let memory = Memory::of(what, "shards", options);
+    if let Some(remembered) = memory.read::<RememberedShards>()
+        && stamps.as_ref() == Some(&remembered.stamps)
+    {
+        return Ok(Opened { manifest: remembered.manifest, notes: remembered.notes });
+    }
+    let all = shards.len() as u64;
+    let (done, bytes) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));
+    let progress = |read: u64| {
+        use std::sync::atomic::Ordering::Relaxed;
+        let (done, bytes) = (done.fetch_add(1, Relaxed) + 1, bytes.fetch_add(read, Relaxed) + read);
+        (options.progress)(Told::Scanned { unit: "shards", done, total: all, bytes });
+    };
+    let (manifest, passed_over) = build(
+        &shards,
+        BuildOptions {
+            // Shards are named by their whole paths, which mean the same wherever this is remembered.
+            base: Location::default(),
+            source: format!("read from {}", what.display()),
+            classes: class_names(&shards),
+            label_field: None,
+            exclude: Default::default(),
+            rows: true,
+            threads: options.threads,
+            progress: &progress,
+        },
+    )?;
+    let notes = passed_over.told();
+    if let Some(stamps) = stamps {
+        memory.write(&RememberedShards { stamps, notes: notes.clone(), manifest: manifest.clone() });
+    }
+    Ok(Opened { manifest, notes })
+}
+
+/// The names of classes in a `classes.txt` beside the first shard.
+fn class_names(shards: &[NamedShard]) -> Vec<String> {
+    let Some(Location::File(path)) = shards.first().map(|shard| &shard.place) else { return Vec::new() };
+    let text = std::fs::read_to_string(path.with_file_name("classes.txt")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Size and time of each shard; `None` if one is on a server, of which they aren't known.
+fn stamps(shards: &[NamedShard]) -> Option<BTreeMap<String, (u64, i64, i64)>> {
+    let stamp = |shard: &NamedShard| {
+        let Location::File(path) = &shard.place else { return None };
+        let known = std::fs::metadata(path).ok()?;
+        Some((path.display().to_string(), (known.len(), known.mtime(), known.mtime_nsec())))
+    };
+    shards.iter().map(stamp).collect()
+}
+
+/// The file that remembers what was read of one data set, locked while this one is looked at: of several processes that
+/// begin together one reads the data, the others what it remembered.
+struct Memory {
+    path: Option<PathBuf>,
+    _alone: Option<File>,
+}
+
+impl Memory {
+    fn of(what: &Path, kind: &str, options: &OpenOptions<'_>) -> Self {
+        let forgetful = Self { path: None, _alone: None };
+        let Some(folder) = &options.memory else { return forgetful };
+        let whole =
+            std::fs::canonicalize(what).or_else(|_| std::path::absolute(what)).unwrap_or_else(|_| what.to_owned());
+        let name = blake3::hash(format!("{kind} {}", whole.display()).as_bytes()).to_hex();
+        let locked = || -> std::io::Result<File> {
+            std::fs::create_dir_all(folder)?;
+            let file = File::create(folder.join(format!("{name}.lock")))?;
+            if file.try_lock().is_err() {
+                (options.progress)(Told::Waiting);
+                file.lock()?;
+            }
+            Ok(file)
+        };
+        match locked() {
+            Ok(alone) => Self { path: Some(folder.join(format!("{name}.json"))), _alone: Some(alone) },
+            Err(error) => {
+                tracing::warn!("{}: cannot be used, so the next start scans again: {error}", folder.display());
+                forgetful
+            }
+        }
+    }
+
+    /// What is remembered, if it can be read.
+    fn read<T: for<'de> Deserialize<'de>>(&self) -> Option<T> {
+        let text = std::fs::read(self.path.as_ref()?).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    fn write(&self, remembered: &impl Serialize) {
+        let Some(path) = &self.path else { return };
+        let text = serde_json::to_vec(remembered).expect("plain data");
+        if let Err(error) = write_whole(path, &text) {
+            tracing::warn!("{}: cannot be written, so the next start scans again: {error}", path.display());
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Which classes follow from where images lie, and which numbers classes have.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Classes and their numbers.
+pub(super) struct Named {
+    names: Vec<String>,
+    numbers: BTreeMap<String, u32>,
+    /// Given classes that no image has.
+    empty: usize,
+}
+
+impl Named {
+    /// Numbers the classes that images have: in the order `given`, or else by name, names that are numbers by their value.
+    pub fn new<'a>(seen: impl Iterator<Item = &'a str>, given: Option<&[String]>) -> Result<Self, String> {
+        let seen: BTreeSet<&str> = seen.collect();
+        if let Some(name) = seen.iter().find(|name| name.contains(['\n', '\r'])) {
+            return Err(format!("the name of class {name:?} contains a line break"));
+        }
+        let names: Vec<String> = match given {
+            Some(given) => {
+                if let Some(other) = seen.iter().find(|name| !given.iter().any(|known| known == *name)) {
+                    return Err(format!("class {other:?} is none of the {} given classes", given.len()));
+                }
+                given.to_vec()
+            }
+            None => {
+                let mut names: Vec<String> = seen.iter().map(|&name| name.to_owned()).collect();
+                if names.iter().all(|name| number(name).is_some()) {
+                    names.sort_by_key(|name| (number(name), name.clone()));
+                }
+                names
+            }
+        };
+        let numbers = names.iter().enumerate().map(|(i, name)| (name.clone(), i as u32)).collect();
+        let empty = names.iter().filter(|name| !seen.contains(name.as_str())).count();
+        Ok(Self { names, numbers, empty })
+    }
+
+    /// The number of a class that was seen.
+    pub fn number(&self, class: &str) -> u32 {
+        self.numbers[class]
+    }
+
+    /// What a person should know of the numbering.
+    pub fn note(&self) -> Option<String> {
+        (self.empty > 0).then(|| format!("{} of the {} given classes have no image", self.empty, self.names.len()))
+    }
+
+    pub fn into_names(self) -> Vec<String> {
+        self.names
+    }
+}
+
+/// The value of a name that is a number.
+fn number(name: &str) -> Option<u64> {
+    name.bytes().all(|byte| byte.is_ascii_digit()).then(|| name.parse().ok()).flatten()
+}
+
+/// The class of each image, by the folders that it lies in: the one folder in which the images differ, if all lie equally
+/// deep. `cat/1.jpg` and `train/cat/images/1.jpg` are of class `cat` among others of their kind; folders of years and
+/// months, and images beside folders, give no classes. The error says why there are none.
+pub(super) fn by_folders(folders: &[Vec<String>]) -> Result<Vec<String>, &'static str> {
+    let depth = folders.first().map_or(0, Vec::len);
+    if folders.iter().any(|parts| parts.len() != depth) {
+        return Err("the images lie at different depths");
+    }
+    let differ = |&level: &usize| folders.iter().any(|parts| parts[level] != folders[0][level]);
+    let level = match depth {
+        0 => return Err("the images lie side by side"),
+        // Even if there is one class alone.
+        1 => 0,
+        _ => {
+            let levels: Vec<usize> = (0..depth).filter(differ).collect();
+            match levels[..] {
+                [level] => level,
+                [] => depth - 1,
+                _ => return Err("the images lie in folders of folders"),
+            }
+        }
+    };
+    Ok(folders.iter().map(|parts| parts[level].clone()).collect())
+}

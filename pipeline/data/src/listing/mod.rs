@@ -1,0 +1,272 @@
+//! Which images a source holds, with their classes, and where the bytes of each lie: folders in any shape, lists, tars.
+//!
+//! [`folder`], [`list`] and [`archive`] each know one kind of source; [`classes`] says which classes follow from where
+//! images lie, and numbers them. Knows neither shards nor manifests.
+
+mod archive;
+mod classes;
+mod folder;
+mod list;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use simclr_ground::error::{Classify, ErrorClass};
+use simclr_ground::sample::{IMAGE_EXTENSIONS, is_image_extension};
+
+use classes::Named;
+
+/// One image of a source.
+pub struct Item {
+    /// A name that no other image of the source has, with the class before it if there is one.
+    pub key: String,
+    /// The extension of its file, in lower case.
+    pub extension: String,
+    /// Its class, an index into [`Listing::classes`].
+    pub label: Option<u32>,
+    bytes: Bytes,
+}
+
+/// Where an image's bytes are.
+enum Bytes {
+    File(PathBuf),
+    /// In an archive, which is read in place and never unpacked.
+    Within {
+        archive: Arc<(PathBuf, File)>,
+        offset: u64,
+        size: u64,
+    },
+}
+
+impl Item {
+    /// The image's bytes.
+    ///
+    /// # Errors
+    /// If its file can't be read.
+    pub fn read(&self) -> Result<Vec<u8>, ListingError> {
+        let error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ListingError::Io { path, what: "cannot read", source }
+        };
+        match &self.bytes {
+            Bytes::File(path) => std::fs::read(path).map_err(error(path)),
+            Bytes::Within { archive, offset, size } => {
+                let mut bytes = vec![0; *size as usize];
+                archive.1.read_exact_at(&mut bytes, *offset).map_err(error(&archive.0))?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// The file that is this image; `None` for one in an archive.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.bytes {
+            Bytes::File(path) => Some(path),
+            Bytes::Within { .. } => None,
+        }
+    }
+}
+
+/// What a source holds, in the order of names.
+pub struct Listing {
+    /// The names of the classes; empty without labels.
+    pub classes: Vec<String>,
+    /// The images.
+    pub items: Vec<Item>,
+    /// What is no image.
+    pub left_out: LeftOut,
+    /// What a person should know: classes without images, links that lead nowhere, why there are no labels.
+    pub notes: Vec<String>,
+    /// What the source was, for people.
+    pub origin: &'static str,
+}
+
+/// What a source holds beside its images.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Files that are no images by their extension.
+    pub others: Vec<PathBuf>,
+    /// How many files and folders are nobody's: hidden ones, and what systems put beside files.
+    pub nobodys: u64,
+}
+
+impl LeftOut {
+    /// It in words for people; `None` if nothing was left out.
+    pub fn told(&self) -> Option<String> {
+        let nobodys = (self.nobodys > 0).then(|| format!("{} hidden or system files", self.nobodys));
+        let others = self.others.first().map(|first| {
+            let endings = IMAGE_EXTENSIONS.join(" .");
+            format!("{} files that are not images (.{endings}), e.g. {}", self.others.len(), first.display())
+        });
+        let parts: Vec<String> = others.into_iter().chain(nobodys).collect();
+        (!parts.is_empty()).then(|| format!("left out {}", parts.join(", and ")))
+    }
+}
+
+/// Why a source can't be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListingError {
+    /// It is not one, or something in it is not as it should be.
+    #[error("{}: {why}", path.display())]
+    Input {
+        /// What it is about.
+        path: PathBuf,
+        /// What was found and what would be right.
+        why: String,
+    },
+    /// A file can't be read.
+    #[error("{}: {what}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Classify for ListingError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Input { .. } => ErrorClass::Input,
+            Self::Io { source, .. } => source.class(),
+        }
+    }
+}
+
+/// What is said of a source beside its place.
+#[derive(Debug, Clone, Default)]
+pub struct ListingOptions {
+    /// For a tar of images: the file with the class of each.
+    pub labels: Option<PathBuf>,
+    /// The names of the classes in the order of their numbers, of which some may have no image; `None` numbers the classes
+    /// that are there.
+    pub classes: Option<Vec<String>>,
+}
+
+/// Whether a file is a list of images, by its extension.
+pub fn is_list(path: &Path) -> bool {
+    matches!(extension(path).as_str(), "txt" | "tsv" | "csv")
+}
+
+/// Looks at `source`, whatever of the kinds it is.
+///
+/// # Errors
+/// If it is none of them, holds no image, or something in it is not as it should be.
+pub fn list(source: &Path, options: &ListingOptions) -> Result<Listing, ListingError> {
+    let of_no_use = |kind: &str| match &options.labels {
+        Some(path) => Err(input(path, format!("a label file applies only to a tar of images; {kind}"))),
+        None => Ok(()),
+    };
+    let found = if source.is_dir() {
+        of_no_use("folders already define the classes")?;
+        folder::found(source)?
+    } else if !source.is_file() {
+        return Err(input(source, "no such file or directory"));
+    } else if is_list(source) {
+        of_no_use("a list already defines the classes")?;
+        list::found(source)?
+    } else {
+        archive::found(source, options.labels.as_deref())?
+    };
+    found.numbered(source, options.classes.as_deref())
+}
+
+/// What a source holds, its classes by name.
+struct Found {
+    images: Vec<Image>,
+    left_out: LeftOut,
+    notes: Vec<String>,
+    origin: &'static str,
+}
+
+/// An image with the name of its class.
+struct Image {
+    /// Its path in the source, of which the key is made.
+    path: PathBuf,
+    class: Option<String>,
+    /// Whether the key names the class rather than the folders that the image lies in.
+    by_class: bool,
+    bytes: Bytes,
+}
+
+impl Found {
+    fn numbered(self, source: &Path, classes: Option<&[String]>) -> Result<Listing, ListingError> {
+        let Self { images, left_out, mut notes, origin } = self;
+        if images.is_empty() {
+            let seen = left_out.told().map_or(String::new(), |told| format!(" ({told})"));
+            return Err(input(source, format!("contains no images{seen}; {}", expected_extensions())));
+        }
+        let seen = || images.iter().filter_map(|image| image.class.as_deref());
+        let named = Named::new(seen(), classes).map_err(|why| input(source, why))?;
+        notes.extend(named.note());
+        let mut keys = BTreeSet::new();
+        let mut items = Vec::with_capacity(images.len());
+        for image in images {
+            let extension = extension(&image.path);
+            let key = free_key(&mut keys, &image)?;
+            let label = image.class.as_deref().map(|class| named.number(class));
+            items.push(Item { key, extension, label, bytes: image.bytes });
+        }
+        Ok(Listing { classes: named.into_names(), items, left_out, notes, origin })
+    }
+}
+
+/// A key for an image that no other has.
+fn free_key(keys: &mut BTreeSet<String>, image: &Image) -> Result<String, ListingError> {
+    let plain = |part: &str| part.replace(['/', '.'], "_");
+    let text = |part: Option<&std::ffi::OsStr>| {
+        part.and_then(|part| part.to_str())
+            .map(str::to_owned)
+            .ok_or_else(|| input(&image.path, "the name is not UTF-8"))
+    };
+    let stem = plain(&text(image.path.file_stem())?);
+    let folders = match (&image.class, image.by_class) {
+        (Some(class), true) => plain(class),
+        _ => {
+            let parent = image.path.parent().unwrap_or(Path::new(""));
+            let parts: Vec<String> =
+                parent.components().map(|part| Ok(plain(&text(Some(part.as_os_str()))?))).collect::<Result<_, _>>()?;
+            parts.join("/")
+        }
+    };
+    let base = if folders.is_empty() { stem } else { format!("{folders}/{stem}") };
+    let mut key = base.clone();
+    let mut copy = 1;
+    while !keys.insert(key.clone()) {
+        copy += 1;
+        key = format!("{base}-{copy}");
+    }
+    Ok(key)
+}
+
+/// The extension of a file, in lower case.
+fn extension(path: &Path) -> String {
+    path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase()
+}
+
+/// Whether a file is an image by its extension, and somebody's.
+pub fn is_image_file(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    is_image(path) && !simclr_ground::sample::belongs_to_nobody(&name)
+}
+
+fn is_image(path: &Path) -> bool {
+    is_image_extension(&extension(path))
+}
+
+fn expected_extensions() -> String {
+    format!("expected files ending in .{}", IMAGE_EXTENSIONS.join(" ."))
+}
+
+fn input(path: &Path, why: impl Into<String>) -> ListingError {
+    ListingError::Input { path: path.to_owned(), why: why.into() }
+}
+
+#[cfg(test)]
+mod tests;
