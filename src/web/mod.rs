@@ -75,10 +75,22 @@ struct Shown {
 /// # Errors
 /// If the address is none or is taken.
 pub fn listen(key: &str, address: &str) -> Result<std::net::TcpListener> {
-    let wanted: SocketAddr = address.parse().map_err(|_| {
-        Error::input(format!("invalid value {address:?} for {key}: expected an address such as 127.0.0.1:9464"))
-    })?;
-    let listener = std::net::TcpListener::bind(wanted)
+    use std::net::ToSocketAddrs;
+    let wrong = |why: &str| {
+        Error::input(format!("invalid value {address:?} for {key}: expected an address such as 127.0.0.1:9464{why}"))
+    };
+    // A host name, too; without one before the port, this machine only.
+    let whole = if address.starts_with(':') { format!("127.0.0.1{address}") } else { address.to_owned() };
+    let is_numeric = whole.parse::<SocketAddr>().is_ok();
+    let found: Vec<SocketAddr> = match whole.rsplit_once(':') {
+        Some((host, port)) if !host.contains('/') && port.parse::<u16>().is_ok() => {
+            let unknown =
+                |error: std::io::Error| wrong(&format!(", and {host} is no host name that is known: {error}"));
+            whole.to_socket_addrs().map_err(|error| if is_numeric { wrong("") } else { unknown(error) })?.collect()
+        }
+        _ => return Err(wrong("")),
+    };
+    let listener = std::net::TcpListener::bind(&found[..])
         .map_err(|error| Error::input(format!("cannot listen on {address} ({key}): {error}")))?;
     listener.set_nonblocking(true)?;
     Ok(listener)

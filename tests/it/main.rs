@@ -9,6 +9,7 @@ mod layers;
 mod pages;
 #[cfg(feature = "trainer")]
 mod prometheus;
+mod own_images;
 #[cfg(feature = "trainer")]
 mod ranks;
 mod service;

@@ -194,7 +194,7 @@ fn damage_is_told_to_whom_it_concerns() {
     let world = World::new();
     world.draw("pictures", 0, 40);
     for i in [3, 13, 23] {
-        std::fs::write(world.at(&format!("pictures/triangle/{i:04}.png")), b"GIF89a no picture").unwrap();
+        std::fs::write(world.at(&format!("pictures/triangle/{i:04}.png")), b"no picture at all").unwrap();
     }
     world.done(&["pack", "pictures", "--out", "set"]);
     let manifest = "set/manifest.json";

@@ -81,6 +81,7 @@ impl World {
         command
             .args(args)
             .current_dir(self.folder.path())
+            .env("XDG_CACHE_HOME", self.at(".cache"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -9,7 +9,8 @@ const SOURCES: [&str; 7] =
 fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names the folder of libtorch");
     let lib = std::fs::canonicalize(&lib).map(|p| p.display().to_string()).unwrap_or(lib);
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    // As DT_RPATH, which another libtorch in LD_LIBRARY_PATH, as of an active conda environment, does not override.
+    println!("cargo:rustc-link-arg=-Wl,--disable-new-dtags,-rpath,{lib}");
     println!("cargo:libtorch_lib={lib}");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=cpp");

@@ -129,6 +129,10 @@ impl Training {
         };
         let optimizer = Optimizer::new(&config.optimizer, &model.parameters);
         let batch_size = stream.batch_size;
+        if batch_size < 2 {
+            let wanted = "expected at least 2: a contrastive loss compares the images of a batch with each other";
+            return Err(InvalidValue::new("batch.size", batch_size.to_string(), wanted).into());
+        }
         let peak = config.optimizer.peak_learning_rate(batch_size);
         let schedule = Schedule::new(&config.schedule, stream.num_samples, batch_size, peak)?;
         let learning: Vec<&Tensor> = model.parameters.learning().map(|parameter| &parameter.tensor).collect();

@@ -1,6 +1,6 @@
 //! Turns what a user names (paths, globs, brace ranges, URLs, indexes of other tools) into a list of shards.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use simclr_ground::location::Location;
 
@@ -8,6 +8,9 @@ use super::braces::braces;
 use super::foreign::{self, Index};
 use super::{ManifestError, NamedShard};
 use crate::objects;
+
+/// How many missing files a message lists.
+const SHOWN: usize = 20;
 
 /// The shards that `patterns` name, in the order given; a glob's matches are sorted.
 ///
@@ -25,9 +28,23 @@ pub fn expand(patterns: &[String]) -> Result<Vec<NamedShard>, ManifestError> {
             shards.extend(foreign::read(&index).map_err(|why| none(&why))?);
             continue;
         }
+        // A path that exists is what it says before it is a pattern.
+        if pattern.contains(['{', '*', '?', '[']) && Path::new(pattern).is_file() {
+            shards.push(NamedShard::at(Location::File(pattern.into())));
+            continue;
+        }
+        let mut missing: Vec<String> = Vec::new();
         for name in braces(pattern)
             .ok_or_else(|| none("unbalanced, empty or too large braces; expected {000..012} or {a,b}"))?
         {
+            if name != *pattern
+                && !name.contains(['*', '?', '['])
+                && !name.contains("://")
+                && !Path::new(&name).exists()
+            {
+                missing.push(name);
+                continue;
+            }
             let place = Location::parse(&name).map_err(|error| none(&error.to_string()))?;
             let places = match place {
                 Location::File(path) => files(path, &name)
@@ -38,6 +55,11 @@ pub fn expand(patterns: &[String]) -> Result<Vec<NamedShard>, ManifestError> {
                 place => vec![place],
             };
             shards.extend(places.into_iter().map(NamedShard::at));
+        }
+        if !missing.is_empty() {
+            let more = if missing.len() > SHOWN { ", …" } else { "" };
+            let names = missing[..missing.len().min(SHOWN)].join(", ");
+            return Err(none(&format!("{} of its files do not exist: {names}{more}", missing.len())));
         }
     }
     if shards.is_empty() {
@@ -111,7 +133,8 @@ mod tests {
         };
         check(&[], "no shards given");
         check(&[at("x*.tar")], "matches no files");
-        check(&[at("s-{0..2}.tar")], "s-2.tar: no such file");
+        check(&[at("s-{0..4}.tar")], "3 of its files do not exist: ");
+        check(&[at("s-{0..2}.tar")], "s-2.tar");
         check(&[dir.path().display().to_string()], "is a directory");
         check(&[at("s-0.tar"), at("s-?.tar")], "listed twice");
         check(&["ftp://host/s.tar".into()], "unknown scheme");

@@ -178,6 +178,29 @@ pub(super) fn is_below(entry: &str) -> bool {
     !entry.is_empty() && Path::new(entry).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
+/// What changed between two manifests of files in place, in words: files that are missing, new, or have other bytes.
+pub fn changes(before: &Manifest, now: &Manifest) -> String {
+    let files = |manifest: &Manifest| -> BTreeMap<String, Check> {
+        let all =
+            manifest.shards.iter().flat_map(|shard| shard.entries.iter().cloned().zip(shard.checks.iter().copied()));
+        all.collect()
+    };
+    let (before, now) = (files(before), files(now));
+    let told = |names: Vec<&String>, what: &str| {
+        let first = names.first()?;
+        Some(format!("{} {what}, e.g. {first}", names.len()))
+    };
+    let missing = before.keys().filter(|name| !now.contains_key(*name)).collect();
+    let new = now.keys().filter(|name| !before.contains_key(*name)).collect();
+    let changed = now.iter().filter(|(name, check)| before.get(*name).is_some_and(|known| known != *check));
+    let parts = [
+        told(missing, "files are missing"),
+        told(new, "files are new"),
+        told(changed.map(|(name, _)| name).collect(), "files changed"),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
 /// The differences between the files of a loose block and what the manifest says of them.
 pub(super) fn compare(shard: &Shard, folder: &Path) -> Vec<Problem> {
     let look = |i: usize| {

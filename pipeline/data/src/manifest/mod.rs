@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use build::{BuildOptions, build, shard_name};
 pub use expand::expand;
 pub use foreign::wids;
-pub use loose::{KnownFiles, loose};
+pub use loose::{KnownFiles, changes, loose};
 pub use problem::Problem;
 pub use verify::verify;
 

@@ -2,7 +2,7 @@
 
 use fast_image_resize as fir;
 use simclr_image::damage::{Damage, DamageReason};
-use simclr_image::decode::{RgbImage, decode};
+use simclr_image::decode::{Orientation, RgbImage, decode, orientation};
 
 /// Pictures of more pixels than this are not decoded for packing.
 const MAX_PIXELS: u64 = 200_000_000;
@@ -29,14 +29,15 @@ impl std::fmt::Display for Resize {
 }
 
 impl Resize {
-    /// The picture in `bytes` as a JPEG of these settings.
+    /// The picture in `bytes` as a JPEG of these settings, which says as the picture does how it is to be turned.
     ///
     /// # Errors
     /// If it can't be decoded.
     pub fn apply(&self, bytes: &[u8]) -> Result<Vec<u8>, Damage> {
         let picture = decode(bytes, MAX_PIXELS)?;
         let picture = self.shrink(picture)?;
-        self.encode(&picture).map_err(|error| Damage::new(DamageReason::Unsupported, error.to_string()))
+        self.encode(&picture, orientation(bytes))
+            .map_err(|error| Damage::new(DamageReason::Unsupported, error.to_string()))
     }
 
     fn shrink(&self, picture: RgbImage) -> Result<RgbImage, Damage> {
@@ -61,7 +62,7 @@ impl Resize {
         Ok(RgbImage { width, height, pixels })
     }
 
-    fn encode(&self, picture: &RgbImage) -> std::io::Result<Vec<u8>> {
+    fn encode(&self, picture: &RgbImage, orientation: Orientation) -> std::io::Result<Vec<u8>> {
         let mut jpeg = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
         // libjpeg-turbo's own settings: the same files as other tools make, and several times faster.
         jpeg.set_fastest_defaults();
@@ -71,9 +72,20 @@ impl Resize {
         jpeg.set_chroma_sampling_pixel_sizes(chroma, chroma);
         jpeg.set_optimize_coding(true);
         let mut jpeg = jpeg.start_compress(Vec::new())?;
+        if orientation != Orientation::NoTransforms {
+            jpeg.write_marker(mozjpeg::Marker::APP(1), &exif(orientation));
+        }
         jpeg.write_scanlines(&picture.pixels)?;
         jpeg.finish()
     }
+}
+
+/// An EXIF segment that holds an orientation and nothing else: a TIFF of one directory with one entry.
+fn exif(orientation: Orientation) -> Vec<u8> {
+    let mut bytes = b"Exif\0\0MM\0\x2a\0\0\0\x08".to_vec();
+    // One entry: tag 0x0112, a short, one of it, its value, two bytes of nothing; no other directory.
+    bytes.extend([0, 1, 0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, orientation.to_exif(), 0, 0, 0, 0, 0, 0]);
+    bytes
 }
 
 #[cfg(test)]
@@ -93,6 +105,18 @@ mod tests {
                 let off = found.pixels.iter().zip(&picture.pixels).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
                 assert!(off / (found.pixels.len() as u64) < 8, "the same picture: mean difference {off}");
             }
+        }
+    }
+
+    #[test]
+    fn how_a_picture_is_to_be_turned_survives() {
+        let resize = Resize { short_side: 40, quality: 92, subsample: false };
+        let picture = drawn::picture(1, 2, 0, 96);
+        for value in 1..=8 {
+            let wanted = Orientation::from_exif(value).unwrap();
+            let turned = resize.encode(&picture, wanted).unwrap();
+            assert_eq!(orientation(&turned), wanted);
+            assert_eq!(orientation(&resize.apply(&turned).unwrap()), wanted);
         }
     }
 }

@@ -30,7 +30,7 @@ pub enum StoreError {
     },
     /// The shards that must be held at the same time do not fit.
     #[error(
-        "shards in use at the same time need {needed} bytes, but machine.{key} is {allowed}; increase it, decrease order.lanes or order.shuffle_block_shards, or store the shards uncompressed"
+        "shards in use at the same time need {needed} bytes, but machine.{key} is {allowed}; increase it, decrease order.lanes or order.shuffle_block_shards, or store the shards uncompressed, on a server that knows HTTP range requests (others are held whole)"
     )]
     Memory {
         /// Bytes that the shards in use need.

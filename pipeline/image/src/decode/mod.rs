@@ -1,4 +1,5 @@
-//! Decodes JPEG, PNG and WebP to RGB. The format is told from the content, never from the name.
+//! Decodes JPEG, PNG, WebP, BMP, GIF (its first frame) and TIFF to RGB. The format is told from the content, never from the
+//! name.
 //!
 //! Anything that is not a whole, sound image is [`Damage`] with a reason, never an empty or half image. Alpha is
 //! dropped, gray is repeated, palettes are looked up, 16 bits are cut to 8, CMYK is multiplied out, as the field's
@@ -12,6 +13,10 @@ use std::cell::RefCell;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use image::codecs::bmp::BmpDecoder;
+use image::codecs::gif::GifDecoder;
+use image::codecs::tiff::TiffDecoder;
+pub use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError};
 
 use crate::damage::{Damage, DamageReason};
@@ -37,6 +42,12 @@ pub enum Format {
     Png,
     /// WebP.
     WebP,
+    /// BMP.
+    Bmp,
+    /// GIF, of which the first frame counts.
+    Gif,
+    /// TIFF, of which the first image counts.
+    Tiff,
 }
 
 /// The format of an image, by its first bytes.
@@ -49,12 +60,15 @@ pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
         [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Ok(Format::Png),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Format::WebP),
+        [b'B', b'M', ..] => Ok(Format::Bmp),
+        [b'G', b'I', b'F', b'8', ..] => Ok(Format::Gif),
+        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Ok(Format::Tiff),
         _ => {
             let name = match bytes {
-                [b'G', b'I', b'F', b'8', ..] => "a GIF",
-                [b'B', b'M', ..] => "a BMP",
-                [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "a TIFF",
-                [_, _, _, _, b'f', b't', b'y', b'p', ..] => "an AVIF or HEIF",
+                [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', ..] => {
+                    "an AVIF (convert it, e.g. with `avifdec`)"
+                }
+                [_, _, _, _, b'f', b't', b'y', b'p', ..] => "a HEIC or HEIF (convert it, e.g. with `heif-convert`)",
                 [0x1F, 0x8B, ..] => "gzip data",
                 [b'<', ..] => "markup text",
                 [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => "a Git LFS pointer",
@@ -64,7 +78,7 @@ pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
             let start: String = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             Err(Damage::new(
                 DamageReason::UnknownFormat,
-                format!("{name} (first bytes {start}); expected JPEG, PNG or WebP"),
+                format!("{name} (first bytes {start}); expected JPEG, PNG, WebP, BMP, GIF or TIFF"),
             ))
         }
     }
@@ -76,12 +90,22 @@ pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
 /// The damage: what kind, and what was found.
 pub fn decode_upright(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     let image = decode(bytes, max_pixels)?;
-    let orientation = match sniff(bytes)? {
-        Format::Jpeg => exif::jpeg_orientation(bytes),
-        Format::Png => exif::orientation(png(bytes).ok().and_then(|mut png| png.exif_metadata().ok().flatten())),
-        Format::WebP => exif::orientation(webp(bytes).ok().and_then(|mut webp| webp.exif_metadata().ok().flatten())),
+    Ok(exif::upright(image, orientation(bytes)))
+}
+
+/// How the image that these bytes hold is to be turned, as a camera wrote beside it; not at all if it says nothing that
+/// makes sense.
+pub fn orientation(bytes: &[u8]) -> Orientation {
+    let exif = match sniff(bytes) {
+        Ok(Format::Jpeg) => return exif::jpeg_orientation(bytes),
+        Ok(Format::Png) => png(bytes).ok().and_then(|mut png| png.exif_metadata().ok().flatten()),
+        Ok(Format::WebP) => webp(bytes).ok().and_then(|mut webp| webp.exif_metadata().ok().flatten()),
+        Ok(Format::Tiff) => {
+            return tiff(bytes).and_then(|mut tiff| tiff.orientation()).unwrap_or(Orientation::NoTransforms);
+        }
+        Ok(Format::Bmp | Format::Gif) | Err(_) => None,
     };
-    Ok(exif::upright(image, orientation))
+    exif::orientation(exif)
 }
 
 /// Decodes an image of at most `max_pixels` pixels.
@@ -94,6 +118,9 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
         Format::Jpeg => decode_jpeg(bytes, max_pixels),
         Format::Png => decode_png(bytes, max_pixels),
         Format::WebP => decode_webp(bytes, max_pixels),
+        Format::Bmp => decode_other("BMP", BmpDecoder::new(Cursor::new(bytes)), max_pixels),
+        Format::Gif => decode_other("GIF", GifDecoder::new(Cursor::new(bytes)), max_pixels),
+        Format::Tiff => decode_other("TIFF", tiff(bytes), max_pixels),
     }));
     decoded.unwrap_or_else(|_| Err(Damage::new(DamageReason::Corrupt, "the decoder gave up on it")))
 }
@@ -199,6 +226,22 @@ fn decode_webp(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
 }
 
+/// Decodes a format that needs nothing of its own.
+fn decode_other(
+    format: &str,
+    decoder: Result<impl ImageDecoder, ImageError>,
+    max_pixels: u64,
+) -> Result<RgbImage, Damage> {
+    let damage = |error: ImageError| image_damage(format, &error);
+    let mut decoder = decoder.map_err(damage)?;
+    limit(&mut decoder, max_pixels)?;
+    to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
+}
+
+fn tiff(bytes: &[u8]) -> Result<TiffDecoder<Cursor<&[u8]>>, ImageError> {
+    TiffDecoder::new(Cursor::new(bytes))
+}
+
 fn png(bytes: &[u8]) -> Result<image::codecs::png::PngDecoder<Cursor<&[u8]>>, ImageError> {
     image::codecs::png::PngDecoder::new(Cursor::new(bytes))
 }
@@ -277,10 +320,32 @@ mod tests {
             assert!(damage.reason == reason && damage.detail.contains(wanted), "{damage:?}");
         };
         check(b"", DamageReason::Empty, "no bytes");
-        check(b"GIF89a....", DamageReason::UnknownFormat, "a GIF");
+        check(b"GIF89a....", DamageReason::Truncated, "GIF");
+        check(b"\0\0\0\x1cftypheic", DamageReason::UnknownFormat, "heif-convert");
+        check(b"\0\0\0\x1cftypavif", DamageReason::UnknownFormat, "avifdec");
         check(b"<html>", DamageReason::UnknownFormat, "markup");
         check(&png[..png.len() / 2], DamageReason::Truncated, "PNG");
         assert_eq!(decode(&png, 24 * 24 - 1).unwrap_err().reason, DamageReason::Dimensions);
+    }
+
+    #[test]
+    fn formats_of_older_days_are_decoded() {
+        let picture = drawn::picture(1, 0, 0, 24);
+        let buffer = image::RgbImage::from_raw(24, 24, picture.pixels.clone()).unwrap();
+        for format in [image::ImageFormat::Bmp, image::ImageFormat::Tiff, image::ImageFormat::Gif] {
+            let mut bytes = Cursor::new(Vec::new());
+            buffer.write_to(&mut bytes, format).unwrap();
+            let found = decode(bytes.get_ref(), MAX).unwrap();
+            // A GIF has 256 colors.
+            let most = if format == image::ImageFormat::Gif { 40 } else { 0 };
+            let off = found.pixels.iter().zip(&picture.pixels).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!((found.width, found.height) == (24, 24) && off <= Some(most), "{format:?}: {off:?}");
+            assert_eq!(
+                decode(bytes.get_ref(), 24 * 24 - 1).unwrap_err().reason,
+                DamageReason::Dimensions,
+                "{format:?}"
+            );
+        }
     }
 
     #[test]

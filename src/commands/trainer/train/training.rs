@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use serde_json::json;
+use simclr_data::dataset::MANIFEST;
 use simclr_data::loader::LoaderOptions;
+use simclr_data::manifest::{Manifest, changes};
 use simclr_data::source::{DamagePolicy, Source};
 use simclr_ground::batch_stream::StreamSummary;
 use simclr_ground::error::{Context, Error, Result};
@@ -73,7 +75,10 @@ pub fn train(
     let share = distributed::share(place);
     let ledger = folder.ledger(share.rank);
     let mut config = config.clone();
-    let manifest = open::fitted(&mut config)?;
+    let manifest = open::fitted(&mut config).map_err(|error| match resume && folder.holds_run() {
+        true => error.context("if the data has moved, name its new place with --data (or --manifest)"),
+        false => error,
+    })?;
     let config = &config;
     let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Ledger(&ledger))?;
     source.plan.check_share(share)?;
@@ -94,7 +99,7 @@ pub fn train(
     let _lock = if world.leads() { Some(folder.lock()?) } else { None };
     let checkpoints = folder.checkpoints();
     if resume && world.leads() {
-        go_on(&mut training, folder, &stream, output)?;
+        go_on(&mut training, folder, (&stream, source.store.manifest()), output)?;
     }
     training.follow_leader()?;
     let plan = &source.plan;
@@ -117,6 +122,11 @@ pub fn train(
     let mut lines = None;
     if world.leads() {
         folder.start(config, &stream, Versions::current(STREAM_VERSION))?;
+        // What was trained on is known even when the folder of images is another one by then.
+        let manifest = source.store.manifest();
+        if manifest.shards.iter().any(|shard| shard.loose) && !folder.join(MANIFEST).exists() {
+            manifest.write(&folder.join(MANIFEST))?;
+        }
         lines = Some(folder.metrics_after(training.step)?);
     }
     tracing::info!(
@@ -214,11 +224,20 @@ pub fn train(
 }
 
 /// Takes the newest checkpoint that is whole, if there is one.
-fn go_on(training: &mut Training, folder: &RunFolder, stream: &StreamSummary, output: Output) -> Result<()> {
+fn go_on(
+    training: &mut Training,
+    folder: &RunFolder,
+    (stream, manifest): (&StreamSummary, &Manifest),
+    output: Output,
+) -> Result<()> {
     // Before the first checkpoint too there may be a ledger and lines of metrics, which are of the plan that began.
     if folder.holds_run() {
         let record = folder.record::<serde_json::Value>()?;
-        check_plan(&folder.join("run.json"), &record.plan_digest, stream)?;
+        check_plan(&folder.join("run.json"), &record.plan_digest, stream).map_err(|error| {
+            let before = Manifest::read(&folder.join(MANIFEST)).ok();
+            let changes = before.map_or(String::new(), |before| changes(&before, manifest));
+            if changes.is_empty() { error } else { Error::input(format!("{error} ({changes})")) }
+        })?;
         if record.derived_digest.is_some() && record.derived_digest != stream.derived_digest {
             tracing::warn!(
                 "the manifest says of its shards' files what it did not say when the run began (bytes, frames, row \

@@ -1,0 +1,179 @@
+//! Images as they lie on people's disks: folders in any shape, lists and tars are data sets whose batches are values.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use simclr_image::drawn;
+
+use crate::world::{TINY, World};
+
+/// Draws images side by side in a folder.
+fn flat(world: &World, folder: &str, count: u64) {
+    std::fs::create_dir_all(world.at(folder)).unwrap();
+    for i in 0..count {
+        let png = drawn::png(&drawn::picture(3, (i % 10) as usize, i, 20));
+        std::fs::write(world.at(folder).join(format!("IMG_{i:04}.png")), png).unwrap();
+    }
+}
+
+fn digest(world: &World, data: &str) -> serde_json::Value {
+    world.done(&[&["digest"], TINY, &["--data", data, "--batches", "3"]].concat())
+}
+
+/// All paths below a folder, by name.
+fn below(folder: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        all.push(entry.path().display().to_string());
+        if entry.path().is_dir() {
+            all.extend(below(&entry.path()));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// The same images in the same order and grouping give the same batches, in files of their own or in a shard, named by the
+/// folder, by a list, by a shard, by a folder of shards, by a manifest, or by a folder with a manifest in it.
+#[test]
+fn batches_do_not_depend_on_how_images_lie() {
+    let world = World::new();
+    flat(&world, "photos", 16);
+    let before = below(&world.at("photos"));
+    let wanted = digest(&world, "photos")["digest"].clone();
+    assert_eq!(below(&world.at("photos")), before, "nothing is written among the images");
+    let list: String = (0..16).map(|i| format!("photos/IMG_{i:04}.png\n")).collect();
+    std::fs::write(world.at("list.txt"), list).unwrap();
+    world.done(&["pack", "photos", "--out", "packed"]);
+    std::fs::create_dir(world.at("shards")).unwrap();
+    std::fs::copy(world.at("packed/shard-000000.tar"), world.at("shards/a.tar")).unwrap();
+    for data in
+        ["list.txt", "packed", "packed/manifest.json", "packed/shard-000000.tar", "packed/shard-*.tar", "shards"]
+    {
+        assert_eq!(digest(&world, data)["digest"], wanted, "{data}");
+    }
+}
+
+/// What was read is remembered: the second start reads no image again, and a file that changed later is noticed.
+#[test]
+fn what_was_scanned_is_remembered_and_what_changed_is_named() {
+    let world = World::new();
+    flat(&world, "photos", 40);
+    let (first, set) = (digest(&world, "photos"), world.done(&["manifest", "show", "photos"]));
+    let memory = below(&world.at(".cache/simclr-pipeline/datasets"));
+    assert!(memory.iter().any(|path| path.ends_with(".json")), "{memory:?}");
+    assert_eq!(digest(&world, "photos"), first);
+    // Changed behind its size and time, which is what is looked at: still no other bytes pass for it.
+    let path = world.at("photos/IMG_0007.png");
+    let (mut bytes, time) = (std::fs::read(&path).unwrap(), std::fs::metadata(&path).unwrap().modified().unwrap());
+    bytes[60] ^= 1;
+    let write = |bytes: &[u8], time: SystemTime| {
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+    };
+    write(&bytes, time);
+    let digests = [&["digest"], TINY, &["--data", "photos", "--batches", "5"]].concat();
+    world.fails(&digests, 2, &["IMG_0007.png", "XXH3"]);
+    // Changed openly, it is another data set.
+    write(&bytes, time + Duration::from_secs(5));
+    let now = world.done(&["manifest", "show", "photos"]);
+    assert!(now["samples"] == 40 && now["digest"] != set["digest"], "{now}");
+}
+
+/// Three commands from a folder of photographs to a page: nothing has to be named, packed or labeled.
+#[cfg(feature = "trainer")]
+#[test]
+fn three_commands_lead_from_a_folder_to_a_page() {
+    let world = World::new();
+    flat(&world, "photos", 40);
+    std::fs::write(world.at("photos/notes.txt"), "x").unwrap();
+    let small = [
+        "--set",
+        "model.width=0.125",
+        "--set",
+        "recipe.size=32",
+        "--set",
+        "model.stem=cifar",
+        "--set",
+        "model.encoder=resnet18",
+        "--set",
+        "machine.precision=fp32",
+        "--set",
+        "train.steps=3",
+        "--set",
+        "schedule.warmup_epochs=0",
+    ];
+    let output = world.run(&[&["train", "--data", "photos"][..], &small].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("left out 1 files") && said.contains("no labels"), "{said}");
+    let config = &serde_json::from_str::<serde_json::Value>(&crate::world::text(&world.at("runs/train-1/run.json")))
+        .unwrap()["config"];
+    // A quarter of forty images, and lanes that divide it.
+    assert_eq!((&config["batch"]["size"], &config["order"]["lanes"]), (&8.into(), &8.into()));
+    assert_eq!(world.done(&["embed"])["rows"], 40);
+    world.done(&["report"]);
+    let page = crate::world::text(&world.at("runs/train-1/report.html"));
+    assert!(page.contains("neighbors"), "the report shows neighbors");
+    // It goes on without a name, and the next run has the next.
+    let more = ["--resume", "--set", "train.steps=4"];
+    assert_eq!(world.done(&[&["train"][..], &more].concat())["step"], 4);
+    assert_eq!(world.done(&[&["train", "--data", "photos"][..], &small].concat())["run"], "runs/train-2");
+    // What the folder holds now is not what the run was trained on.
+    std::fs::remove_file(world.at("photos/IMG_0003.png")).unwrap();
+    world.fails(
+        &["train", "--run", "runs/train-1", "--resume", "--set", "train.steps=5"],
+        2,
+        &["IMG_0003.png", "missing"],
+    );
+}
+
+/// Labels may lack: pre-training takes all images, evaluation those that have one, and says how many.
+#[cfg(feature = "trainer")]
+#[test]
+fn evaluation_takes_the_images_that_have_a_label_and_classes_meet_by_name() {
+    let world = World::new();
+    world.packed("set", 60, &[]);
+    let list: String = (0..60)
+        .map(|i| {
+            let class = drawn::CLASSES[i % 10];
+            let label = if i % 2 == 0 || i < 30 { class } else { "" };
+            format!("set-pictures/{class}/{i:04}.png,{label}\n")
+        })
+        .collect();
+    std::fs::write(world.at("some.csv"), list).unwrap();
+    world.done(&[&["train"], TINY, &["--data", "some.csv", "--run", "run", "--set", "train.steps=2"]].concat());
+    let knn = |train: &str, test: &str| {
+        let output = world.run(&[
+            "eval",
+            "knn",
+            "--run",
+            "run",
+            "--train",
+            train,
+            "--test",
+            test,
+            "--set",
+            "eval.knn.k=1",
+            "--json",
+        ]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        (serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(), said)
+    };
+    let (found, said) = knn("some.csv", "set");
+    assert_eq!((&found["train_images"], &found["test_images"]), (&45.into(), &60.into()));
+    assert!(said.contains("45 of 60 images have a label"), "{said}");
+    // Without its first class, a test set numbers its classes otherwise.
+    std::fs::rename(world.at("set-pictures").join(drawn::CLASSES[0]), world.at("away")).unwrap();
+    let mut sorted = drawn::CLASSES.to_vec();
+    sorted.sort_unstable();
+    world.done(&["pack", "set-pictures", "--out", "fewer"]);
+    let (found, said) = knn("set", "fewer");
+    assert!(said.contains("matched by name"), "{said}");
+    assert!(found["top1"].as_f64().unwrap() > 0.9, "each image is its own neighbor: {found}");
+    std::fs::rename(world.at("away"), world.at("set-pictures/another")).unwrap();
+    world.done(&["pack", "set-pictures", "--out", "other"]);
+    let eval = ["eval", "knn", "--run", "run", "--train", "set", "--test", "other"];
+    world.fails(&eval, 2, &["another", "matched by name"]);
+}
