@@ -52,7 +52,7 @@ pub fn gpus_of_driver() -> Option<usize> {
 
 fn load_once() -> Result<(), String> {
     let mut tried = Vec::new();
-    // The loader's own search comes first, so that LD_LIBRARY_PATH decides where it is set.
+    // The loader's own search comes first: the folder of the libtorch in use, then LD_LIBRARY_PATH.
     let folders = std::iter::once(None).chain(folders().into_iter().map(Some));
     let loaded = folders.into_iter().any(|folder| {
         let path = folder.as_ref().map_or(PathBuf::from(LIBRARY), |folder: &PathBuf| folder.join(LIBRARY));
