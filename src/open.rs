@@ -16,7 +16,7 @@ use simclr_data::source::{DamagePolicy, Source};
 use simclr_data::store::{OTHER_FILES, StoreOptions};
 use simclr_ground::batch::Slab;
 use simclr_ground::batch_stream::BatchStream;
-use simclr_ground::error::{Context, Result};
+use simclr_ground::error::{Context, Error, Result};
 use simclr_ground::position::Share;
 use simclr_plan::{Plan, StreamConfig};
 use simclr_service::client::Feed;
@@ -126,8 +126,55 @@ pub fn batches<S: Slab>(
 }
 
 /// Plain memory for the batches of a share.
-pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Vec<Vec<u8>> {
-    vec![vec![0; plan.slab_bytes(share)]; machine.batches_ahead + 1]
+///
+/// # Errors
+/// If there is not so much memory; says what it is for.
+pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Result<Vec<Vec<u8>>> {
+    let (count, bytes) = (machine.batches_ahead + 1, slab_bytes(plan, share, machine.batches_ahead + 1)?);
+    let slab = || {
+        let mut slab = Vec::new();
+        slab.try_reserve_exact(bytes).map_err(|_| no_memory(plan, share, count))?;
+        slab.resize(bytes, 0);
+        Ok(slab)
+    };
+    (0..count).map(|_| slab()).collect()
+}
+
+/// Bytes of one of `count` slabs, if all of them can fit into this machine's memory.
+///
+/// # Errors
+/// If they can't; says what they are for.
+pub fn slab_bytes(plan: &Plan, share: Share, count: usize) -> Result<usize> {
+    let bytes = plan.slab_bytes(share);
+    // What is reserved is not yet there: a system that promises more than it has ends the process later, without a word.
+    let there = memory_bytes().unwrap_or(u64::MAX);
+    match (bytes as u64).checked_mul(count as u64) {
+        Some(all) if all <= there => Ok(bytes),
+        _ => Err(no_memory(plan, share, count)),
+    }
+}
+
+/// That batches do not fit into memory, with the arithmetic.
+fn no_memory(plan: &Plan, share: Share, count: usize) -> Error {
+    let images = plan.config.batch.size / share.world;
+    let views: Vec<String> = plan.config.recipe.sizes().map(|size| format!("3 × {size} × {size}")).collect();
+    let bytes = plan.slab_bytes(share) as f64 / 1e9;
+    let there = memory_bytes().map_or(String::new(), |bytes| format!(" of {:.1} GB", bytes as f64 / 1e9));
+    Error::input(format!(
+        "{count} batches of {images} images × ({}) bytes need {count} × {bytes:.2} GB = {:.2} GB, which this machine{there} \
+         does not have; lower batch.size, recipe.size or machine.batches_ahead",
+        views.join(" + "),
+        count as f64 * bytes
+    ))
+}
+
+/// The memory of this machine, in bytes, or what a control group leaves this process of it.
+fn memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let total = line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? << 10;
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    Some(group.map_or(total, |limit: u64| limit.min(total)))
 }
 
 /// How many files this process may have open; `None` if any number.

@@ -585,7 +585,7 @@ mod tests {
     fn another_kind_brings_its_own_keys() {
         let with = |settings: &[&str]| {
             let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
-            let config = Config::load(None, &settings).unwrap();
+            let config = Config::load(Some("imagenet-resnet50"), &settings).unwrap();
             serde_json::to_value(&config.optimizer).unwrap()
         };
         let paper = json!({ "kind": "lars", "learning_rate": 0.3, "learning_rate_rule": "linear", "momentum": 0.9,

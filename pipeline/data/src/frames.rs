@@ -70,6 +70,24 @@ impl Frames {
         sound.then_some(Self { packed, unpacked })
     }
 
+    /// Whether these can be the frames of a file of `bytes` bytes that unpacks to `tar_bytes`; if not, what is wrong.
+    ///
+    /// # Errors
+    /// What was found and what would be right.
+    pub fn check(&self, bytes: u64, tar_bytes: u64) -> Result<(), String> {
+        let sum = |sizes: &[u32]| sizes.iter().map(|&size| u64::from(size)).sum::<u64>();
+        let (packed, unpacked) = (sum(&self.packed), sum(&self.unpacked));
+        if self.packed.len() != self.unpacked.len() {
+            return Err(format!("{} frames packed, {} unpacked", self.packed.len(), self.unpacked.len()));
+        }
+        if packed > bytes || unpacked != tar_bytes {
+            return Err(format!(
+                "its frames have {packed} bytes and unpack to {unpacked}, expected at most {bytes} and {tar_bytes}"
+            ));
+        }
+        Ok(())
+    }
+
     /// The bytes of the file that hold this range of the tar stream, and how many unpacked bytes come before it.
     pub fn covering(&self, wanted: Range<u64>) -> (Range<u64>, u64) {
         let (mut packed, mut unpacked) = (0u64, 0u64);

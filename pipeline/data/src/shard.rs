@@ -11,6 +11,7 @@ use simclr_ground::sample::{Check, belongs_to_nobody, is_image_extension, split_
 use simclr_image::decode::jpeg;
 
 use crate::compression::Compression;
+use crate::entries::{Extensions, Named, shown};
 use crate::frames::{Frames, MAX_TABLE_BYTES};
 use crate::objects;
 
@@ -204,12 +205,13 @@ fn scan_entries(tar: &mut Hashing<Box<dyn Read + '_>>, samples: &mut Samples<'_>
             return 0;
         }
     };
-    for entry in entries {
+    let mut extensions = Extensions::default();
+    for entry in entries.raw(true) {
         let mut entry = match entry {
             Ok(entry) => entry,
             Err(error) => {
                 let near = &samples.group.first_entry;
-                let after = if near.is_empty() { String::new() } else { format!(" (after entry {near})") };
+                let after = if near.is_empty() { String::new() } else { format!(" (after entry {})", shown(near)) };
                 let what = format!("the tar stream is truncated here{after}: {}", root(&error));
                 scan.problem(None, content_end, what);
                 break;
@@ -217,14 +219,22 @@ fn scan_entries(tar: &mut Hashing<Box<dyn Read + '_>>, samples: &mut Samples<'_>
         };
         let (offset, size) = (entry.raw_file_position(), entry.size());
         content_end = offset.saturating_add(size.checked_next_multiple_of(512).unwrap_or(u64::MAX));
-        if String::from_utf8_lossy(&entry.path_bytes()).split('/').any(belongs_to_nobody) {
+        let named = match extensions.take(&mut entry) {
+            Ok(Some(named)) => named,
+            Ok(None) => continue,
+            Err(what) => {
+                scan.problem(None, offset, what);
+                break;
+            }
+        };
+        if String::from_utf8_lossy(&named.name).split('/').any(belongs_to_nobody) {
             scan.passed_over.nobodys += 1;
             continue;
         }
-        let name = match entry_name(&mut entry) {
+        let name = match entry_name(&named, entry.header().entry_type()) {
             Ok(name) => name,
-            Err((name, what)) => {
-                scan.problem(Some(name), offset, what);
+            Err(what) => {
+                scan.problem(Some(named.shown()), offset, what);
                 continue;
             }
         };
@@ -381,10 +391,8 @@ pub(crate) fn row_index(decoder: &mut jpeg::Decoder, bytes: &[u8]) -> String {
     index.map_or(String::new(), |index| index.to_text())
 }
 
-/// The entry's name as a relative path of plain parts, or its raw name and why it is refused.
-fn entry_name<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<String, (String, String)> {
-    let raw = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-    let kind = entry.header().entry_type();
+/// The entry's name as a relative path of plain parts, or why it is refused.
+fn entry_name(named: &Named, kind: tar::EntryType) -> Result<String, String> {
     if !(kind.is_file() || kind.is_dir()) {
         let what = match kind {
             tar::EntryType::Link => "a hard link".to_owned(),
@@ -396,24 +404,17 @@ fn entry_name<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<String, (String,
             other => format!("an entry of type {:?}", other.as_byte() as char),
         };
         let cure = "a shard contains regular files only; pack it again with `tar --dereference --hard-dereference`";
-        return Err((raw, format!("{what}: {cure}")));
+        return Err(format!("{what}: {cure}"));
     }
-    let is_sparse = |extension: tar::PaxExtension<'_>| extension.key_bytes().starts_with(b"GNU.sparse.");
-    if entry.pax_extensions().ok().flatten().is_some_and(|mut all| all.any(|one| one.is_ok_and(is_sparse))) {
-        return Err((
-            raw,
-            "a sparse file: a shard contains regular files only; pack it again without `--sparse`".into(),
-        ));
+    if named.sparse {
+        return Err("a sparse file: a shard contains regular files only; pack it again without `--sparse`".into());
     }
-    let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else {
-        return Err((raw, "the name is not UTF-8".into()));
-    };
+    let name = String::from_utf8(named.name.clone()).map_err(|_| "the name is not UTF-8")?;
     let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
     let sound = kind.is_dir() || (!name.is_empty() && name.split('/').all(|part| !matches!(part, "" | "." | "..")));
-    if sound && !name.contains('\0') {
-        Ok(name)
-    } else {
-        Err((raw, "the name is not a relative path of plain parts".into()))
+    match sound && !name.contains('\0') {
+        true => Ok(name),
+        false => Err("the name is not a relative path of plain parts".into()),
     }
 }
 
@@ -456,6 +457,7 @@ fn root(error: &io::Error) -> String {
 
 impl ShardScan {
     fn problem(&mut self, entry: Option<String>, offset: u64, what: String) {
+        let entry = entry.map(|entry| shown(&entry));
         self.problems.push(ShardProblem { entry, offset, what });
     }
 }
@@ -657,6 +659,29 @@ mod tests {
                 (&packed.samples, &packed.tar_blake3, &packed.problems),
                 (&plain.samples, &plain.tar_blake3, &vec![])
             );
+        }
+    }
+
+    /// Memory is bounded whatever a tar says of its own headers.
+    #[test]
+    fn headers_that_claim_gigabytes_are_refused_before_they_are_read() {
+        use std::io::Write;
+        for (kind, what) in [(tar::EntryType::GNULongName, "a name of"), (tar::EntryType::XHeader, "a PAX header of")] {
+            const CLAIMED: u64 = 3 << 30;
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_path("././@LongLink").unwrap();
+            header.set_size(CLAIMED);
+            header.set_cksum();
+            // Zeros, which zstd makes next to nothing of; a part of them is enough for a reader that takes them all.
+            let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            packed.write_all(header.as_bytes()).unwrap();
+            for _ in 0..64 {
+                packed.write_all(&vec![b'a'; 1 << 20]).unwrap();
+            }
+            let scan = scan_bytes("s.tar.zst", &packed.finish().unwrap());
+            let text = format!("{:?}", scan.problems);
+            assert!(text.contains(what) && text.contains("expected at most") && text.len() < 1000, "{text:.300}");
         }
     }
 }

@@ -12,6 +12,7 @@ use simclr_ground::activity::Activity;
 use simclr_ground::batch::{Batch, Filled, Layout, NO_LABEL, Part, PixelOrder, Slab, split};
 use simclr_ground::sample::SampleRef;
 use simclr_image::damage::{Damage, DamageReason};
+use simclr_image::decode::memory_needed;
 use simclr_image::views::{Key, ViewMaker};
 
 use crate::metrics::{self, PipelineMetrics};
@@ -220,6 +221,7 @@ impl Worker {
                 };
                 let bytes = source.store.bytes(sample, &located, memory, &self.storage)?;
                 let rows = source.store.manifest().shards[sample.shard as usize].rows(sample.index as usize);
+                let helping = source.appetite.wait(memory_needed(bytes));
                 let made = shielded(|| {
                     time.turn_to(Activity::Decode);
                     #[cfg(test)]
@@ -229,6 +231,10 @@ impl Worker {
                     write(maker);
                     Ok(())
                 });
+                if helping.is_some() {
+                    // Buffers that such an image has grown are not kept.
+                    *maker = ViewMaker::new(&source.plan.config.recipe, source.plan.config.data.decode_limits());
+                }
                 let damage = match made {
                     Ok(Ok(())) => return Ok(sample),
                     Ok(Err(damage)) => damage,

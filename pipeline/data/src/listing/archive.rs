@@ -14,6 +14,7 @@ use simclr_ground::sample::belongs_to_nobody;
 use super::folder::folders_of;
 use super::{Bytes, Found, Image, LeftOut, ListingError, classes, expected_extensions, input, is_image};
 use crate::compression::Compression;
+use crate::entries::Extensions;
 
 /// The images in the tar at `path`, which may be compressed.
 pub(super) fn found(path: &Path, labels: Option<&Path>) -> Result<Found, ListingError> {
@@ -179,12 +180,16 @@ impl Archive {
         let mut archive = tar::Archive::new(window);
         let mut found: Vec<Entry> = Vec::new();
         let last = |found: &[Entry]| found.last().map_or(String::new(), |entry| entry.name.clone());
-        for entry in archive.entries_with_seek().map_err(|error| wrong("", error))? {
-            let entry = entry.map_err(|error| wrong(&last(&found), error))?;
-            if !entry.header().entry_type().is_file() {
-                continue;
+        let mut extensions = Extensions::default();
+        for entry in archive.entries_with_seek().map_err(|error| wrong("", error))?.raw(true) {
+            let mut entry = entry.map_err(|error| wrong(&last(&found), error))?;
+            let named = extensions.take(&mut entry).map_err(|why| input(self.path(), format!("{at}{why}")))?;
+            let Some(named) = named.filter(|_| entry.header().entry_type().is_file()) else { continue };
+            if named.sparse {
+                let why = format!("{at}{} is a sparse file; pack it again without `--sparse`", named.shown());
+                return Err(input(self.path(), why));
             }
-            let name = String::from_utf8(entry.path_bytes().into_owned())
+            let name = String::from_utf8(named.name)
                 .map_err(|_| input(self.path(), format!("{at}an entry's name is not UTF-8")))?;
             let name = name.trim_start_matches("./").to_owned();
             let (place, bytes) = (entry.raw_file_position(), entry.size());

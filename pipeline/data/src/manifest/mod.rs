@@ -295,6 +295,22 @@ impl Manifest {
             if [shard.offsets.len(), shard.sizes.len(), shard.checks.len(), labels, rows] != [n; 5] {
                 return Err(format(format!("the columns of shard {} differ in length", shard.location)));
             }
+            let compression = shard.compression.unwrap_or_else(|| Compression::by_name(&shard_place));
+            let wrong = |why: String| Err(format(format!("shard {}: {why}", shard.location)));
+            match &shard.frames {
+                Some(frames) => {
+                    if let Err(why) = frames.check(shard.bytes, shard.tar_bytes) {
+                        return wrong(why);
+                    }
+                }
+                None if compression == Compression::None && shard.bytes != shard.tar_bytes => {
+                    let (bytes, tar_bytes) = (shard.bytes, shard.tar_bytes);
+                    return wrong(format!(
+                        "{bytes} bytes as stored, {tar_bytes} of tar stream: expected equal numbers"
+                    ));
+                }
+                None => {}
+            }
             let end = |i: usize| shard.offsets[i].checked_add(shard.sizes[i].into());
             if let Some(i) = (0..n).find(|&i| end(i).is_none_or(|end| end > shard.tar_bytes)) {
                 let (entry, bytes) = (&shard.entries[i], shard.tar_bytes);
@@ -414,7 +430,7 @@ mod tests {
     fn shard(location: &str) -> Shard {
         Shard {
             location: location.into(),
-            bytes: 10,
+            bytes: 2048,
             blake3: blake3::hash(b"x").into(),
             tar_bytes: 2048,
             tar_blake3: blake3::hash(b"y").into(),
@@ -463,6 +479,11 @@ mod tests {
         check("\"version\":1", "\"version\":9", "this build reads version 1");
         check("\"sizes\":[4]", "\"sizes\":[4,5]", "differ in length");
         check("\"sizes\":[4]", "\"sizes\":[4000]", "ends after");
+        check("\"bytes\":2048", "\"bytes\":9223372036854775808", "expected equal numbers");
+        let frames = "\"frames\":{\"packed\":[4294967295],\"unpacked\":[2048]},\"entries\"";
+        check("\"entries\"", frames, "its frames have 4294967295 bytes");
+        let frames = "\"frames\":{\"packed\":[9],\"unpacked\":[4294967295]},\"entries\"";
+        check("\"entries\"", frames, "unpack to 4294967295, expected");
         check("\"labels\":[2]", "\"labels\":[1]", "edited or damaged");
         check("\"kind\"", "\"kid\"", "unknown field");
         let digest = blake3::hash(b"y").to_hex().to_string();

@@ -77,7 +77,7 @@ pub fn aws(environment: Environment<'_>) -> Result<Profile, String> {
     {
         return Err(format!("no credentials: {variable} = {name:?}, and no such profile is in {}", shown.join(" or ")));
     }
-    if ways.iter().any(|name| is_set(name)) {
+    if ways.iter().any(is_set) {
         return Ok(profile);
     }
     let role = match environment("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {

@@ -523,7 +523,7 @@ fn failure(server: &Server, error: &object_store::Error) -> Failure {
     }
     // Refusals of an object have errors of their own; this is one of whoever should give us credentials, or of a signature.
     let refuses = |status: &&str| text.contains(&format!("status code: {status}"));
-    if ["400", "401", "403"].iter().any(|status| refuses(&status)) && !text.contains("RequestTimeout") {
+    if ["400", "401", "403"].iter().any(refuses) && !text.contains("RequestTimeout") {
         return Failure::Final(FetchError::Denied(text));
     }
     match is_nobody(error, &text) {

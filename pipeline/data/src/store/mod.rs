@@ -13,6 +13,7 @@ mod hold;
 mod tests;
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -131,7 +132,7 @@ impl Store {
         let needed = |shards: &[usize]| -> u64 {
             let mut sizes: Vec<u64> = shards.iter().map(|&i| self.manifest.shards[i].tar_bytes).collect();
             sizes.sort_unstable_by(|a, b| b.cmp(a));
-            sizes.iter().take(open).sum()
+            sizes.iter().take(open).fold(0, |sum, &size| sum.saturating_add(size))
         };
         let worth = |&&i: &&usize| {
             let shard = &self.manifest.shards[i];
@@ -327,7 +328,7 @@ impl Store {
         let size = self.manifest.shards[sample.shard as usize].sizes[sample.index as usize];
         let file = open_checked(&path, size.into())?;
         memory.resize(size as usize, 0);
-        let io = |error| StoreError::io(&path.display(), &error);
+        let io = |error| StoreError::io(path.display(), &error);
         file.read_exact_at(memory, 0).map_err(io)
     }
 
@@ -446,9 +447,12 @@ impl Store {
         if frames.is_none() {
             return Ok(bytes);
         }
-        let unpacked = zstd::decode_all(&bytes[..]).unwrap_or_default();
-        // Too short or not zstd at all: whatever is there, its check will not be right.
+        // No more is unpacked than is wanted, whatever a frame that was put there holds. Too short or not zstd at all: whatever
+        // is there, its check will not be right.
         let (from, to) = (skip as usize, (skip + wanted.end - wanted.start) as usize);
+        let mut unpacked = Vec::new();
+        let unpack = |unpacked: &mut Vec<u8>| zstd::Decoder::new(&bytes[..])?.take(to as u64).read_to_end(unpacked);
+        let _ = unpack(&mut unpacked);
         Ok(unpacked.get(from..to).unwrap_or_default().to_vec())
     }
 

@@ -84,6 +84,43 @@ pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
     }
 }
 
+/// About how many bytes of memory decoding these bytes takes, by what their header says; 0 if it says nothing that makes sense.
+pub fn memory_needed(bytes: &[u8]) -> u64 {
+    // Planes and what is made of them, or pixels of four channels and the decoder's own copy.
+    const BYTES_PER_PIXEL: u64 = 8;
+    let (width, height) = match sniff(bytes) {
+        Ok(Format::Jpeg) => jpeg_size(bytes),
+        Ok(Format::Png) => png(bytes).ok().map(|decoder| decoder.dimensions()),
+        Ok(Format::WebP) => webp(bytes).ok().map(|decoder| decoder.dimensions()),
+        Ok(Format::Bmp) => BmpDecoder::new(Cursor::new(bytes)).ok().map(|decoder| decoder.dimensions()),
+        Ok(Format::Gif) => GifDecoder::new(Cursor::new(bytes)).ok().map(|decoder| decoder.dimensions()),
+        Ok(Format::Tiff) => tiff(bytes).ok().map(|decoder| decoder.dimensions()),
+        Err(_) => None,
+    }
+    .unwrap_or((0, 0));
+    (u64::from(width) * u64::from(height)).saturating_mul(BYTES_PER_PIXEL)
+}
+
+/// Columns and rows that the frame header of a JPEG of any kind says.
+fn jpeg_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let mut at = 2;
+    // Segments up to the frame's: a marker, and a length that counts itself.
+    while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4).and_then(|head| head.first_chunk()) {
+        match marker {
+            0xFF => at += 1,
+            0xC4 | 0xC8 | 0xCC => at += 2 + usize::from(u16::from_be_bytes([high, low])),
+            0xC0..=0xCF => {
+                let &[top, bottom, left, right] = bytes.get(at + 5..at + 9)?.first_chunk()?;
+                let number = |high, low| u32::from(u16::from_be_bytes([high, low]));
+                return Some((number(left, right), number(top, bottom)));
+            }
+            0xDA => return None,
+            _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
+        }
+    }
+    None
+}
+
 /// Decodes an image of at most `max_pixels` pixels, and turns it as its EXIF orientation says.
 ///
 /// # Errors
@@ -242,8 +279,14 @@ fn tiff(bytes: &[u8]) -> Result<TiffDecoder<Cursor<&[u8]>>, ImageError> {
     TiffDecoder::new(Cursor::new(bytes))
 }
 
+/// What is beside the pixels of a PNG, such as a color profile, is unpacked to no more than this.
+const MAX_METADATA_BYTES: u64 = 32 << 20;
+
 fn png(bytes: &[u8]) -> Result<image::codecs::png::PngDecoder<Cursor<&[u8]>>, ImageError> {
-    image::codecs::png::PngDecoder::new(Cursor::new(bytes))
+    // Limits that are set later come too late: opening it unpacks the profile.
+    let mut limits = image::Limits::no_limits();
+    limits.max_alloc = Some(MAX_METADATA_BYTES);
+    image::codecs::png::PngDecoder::with_limits(Cursor::new(bytes), limits)
 }
 
 fn webp(bytes: &[u8]) -> Result<image::codecs::webp::WebPDecoder<Cursor<&[u8]>>, ImageError> {
@@ -326,6 +369,48 @@ mod tests {
         check(b"<html>", DamageReason::UnknownFormat, "markup");
         check(&png[..png.len() / 2], DamageReason::Truncated, "PNG");
         assert_eq!(decode(&png, 24 * 24 - 1).unwrap_err().reason, DamageReason::Dimensions);
+    }
+
+    /// What is beside the pixels does not decide how much memory they take.
+    #[test]
+    fn a_color_profile_that_unpacks_to_gigabytes_is_not_unpacked() {
+        let png = drawn::png(&drawn::picture(1, 0, 0, 24));
+        // After the signature and the header chunk: a profile of 256 MiB of zeros.
+        let mut chunk = b"iCCPx\0\0".to_vec();
+        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        for _ in 0..256 {
+            std::io::Write::write_all(&mut packed, &vec![0; 1 << 20]).unwrap();
+        }
+        chunk.extend(packed.finish().unwrap());
+        let mut bomb = png[..33].to_vec();
+        bomb.extend((chunk.len() as u32 - 4).to_be_bytes());
+        bomb.extend(&chunk);
+        let mut crc = flate2::Crc::new();
+        crc.update(&chunk);
+        bomb.extend(crc.sum().to_be_bytes());
+        bomb.extend(&png[33..]);
+        let peak = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = peak();
+        assert_eq!(decode(&bomb, MAX).unwrap(), decode(&png, MAX).unwrap());
+        assert!(peak() - before < 200 << 10, "{} kB more", peak() - before);
+    }
+
+    #[test]
+    fn the_memory_that_decoding_takes_is_told_by_the_header() {
+        let picture = drawn::picture(1, 0, 0, 24);
+        let buffer = image::RgbImage::from_raw(24, 24, picture.pixels.clone()).unwrap();
+        for format in ["png", "bmp", "gif", "tiff", "webp"] {
+            let mut bytes = Cursor::new(Vec::new());
+            buffer.write_to(&mut bytes, image::ImageFormat::from_extension(format).unwrap()).unwrap();
+            assert_eq!(memory_needed(bytes.get_ref()), 24 * 24 * 8, "{format}");
+        }
+        let jpeg = [&[0xFF, 0xD8, 0xFF, 0xE0, 0, 3, 0, 0xFF, 0xC2, 0, 17, 8, 0, 10, 0, 20][..], &[0; 20]].concat();
+        assert_eq!(memory_needed(&jpeg), 10 * 20 * 8);
+        assert_eq!(memory_needed(b"no picture at all"), 0);
     }
 
     #[test]
