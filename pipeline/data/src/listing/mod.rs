@@ -1,6 +1,6 @@
 //! Which images a source holds, with their classes, and where the bytes of each lie: folders in any shape, lists, tars.
 //!
-//! [`folder`], [`list`] and [`archive`] each know one kind of source; [`classes`] says which classes follow from where
+//! `folder`, `list` and `archive` each know one kind of source; `classes` says which classes follow from where
 //! images lie, and numbers them. Knows neither shards nor manifests.
 
 mod archive;
