@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "trainer")]
 use simclr_ground::error::Result;
 use simclr_ground::error::{Classify, ErrorClass};
-use simclr_image::augment::{CenterCrop, Interpolation, Op, RecipeConfig};
+use simclr_image::augment::{CenterCrop, HorizontalFlip, Interpolation, Op, RandomResizedCrop, RecipeConfig};
 use simclr_plan::OrderConfig;
 use simclr_plan::{BatchConfig, DataConfig, StreamConfig, Traversal};
 use simclr_service::ServiceConfig;
@@ -284,9 +284,13 @@ impl Config {
     /// The stream that classifiers learn from: one view of each image, image by image.
     #[cfg(feature = "trainer")]
     pub fn supervised_stream(&self, data: DataConfig, view: EvalView, seed: u64) -> StreamConfig {
-        let is_wanted =
-            |op: &&Op| view == EvalView::Recipe || matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_));
-        let ops = self.recipe.ops.iter().filter(is_wanted).cloned().collect();
+        // Crops and flips are the protocol's, whatever was pre-trained with: a recipe may have none.
+        let ops = match view {
+            EvalView::Recipe => self.recipe.ops.clone(),
+            _ => {
+                vec![Op::RandomResizedCrop(RandomResizedCrop::default()), Op::HorizontalFlip(HorizontalFlip::default())]
+            }
+        };
         StreamConfig {
             seed,
             data,

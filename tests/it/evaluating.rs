@@ -122,3 +122,28 @@ fn wrong_requests_to_evaluate_are_named() {
     refused("knn", &["--seeds", "0"], &["--seeds must be"]);
     world.fails(&["eval", "knn", "--compare", "run", "nowhere", "--train", &set, "--test", &set], 2, &["nowhere"]);
 }
+
+/// Protocols are the paper's, whatever was pre-trained with: crops and flips to learn from, all images in the end, the whole
+/// center where appendix B.8 looks at it.
+#[test]
+fn protocols_do_not_depend_on_the_recipe() {
+    let world = World::new();
+    let set = world.packed("set", 60, &[]);
+    let ops =
+        "recipe.ops=[{op=\"center_crop\",fraction=0.9,interpolation=\"bilinear\"},{op=\"grayscale\",probability=0.5}]";
+    world.done(&arguments(&set, "run", &["--set", ops, "--set", "train.steps=2"]));
+    let eval =
+        |args: &[&str]| world.done(&[&["eval"], args, &["--run", "run", "--train", &set, "--test", &set]].concat());
+    let crops = eval(&["linear", "--crops", "--epochs", "2"]);
+    assert_eq!((&crops["train_images"], &crops["center_crop"]), (&60.into(), &0.875.into()), "{crops}");
+    let linear = eval(&["linear", "--epochs", "2"]);
+    assert_eq!(linear["train_images"], 60, "the classifier that answers has learned from all");
+    let finetune = eval(&["finetune", "--epochs", "1", "--batch", "16"]);
+    assert_eq!(finetune["augment"], "crop", "{finetune}");
+    assert_eq!(eval(&["linear", "--solver", "lbfgs"])["center_crop"], 1.0);
+    assert_eq!(eval(&["transfer"])["center_crop"], 1.0);
+    assert_eq!(eval(&["transfer", "--set", "eval.center_crop=0.875"])["center_crop"], 0.875);
+    let both =
+        world.done(&["eval", "knn", "--compare", "run", "run", "--metric", "map11", "--train", &set, "--test", &set]);
+    assert!(both["comparison"]["p_value"].is_null(), "answers can't be exchanged under average precision: {both}");
+}

@@ -168,6 +168,8 @@ fn an_encoder_goes_out_and_comes_back_and_is_trained_on() {
         assert_eq!(said["stem"], "cifar");
         assert_eq!(knn(&run), wanted, "the same features by {names} names");
         world.fails(&[&["import", &file, "--run", &run][..], settings].concat(), 2, &["already contains a run"]);
+        let through_head = ["eval", "knn", "--run", &run, "--head-layer", "1"];
+        world.fails(&[&through_head[..], &sets].concat(), 2, &["--head-layer 1", "random weights", &file]);
     }
     // The run's model is given; everything else is still to be decided.
     let run = ["--manifest", &manifest, "--run", "back-from-torchvision", "--resume"];

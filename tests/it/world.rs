@@ -124,6 +124,8 @@ pub const TINY: &[&str] = &[
     "--set",
     "model.head.dim=16",
     "--set",
+    "model.head.layers=2",
+    "--set",
     "machine.precision=fp32",
     "--set",
     "machine.device=cpu",

@@ -59,7 +59,7 @@ fn pictures(path: &std::path::Path) -> Vec<(String, Vec<u8>)> {
 }
 
 fn config(mode: Mode, interpolation: Interpolation, decode: DecodePath) -> StreamConfig {
-    let crop = RandomResizedCrop { scale: [0.08, 1.0], ratio: [0.75, 4.0 / 3.0], interpolation };
+    let crop = RandomResizedCrop { interpolation, ..RandomResizedCrop::default() };
     let ops = vec![Op::RandomResizedCrop(crop), Op::HorizontalFlip(HorizontalFlip { probability: 0.5 })];
     StreamConfig {
         seed: 1,

@@ -12,6 +12,9 @@ use super::runs;
 use crate::config::{self, Config};
 use crate::open;
 
+/// What the record of a run says of weights that `eval finetune --save` kept: they are a whole model's.
+pub const FINE_TUNED: &str = "simclr-pipeline, fine-tuned";
+
 /// Which trained model.
 #[derive(Args)]
 pub struct ModelArgs {
@@ -57,6 +60,18 @@ impl OpenModel {
     pub fn open(args: &ModelArgs, untrained: bool, layers: usize, settings: &[String]) -> Result<Self> {
         let (folder, chosen) = args.find(untrained)?;
         let record = Config::recorded(&folder)?;
+        if let Some(imported) = &record.imported
+            && layers > 0
+            && record.plan_digest.is_empty()
+            && imported.names != FINE_TUNED
+        {
+            return Err(Error::input(format!(
+                "--head-layer {layers}: only the encoder was imported from {}, and the head of {} has random weights; expected 0, \
+                 or a run that was trained here",
+                imported.file.display(),
+                folder.path().display()
+            )));
+        }
         let recorded = record.config;
         let config = recorded.with(settings, &folder.join("run.json").display().to_string())?;
         let mut stray = recorded.differences(&config);

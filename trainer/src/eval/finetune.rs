@@ -50,15 +50,15 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// A classifier of what the first `layers` layers of the head make of `h`, its weights drawn from N(0, 0.01²), as the
-    /// official code's.
+    /// A classifier of what the first `layers` layers of the head make of `h`, its weights zero, as the
+    /// official commands have them (`--zero_init_logits_layer=True`).
     ///
     /// # Panics
     /// If the head has not so many layers.
     pub fn new(mut model: SimClr, layers: usize, classes: i64) -> Self {
         let own = model.parameters.entries().len();
         let inputs = if layers == 0 { model.encoder.dim() } else { model.head.length_after(layers) };
-        let weight = model.parameters.normal("classifier.weight".into(), &[classes, inputs], 0.01);
+        let weight = model.parameters.normal("classifier.weight".into(), &[classes, inputs], 0.0);
         let bias = model.parameters.constant("classifier.bias".into(), classes, 0.0, Role::Excluded);
         Self { model, layers, weight, bias, own }
     }

@@ -53,7 +53,8 @@ impl LinearConfig {
     }
 }
 
-/// Trains linear classifiers on `train`, chooses one on held-out features, and lets it answer for `test`.
+/// Trains linear classifiers on most of `train`, chooses a learning rate on the held-out rest, trains with it on all of
+/// `train`, as the paper does, and lets that classifier answer for `test`.
 ///
 /// Softmax regression on features whose dimensions are brought to mean 0 and deviation 1 over the training set;
 /// Nesterov momentum 0.9, cosine to zero, no regularization, weights zero at the start. The features are those of
@@ -76,42 +77,50 @@ pub fn linear(train: &Features, test: &Features, config: &LinearConfig) -> Resul
     Draws::new(config.seed, Purpose::Evaluation, &[0]).shuffle(&mut order);
     let (validation, rest) = order.split_at(held_out);
 
-    let mut probes = Probes::new(config, scale, classes(&train.labels, &test.labels)?);
-    let batch = (config.batch as usize).min(rest.len());
-    let steps_per_epoch = rest.len() / batch;
-    let total = steps_per_epoch * config.epochs as usize;
-    let mut order = rest.to_vec();
-    for step in 0..total {
-        if step % steps_per_epoch == 0 {
-            let epoch = (step / steps_per_epoch) as u64;
-            Draws::new(config.seed, Purpose::Evaluation, &[1, epoch]).shuffle(&mut order);
+    let classes = classes(&train.labels, &test.labels)?;
+    let trained = |rows: &[i64], config: &LinearConfig| {
+        let batch = (config.batch as usize).min(rows.len());
+        let mut probes = Probes::new(config, batch, scale.clone(), classes);
+        let steps_per_epoch = rows.len() / batch;
+        let total = steps_per_epoch * config.epochs as usize;
+        let mut rows = rows.to_vec();
+        for step in 0..total {
+            if step % steps_per_epoch == 0 {
+                let epoch = (step / steps_per_epoch) as u64;
+                Draws::new(config.seed, Purpose::Evaluation, &[1, epoch]).shuffle(&mut rows);
+            }
+            let chosen = Tensor::from_slice(&rows[step % steps_per_epoch * batch..][..batch]);
+            let labels = train.labels.index_select(0, &chosen);
+            probes.learn(&values.index_select(0, &chosen), &labels, step as f64 / total as f64);
         }
-        let chosen = Tensor::from_slice(&order[step % steps_per_epoch * batch..][..batch]);
-        let labels = train.labels.index_select(0, &chosen);
-        probes.learn(&values.index_select(0, &chosen), &labels, step as f64 / total as f64);
-    }
+        probes
+    };
     let validation = Tensor::from_slice(validation);
     let (held, labels) = (values.index_select(0, &validation), train.labels.index_select(0, &validation));
-    probes.best(&held, &labels, test, config)
+    let chosen = trained(rest, config).best(&held, &labels, test, config)?;
+    let alone = LinearConfig { learning_rates: vec![chosen.learning_rate], ..config.clone() };
+    let answers = trained(&order, &alone).answers(0, test);
+    Ok(LinearResult { answers, ..chosen })
 }
 
 /// As [`linear`], on a stream of randomly cropped and flipped images instead of features, as the paper trains; the
 /// encoder does not learn, and all learning rates are trained in the same pass.
 ///
-/// `batches` has `steps` batches of one view; `held_out` are features of center crops of other images.
+/// `batches` has `steps` batches of one view; `held_out` are features of center crops of other images. Whoever calls it trains
+/// again on all images with the learning rate that it found.
 ///
 /// # Errors
 /// If a setting is out of its range or the stream stops.
 pub fn linear_on_crops(
     represent: &dyn Fn(&Tensor) -> Tensor,
-    (batches, steps, device): (&mut dyn BatchStream<DeviceSlab>, u64, Device),
+    (batches, steps, batch, device): (&mut dyn BatchStream<DeviceSlab>, u64, u32, Device),
     (held_out, test): (&Features, &Features),
     config: &LinearConfig,
     on_step: &mut dyn FnMut(u64),
 ) -> Result<LinearResult, TrainError> {
     config.check()?;
     let scale = Scale::of(&held_out.values);
-    let mut probes = Probes::new(config, scale, classes(&held_out.labels, &test.labels)?);
+    let mut probes = Probes::new(config, batch as usize, scale, classes(&held_out.labels, &test.labels)?);
     for step in 0..steps {
         let batch = batches.next_batch()?.expect("a shuffled stream has no end");
         let rows = tch::no_grad(|| Ok::<_, TrainError>(represent(&device::upload(&batch, device)?)))?;
@@ -124,6 +133,7 @@ pub fn linear_on_crops(
 }
 
 /// What brings each dimension to mean 0 and deviation 1.
+#[derive(Debug)]
 struct Scale {
     mean: Tensor,
     deviation: Tensor,
@@ -134,6 +144,10 @@ impl Scale {
         let mean = values.mean_dim([0i64].as_slice(), true, Kind::Float);
         let deviation = values.std_dim([0i64].as_slice(), false, true).clamp_min(1e-6);
         Self { mean, deviation }
+    }
+
+    fn clone(&self) -> Self {
+        Self { mean: self.mean.shallow_clone(), deviation: self.deviation.shallow_clone() }
     }
 
     fn apply(&self, values: &Tensor) -> Tensor {
@@ -154,10 +168,11 @@ struct Probes {
 }
 
 impl Probes {
-    fn new(config: &LinearConfig, scale: Scale, classes: i64) -> Self {
+    /// Classifiers that learn from so many rows at a time.
+    fn new(config: &LinearConfig, batch: usize, scale: Scale, classes: i64) -> Self {
         let (rates, dim) = (config.learning_rates.len() as i64, scale.mean.size()[1]);
         let zeros = |size: [i64; 3]| [(); 2].map(|()| Tensor::zeros(size, (Kind::Float, Device::Cpu)));
-        let share = f64::from(config.batch) / 256.0;
+        let share = batch as f64 / 256.0;
         let peaks: Vec<f32> = config.learning_rates.iter().map(|rate| (rate * share) as f32).collect();
         Self {
             weight: zeros([rates, dim, classes]),
@@ -188,6 +203,12 @@ impl Probes {
         values.unsqueeze(0).matmul(&self.weight[0]) + &self.bias[0]
     }
 
+    /// What one of the classifiers says of the test features.
+    fn answers(&self, which: usize, test: &Features) -> Answers {
+        let scores = self.scores(&self.scale.apply(&test.values)).get(which as i64);
+        Answers { scores, labels: test.labels.shallow_clone() }
+    }
+
     /// Chooses the best by held-out rows, and lets it answer for the test features.
     fn best(
         &self,
@@ -202,8 +223,7 @@ impl Probes {
         let validation_top1 = Vec::<f64>::try_from(hits.mean_dim([1i64].as_slice(), false, Kind::Double))?;
         let best = (0..validation_top1.len()).max_by(|&a, &b| validation_top1[a].total_cmp(&validation_top1[b]));
         let best = best.expect("at least one learning rate");
-        let scores = self.scores(&self.scale.apply(&test.values)).get(best as i64);
-        let answers = Answers { scores, labels: test.labels.shallow_clone() };
+        let answers = self.answers(best, test);
         Ok(LinearResult { answers, learning_rate: config.learning_rates[best], validation_top1 })
     }
 }
@@ -233,5 +253,23 @@ mod tests {
         shuffled.labels = Tensor::randint(4, [800], (Kind::Int64, Device::Cpu));
         let chance = linear(&shuffled, &test, &config).unwrap();
         assert!(chance.answers.measure().unwrap().top1 < 0.5, "labels that mean nothing teach nothing: {chance:?}");
+    }
+
+    /// What was held out to choose is learned from in the end: each image in turn is the only one of its class.
+    #[test]
+    fn the_classifier_that_answers_has_learned_from_all_images() {
+        let config = LinearConfig { epochs: 30, batch: 16, validation: 0.25, ..LinearConfig::default() };
+        let one_hot = |labels: &[i64]| {
+            let labels = Tensor::from_slice(labels);
+            let values = labels.one_hot(5).to_kind(Kind::Float) * 3.0;
+            Features { values, labels, left_out: 0, ids: vec![] }
+        };
+        let test = one_hot(&[0, 1, 2, 3, 4]);
+        for alone in 0..16 {
+            let mut labels: Vec<i64> = (0..40).map(|i| i % 4).collect();
+            labels[alone] = 4;
+            let result = linear(&one_hot(&labels), &test, &config).unwrap();
+            assert_eq!(result.answers.measure().unwrap().top1, 1.0, "image {alone} is the only one of its class");
+        }
     }
 }

@@ -11,8 +11,8 @@ use simclr_ground::error::{Error, Result};
 use tch::{Device, Tensor};
 
 use super::{
-    Answers, Classifier, Features, FineTuneConfig, KnnConfig, LinearConfig, LogisticConfig, Metric, features, knn,
-    linear, linear_on_crops, logistic, normalized_halves,
+    Answers, Classifier, Features, FineTuneConfig, KnnConfig, LinearConfig, LinearResult, LogisticConfig, Metric,
+    features, knn, linear, linear_on_crops, logistic, normalized_halves,
 };
 use crate::device::DeviceSlab;
 use crate::error::TrainError;
@@ -167,6 +167,9 @@ pub struct TransferSettings {
     pub weight_decays: Vec<f64>,
 }
 
+/// Fewer labeled images a class than this are few: 5 % of ImageNet's.
+const LITTLE_A_CLASS: f64 = 64.0;
+
 impl<'a> Task<'a> {
     /// The evaluations of a model on two sets.
     pub fn new(loaded: &'a Loaded, data: &'a dyn EvalData, metric: Metric) -> Self {
@@ -215,19 +218,26 @@ impl<'a> Task<'a> {
             batch: config.batch,
             ..self.centers(SetRole::Train, config.seed)
         };
-        let size = self.data.size(&crops)?;
-        let steps = size.images / u64::from(size.batch) * u64::from(config.epochs);
-        let mut batches = self.data.open(&StreamRequest { batches: Some(steps), ..crops }, device)?;
-        let result = linear_on_crops(&cpu, (&mut *batches, steps, device), (&held_out, &test), config, &mut |step| {
-            self.data.progress("probing", step, steps, &|| "steps".into());
-        })?;
+        let trained = |request: &StreamRequest, config: &LinearConfig, what: &'static str| -> Result<_> {
+            let size = self.data.size(request)?;
+            let steps = size.images / u64::from(size.batch) * u64::from(config.epochs);
+            let mut batches = self.data.open(&StreamRequest { batches: Some(steps), ..request.clone() }, device)?;
+            let mut on_step = |step| self.data.progress(what, step, steps, &|| "steps".into());
+            let features = (&held_out, &test);
+            let result =
+                linear_on_crops(&cpu, (&mut *batches, steps, size.batch, device), features, config, &mut on_step)?;
+            Ok((result, size.images))
+        };
+        let (chosen, _) = trained(&crops, config, "choosing")?;
+        let alone = LinearConfig { learning_rates: vec![chosen.learning_rate], ..config.clone() };
+        let (last, images) = trained(&StreamRequest { part: [0.0, 1.0], ..crops }, &alone, "probing")?;
+        let result = LinearResult { answers: last.answers, ..chosen };
         let told = json!({
             "solver": "sgd", "learning_rate": result.learning_rate, "validation_top1": result.validation_top1,
             "settings": config, "features": "random crops and flips, resampled every epoch",
         });
         let left_out = held_out.left_out + test.left_out;
-        let train_images = size.images as i64 + held_out.labels.size()[0];
-        Ok(Outcome { answers: result.answers, train_images, left_out, told, model: None })
+        Ok(Outcome { answers: result.answers, train_images: images as i64, left_out, told, model: None })
     }
 
     /// Logistic regression on frozen features of centers.
@@ -258,8 +268,11 @@ impl<'a> Task<'a> {
             ..self.centers(SetRole::Train, seed)
         };
         let StreamSize { images, batch } = self.supervised(&request)?;
-        // The paper's: 60 epochs of 1 % of the labels, 30 of 10 %.
-        let is_little = (images as f64) < 0.05 * self.data.info(SetRole::Train).samples as f64;
+        // The paper's: 60 epochs of 1 % of the labels, 30 of 10 %. A training set may itself be the 1 %, as the official subset
+        // of ImageNet is, with 13 images a class.
+        let info = self.data.info(SetRole::Train);
+        let a_class = images as f64 / info.num_classes.max(1) as f64;
+        let is_little = (images as f64) < 0.05 * info.samples as f64 || a_class < LITTLE_A_CLASS;
         let epochs = settings.epochs.unwrap_or(if is_little { 60.0 } else { 30.0 });
         if !(epochs > 0.0 && epochs <= 1e6) {
             return Err(Error::input(format!("--epochs must be > 0 and <= 1000000, got {epochs}")));

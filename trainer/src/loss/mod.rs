@@ -35,11 +35,15 @@ pub struct LossConfig {
 pub struct LossShared {
     /// Whether projections are brought to length 1 first, so that similarities are cosines (SimCLR, table 5).
     pub normalize: bool,
+    /// By what gradients are multiplied; the logged loss stays the mean over views. The official code adds the means over both
+    /// views of a pair, which is 2: LARS does not feel it, but biases and batch norms, which it leaves alone, learn twice as
+    /// fast, and weight decay counts half.
+    pub scale: f64,
 }
 
 impl Default for LossShared {
     fn default() -> Self {
-        Self { normalize: true }
+        Self { normalize: true, scale: 1.0 }
     }
 }
 
@@ -96,6 +100,10 @@ impl LossConfig {
     /// # Errors
     /// Names the key, what was found and what would be right.
     pub fn check(&self) -> Result<(), InvalidValue> {
+        let scale = self.shared.scale;
+        if !(scale > 0.0 && scale.is_finite()) {
+            return Err(InvalidValue::new("loss.scale", scale, "expected a number above 0"));
+        }
         self.kind.get().check()
     }
 

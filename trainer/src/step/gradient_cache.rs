@@ -51,7 +51,8 @@ pub fn backward(
         let own = Tensor::cat(&[own.narrow(0, from, n), own.narrow(0, images + from, n)], 0);
         let z = model.project(&views(range)?, Statistics::Update);
         // The mean over ranks that follows makes the sum over them of this.
-        backward.add(&((z * &own).sum(own.kind()) * f64::from(world.size())), from + n == images)?;
+        let scale = loss.shared.scale * f64::from(world.size());
+        backward.add(&((z * &own).sum(own.kind()) * scale), from + n == images)?;
     }
     Ok(contrast)
 }

@@ -181,16 +181,16 @@ impl Training {
         let (h, z) = model.forward(&views(0..images)?, Statistics::Update);
         let contrast = loss.contrast(&z, world)?;
         // Gradients become the mean over ranks. The whole batch's loss wants the sum; a probe's is a mean over images.
-        let mut learnt = &contrast.loss * f64::from(world.size());
+        let mut learned = &contrast.loss * (loss.shared.scale * f64::from(world.size()));
         let mut probe_accuracy = None;
         if let Some(probe) = probe {
             let (of_probe, accuracy) =
                 probe.loss(&h, &Tensor::from_slice(&batch.labels), config.optimizer.shared.weight_decay);
-            learnt += of_probe;
+            learned += of_probe;
             world.sum(&accuracy)?;
             probe_accuracy = Some(accuracy / f64::from(world.size()));
         }
-        passes.add(&learnt, true)?;
+        passes.add(&learned, true)?;
         Ok(Told { contrast, gradients: passes.gradients(), probe_accuracy })
     }
 }

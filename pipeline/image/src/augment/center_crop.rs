@@ -39,7 +39,8 @@ impl CenterCrop {
     pub(super) fn crop(&self, width: u32, height: u32) -> CropStep {
         let short = width.min(height);
         let side = ((f64::from(short) * self.fraction).round() as u32).clamp(1, short);
-        let (left, top) = ((width - side) / 2, (height - side) / 2);
+        // Where it can't be in the middle, half a pixel right of and below it, as in the official code.
+        let (left, top) = ((width - side).div_ceil(2), (height - side).div_ceil(2));
         CropStep { left, top, width: side, height: side, interpolation: self.interpolation }
     }
 }

@@ -14,6 +14,12 @@ pub struct HorizontalFlip {
     pub probability: f64,
 }
 
+impl Default for HorizontalFlip {
+    fn default() -> Self {
+        Self { probability: 0.5 }
+    }
+}
+
 impl Augmentation for HorizontalFlip {
     fn check(&self) -> Result<(), (String, String)> {
         check_probability(self.probability)

@@ -18,6 +18,23 @@ pub struct RandomResizedCrop {
     pub ratio: [f64; 2],
     /// How the box is resized; bicubic in the paper.
     pub interpolation: Interpolation,
+    /// Whether a box may end at the image's last row and column. The official code's kernel
+    /// (`sample_distorted_bounding_box`) draws its offset below the last one there is, so that only boxes as high or wide as the
+    /// image do; at 32 pixels that shows.
+    #[serde(default = "reaches", skip_serializing_if = "Clone::clone")]
+    pub reach_last: bool,
+}
+
+/// [`RandomResizedCrop::reach_last`] where it is not said.
+fn reaches() -> bool {
+    true
+}
+
+impl Default for RandomResizedCrop {
+    /// The paper's (appendix A), with every box that there is.
+    fn default() -> Self {
+        Self { scale: [0.08, 1.0], ratio: [0.75, 4.0 / 3.0], interpolation: Interpolation::Bicubic, reach_last: true }
+    }
 }
 
 /// How pixels between pixels are found.
@@ -93,8 +110,8 @@ impl RandomResizedCrop {
             let w = libm::sqrt(area * ratio).round_ties_even() as u32;
             let h = libm::sqrt(area / ratio).round_ties_even() as u32;
             if (1..=width).contains(&w) && (1..=height).contains(&h) {
-                let top = draws.below(u64::from(height - h) + 1) as u32;
-                let left = draws.below(u64::from(width - w) + 1) as u32;
+                let top = self.offset(draws, height - h);
+                let left = self.offset(draws, width - w);
                 return (left, top, w, h);
             }
         }
@@ -145,11 +162,17 @@ impl RandomResizedCrop {
                 continue;
             }
             let (w, h) = (w as u32, h as u32);
-            let top = draws.below(u64::from(height - h) + 1) as u32;
-            let left = draws.below(u64::from(width - w) + 1) as u32;
+            let top = self.offset(draws, height - h);
+            let left = self.offset(draws, width - w);
             return (left, top, w, h);
         }
         (0, 0, width, height)
+    }
+
+    /// An offset of a box with so many rows or columns to spare.
+    fn offset(&self, draws: &mut Draws, spare: u32) -> u32 {
+        let offsets = if self.reach_last { u64::from(spare) + 1 } else { u64::from(spare).max(1) };
+        draws.below(offsets) as u32
     }
 }
 
@@ -276,7 +299,7 @@ mod tests {
     use simclr_ground::rng::Purpose;
 
     fn op() -> RandomResizedCrop {
-        RandomResizedCrop { scale: [0.08, 1.0], ratio: [0.75, 4.0 / 3.0], interpolation: Interpolation::Bicubic }
+        RandomResizedCrop::default()
     }
 
     fn boxes(mode: Mode, width: u32, height: u32) -> Vec<CropStep> {

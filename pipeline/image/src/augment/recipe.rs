@@ -7,8 +7,8 @@ use simclr_ground::error::InvalidValue;
 use simclr_ground::rng::{Draws, Purpose};
 
 use super::{
-    Augmentation, BrightnessRule, ColorJitter, GaussianBlur, Grayscale, HorizontalFlip, Interpolation, Mode, Op,
-    RandomResizedCrop, Step, ViewContext,
+    Augmentation, BrightnessRule, ColorJitter, GaussianBlur, Grayscale, HorizontalFlip, Mode, Op, RandomResizedCrop,
+    Step, ViewContext,
 };
 use crate::decode::jpeg::Region;
 
@@ -58,12 +58,8 @@ impl RecipeConfig {
     /// The paper's ImageNet recipe at this side: two views, torchvision's arithmetic.
     pub fn simclr(size: u32) -> Self {
         let ops = vec![
-            Op::RandomResizedCrop(RandomResizedCrop {
-                scale: [0.08, 1.0],
-                ratio: [0.75, 4.0 / 3.0],
-                interpolation: Interpolation::Bicubic,
-            }),
-            Op::HorizontalFlip(HorizontalFlip { probability: 0.5 }),
+            Op::RandomResizedCrop(RandomResizedCrop::default()),
+            Op::HorizontalFlip(HorizontalFlip::default()),
             Op::ColorJitter(ColorJitter {
                 probability: 0.8,
                 strength: 1.0,

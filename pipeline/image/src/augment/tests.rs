@@ -167,9 +167,8 @@ fn augmentations_for_studies_equal_the_reference_libraries() {
 #[test]
 fn every_op_works_in_any_order_and_size() {
     let crop = Op::RandomResizedCrop(RandomResizedCrop {
-        scale: [0.08, 1.0],
-        ratio: [0.75, 4.0 / 3.0],
         interpolation: Interpolation::Bilinear,
+        ..RandomResizedCrop::default()
     });
     let others = [
         Op::HorizontalFlip(HorizontalFlip { probability: 0.5 }),

@@ -32,6 +32,10 @@ pub enum Solver {
 impl Protocol for LinearArgs {
     const NAME: &'static str = "linear";
 
+    fn takes_whole_center(&self) -> bool {
+        self.solver == Solver::Lbfgs
+    }
+
     fn evaluate(&self, task: &Task<'_>, _: &OpenModel, seed: u64) -> Result<Outcome> {
         let config = LinearConfig { epochs: self.epochs, seed, ..LinearConfig::default() };
         match (self.solver, self.crops) {

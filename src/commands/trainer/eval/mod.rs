@@ -23,7 +23,7 @@ use simclr_trainer::model::SimClr;
 use simclr_trainer::optimizer::Optimizer;
 use simclr_trainer::run::{Imported, RunFolder, Versions};
 
-use super::model::{ModelArgs, OpenModel};
+use super::model::{FINE_TUNED, ModelArgs, OpenModel};
 use crate::commands::{Run, verbs};
 use crate::drawing::confusion::confusion_image;
 use crate::open;
@@ -59,6 +59,12 @@ pub trait Protocol: Args {
     /// The new folder in which the trained model is kept.
     fn save(&self) -> Option<&Path> {
         None
+    }
+
+    /// Whether images are looked at whole but for what is beside their central square, as appendix B.8 does, where
+    /// `eval.center_crop` is not set for it.
+    fn takes_whole_center(&self) -> bool {
+        false
     }
 }
 
@@ -161,7 +167,11 @@ impl<P: Protocol> Run for Evaluate<P> {
         let runtime = open::runtime()?;
         let mut results = Vec::new();
         for model in common.models() {
-            let model = OpenModel::open(&model, common.untrained, common.head_layer, &common.settings)?;
+            let mut model = OpenModel::open(&model, common.untrained, common.head_layer, &common.settings)?;
+            let is_set = common.settings.iter().any(|setting| setting.trim_start().starts_with("eval.center_crop"));
+            if self.protocol.takes_whole_center() && !is_set {
+                model.config.eval.center_crop = 1.0;
+            }
             let data = ManifestData::open(&model.config, &common.train, &common.test, runtime.handle(), output)?;
             let task = Task::new(&model.loaded, &data, common.metric.into());
             let outcomes = (0..u64::from(common.seeds))
@@ -232,6 +242,7 @@ fn result(
         "train_digest": data.manifest(SetRole::Train).digest,
         "test": common.test,
         "test_digest": data.manifest(SetRole::Test).digest,
+        "center_crop": model.config.eval.center_crop,
         "train_images": first.train_images,
         "test_images": first.answers.labels.size()[0],
         "left_out": first.left_out,
@@ -261,11 +272,7 @@ fn keep(folder: &RunFolder, trained: &SimClr, model: &OpenModel, common: &EvalAr
     let optimizer = Optimizer::new(&config.optimizer, &trained.parameters);
     folder.checkpoints().save(&checkpoint::imported(), &trained.parameters, &optimizer, 1)?;
     let versions = Versions::current(STREAM_VERSION);
-    folder.start_imported(
-        &config,
-        versions,
-        Imported { file: from, digest, names: "simclr-pipeline, fine-tuned".into() },
-    )
+    folder.start_imported(&config, versions, Imported { file: from, digest, names: FINE_TUNED.into() })
 }
 
 fn sentence(object: &Value) -> String {
@@ -291,9 +298,10 @@ fn sentence(object: &Value) -> String {
 
 fn difference(comparison: &Comparison) -> String {
     let Comparison { difference, interval, p_value, config, .. } = comparison;
+    let tested = match p_value {
+        Some(p_value) => format!("p = {p_value:.3} ({} permutations)", config.permutations),
+        None => "no permutation test: answers cannot be exchanged under average precision".to_owned(),
+    };
     let [difference, low, high] = [*difference, interval[0], interval[1]].map(|share| 100.0 * share);
-    format!(
-        "difference A - B: {difference:+.2} points (95% CI {low:+.2} to {high:+.2}), p = {p_value:.3} ({} permutations)",
-        config.permutations
-    )
+    format!("difference A - B: {difference:+.2} points (95% CI {low:+.2} to {high:+.2}), {tested}")
 }

@@ -38,6 +38,11 @@ pub enum TransferMethod {
 impl Protocol for TransferArgs {
     const NAME: &'static str = "transfer";
 
+    // B.8: the short side becomes 224 pixels for the linear classifier.
+    fn takes_whole_center(&self) -> bool {
+        self.method == TransferMethod::Linear
+    }
+
     fn evaluate(&self, task: &Task<'_>, _: &OpenModel, seed: u64) -> Result<Outcome> {
         match self.method {
             TransferMethod::Linear => task.logistic(seed),
