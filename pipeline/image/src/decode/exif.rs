@@ -21,7 +21,7 @@ pub(super) fn jpeg_orientation(bytes: &[u8]) -> Orientation {
         if marker == 0xE1
             && let Some(exif) = segment.strip_prefix(b"Exif\0\0")
         {
-            return orientation(Some(exif.to_vec()));
+            return orientation(Some(exif));
         }
         at += 2 + length;
     }
@@ -34,8 +34,8 @@ pub(super) fn is_turned(bytes: &[u8]) -> bool {
 }
 
 /// The orientation in EXIF data.
-pub(super) fn orientation(exif: Option<Vec<u8>>) -> Orientation {
-    exif.and_then(|exif| Orientation::from_exif_chunk(&exif)).unwrap_or(Orientation::NoTransforms)
+pub(super) fn orientation(exif: Option<&[u8]>) -> Orientation {
+    exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
 }
 
 /// The image turned upright.

@@ -7,12 +7,11 @@
 mod exif;
 pub mod jpeg;
 mod libjpeg;
+mod png;
+mod webp;
 
 use std::cell::RefCell;
-use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use image::{DynamicImage, ImageDecoder, ImageError};
 
 use crate::damage::{Damage, DamageReason};
 use jpeg::{Decoder, Jpeg, Planes, Region, RowIndex};
@@ -78,8 +77,8 @@ pub fn decode_upright(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage>
     let image = decode(bytes, max_pixels)?;
     let orientation = match sniff(bytes)? {
         Format::Jpeg => exif::jpeg_orientation(bytes),
-        Format::Png => exif::orientation(png(bytes).ok().and_then(|mut png| png.exif_metadata().ok().flatten())),
-        Format::WebP => exif::orientation(webp(bytes).ok().and_then(|mut webp| webp.exif_metadata().ok().flatten())),
+        Format::Png => exif::orientation(png::exif(bytes, max_pixels).as_deref()),
+        Format::WebP => exif::orientation(webp::exif(bytes)),
     };
     Ok(exif::upright(image, orientation))
 }
@@ -92,8 +91,8 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     let format = sniff(bytes)?;
     let decoded = catch_unwind(AssertUnwindSafe(|| match format {
         Format::Jpeg => decode_jpeg(bytes, max_pixels),
-        Format::Png => decode_png(bytes, max_pixels),
-        Format::WebP => decode_webp(bytes, max_pixels),
+        Format::Png => png::decode(bytes, max_pixels),
+        Format::WebP => webp::decode(bytes, max_pixels),
     }));
     decoded.unwrap_or_else(|_| Err(Damage::new(DamageReason::Corrupt, "the decoder gave up on it")))
 }
@@ -185,70 +184,23 @@ impl PlanarDecoder {
     }
 }
 
-fn decode_png(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
-    let damage = |error: ImageError| image_damage("PNG", &error);
-    let mut decoder = png(bytes).map_err(damage)?;
-    limit(&mut decoder, max_pixels)?;
-    to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
-}
-
-fn decode_webp(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
-    let damage = |error: ImageError| image_damage("WebP", &error);
-    let mut decoder = webp(bytes).map_err(damage)?;
-    limit(&mut decoder, max_pixels)?;
-    to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
-}
-
-fn png(bytes: &[u8]) -> Result<image::codecs::png::PngDecoder<Cursor<&[u8]>>, ImageError> {
-    image::codecs::png::PngDecoder::new(Cursor::new(bytes))
-}
-
-fn webp(bytes: &[u8]) -> Result<image::codecs::webp::WebPDecoder<Cursor<&[u8]>>, ImageError> {
-    image::codecs::webp::WebPDecoder::new(Cursor::new(bytes))
-}
-
-fn limit(decoder: &mut impl ImageDecoder, max_pixels: u64) -> Result<(), Damage> {
-    let (width, height) = decoder.dimensions();
-    check_size(width.into(), height.into(), max_pixels)?;
-    let mut limits = image::Limits::default();
-    // Eight bytes a pixel (16 bits, four channels) and as much again for the decoder's own buffers.
-    limits.max_alloc = Some(max_pixels.saturating_mul(16).saturating_add(1 << 20));
-    let _ = decoder.set_limits(limits);
-    Ok(())
-}
-
-fn image_damage(format: &str, error: &ImageError) -> Damage {
+/// The damage of a PNG or WebP that its decoder stopped at; the decoders' words tell what was cut off.
+fn damage(format: &str, error: &dyn std::fmt::Display, otherwise: DamageReason) -> Damage {
     let detail = format!("{format}: {error}");
     let lower = detail.to_lowercase();
-    let reason = match error {
-        ImageError::Unsupported(_) => DamageReason::Unsupported,
-        ImageError::Limits(_) => DamageReason::Dimensions,
-        _ if lower.contains("unexpected end") || lower.contains("eof") || lower.contains("failed to fill") => {
-            DamageReason::Truncated
-        }
-        _ => DamageReason::Corrupt,
-    };
+    let cut_off = ["unexpected end", "eof", "failed to fill"].iter().any(|words| lower.contains(words));
+    let reason = if cut_off && otherwise == DamageReason::Corrupt { DamageReason::Truncated } else { otherwise };
     Damage::new(reason, detail)
 }
 
-/// Any pixel type to RGB u8: alpha dropped, gray repeated, 16 bits cut to their upper 8 as Pillow does.
-fn to_rgb(image: DynamicImage) -> Result<RgbImage, Damage> {
-    let (width, height) = (image.width(), image.height());
-    let high = |value: u16| (value >> 8) as u8;
-    let pixels = match image {
-        DynamicImage::ImageRgb8(image) => image.into_raw(),
-        DynamicImage::ImageRgba8(image) => image.as_raw().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
-        DynamicImage::ImageLuma8(image) => image.as_raw().iter().flat_map(|&p| [p; 3]).collect(),
-        DynamicImage::ImageLumaA8(image) => image.as_raw().chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
-        DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(|&p| high(p)).collect(),
-        DynamicImage::ImageRgba16(image) => {
-            image.as_raw().chunks_exact(4).flat_map(|p| [high(p[0]), high(p[1]), high(p[2])]).collect()
-        }
-        DynamicImage::ImageLuma16(image) => image.as_raw().iter().flat_map(|&p| [high(p); 3]).collect(),
-        DynamicImage::ImageLumaA16(image) => image.as_raw().chunks_exact(2).flat_map(|p| [high(p[0]); 3]).collect(),
-        other => return Err(Damage::new(DamageReason::Unsupported, format!("pixels of type {:?}", other.color()))),
-    };
-    rgb(width, height, pixels)
+/// Pixels of one to four channels as RGB: alpha dropped, gray repeated.
+fn to_rgb(channels: usize, pixels: Vec<u8>) -> Vec<u8> {
+    match channels {
+        1 => pixels.iter().flat_map(|&gray| [gray; 3]).collect(),
+        2 => pixels.chunks_exact(2).flat_map(|pixel| [pixel[0]; 3]).collect(),
+        3 => pixels,
+        _ => pixels.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect(),
+    }
 }
 
 fn rgb(width: u32, height: u32, pixels: Vec<u8>) -> Result<RgbImage, Damage> {
