@@ -1,6 +1,7 @@
 //! From files and objects to batches.
 //!
-//! 1. [`objects`] reads bytes from disks and servers; [`frames`] and [`shard`] know the layout of what is stored there.
+//! 1. [`objects`] reads bytes from disks and servers; [`frames`], [`tar_entries`] and [`shard`] know the
+//!    layout of what is stored there.
 //! 2. [`manifest`] lists every sample of a set and pins it by digest; [`pack`] writes images into such a set.
 //! 3. [`store`] reads samples and holds them against the manifest. What cannot be decoded goes to [`quarantine`] and is
 //!    replaced by rule. A [`source`] is all of that for one plan.
@@ -12,6 +13,7 @@
 pub mod metrics;
 pub mod objects;
 pub mod frames;
+pub mod tar_entries;
 pub mod shard;
 pub mod manifest;
 pub mod pack;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read};
+use std::ops::ControlFlow;
 
 use md5::{Digest as _, Md5};
 use simclr_ground::digest::Digest;
@@ -12,12 +13,25 @@ use simclr_image::decode::jpeg;
 
 use crate::frames::{Frames, MAX_TABLE_BYTES};
 use crate::objects;
+use crate::tar_entries::{Entries, Entry, TarSource, shown};
 
 /// Entries above this size are refused as no image, before they are read into memory.
-const MAX_ENTRY_BYTES: u64 = 1 << 30;
+pub const MAX_ENTRY_BYTES: u64 = 1 << 30;
+
+/// Of an entry with a class so many bytes are read: more than any number has.
+const MAX_CLASS_BYTES: u64 = 1 << 12;
+
+/// What the samples of a shard may take in memory while it is read, names and all: millions of them.
+const MAX_KEPT_BYTES: usize = 1 << 30;
+
+/// About what a sample takes beside its names and its row index.
+const KEPT_BYTES_PER_SAMPLE: usize = 256;
+
+/// So many problems of a shard are noted: a shard of nothing else must not fill memory.
+const MAX_PROBLEMS: usize = 1000;
 
 /// Class indices from here on are refused: tables are as long as the largest one.
-const MAX_CLASSES: u32 = 1 << 20;
+pub const MAX_CLASSES: u32 = 1 << 20;
 
 /// What one pass over a shard found.
 #[derive(Debug, Clone, Default)]
@@ -106,6 +120,46 @@ pub fn scan(place: &Location, extras: Extras) -> io::Result<ShardScan> {
     Ok(scan)
 }
 
+/// Goes through a tar, and notes its samples and problems.
+fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardScan) {
+    let mut content_end = 0;
+    let mut entries = Entries::new(&mut *tar);
+    let mut scanner = Scanner::new(scan, rows);
+    loop {
+        match entries.next_entry() {
+            Ok(None) => break,
+            Ok(Some(entry)) => {
+                content_end = entry.offset + entry.size.next_multiple_of(512);
+                if scanner.entry(&entry, entries.contents_of(&entry)).is_break() {
+                    break;
+                }
+            }
+            Err(error) => {
+                scanner.stopped(content_end, &error);
+                break;
+            }
+        }
+    }
+    scanner.finish_group();
+    if scan.problems.is_empty() {
+        check_end(tar, content_end, scan);
+    }
+    let _ = io::copy(tar, &mut io::sink());
+    check_labels(scan);
+}
+
+/// Notes what is in the entries of a tar.
+struct Scanner<'a> {
+    scan: &'a mut ShardScan,
+    /// For row indices, if they are asked for.
+    decoder: Option<jpeg::Decoder>,
+    group: Group,
+    /// Where each key was first seen.
+    seen: BTreeMap<String, u64>,
+    /// About how much memory all that is kept takes.
+    kept_bytes: usize,
+}
+
 /// A sample whose entries have not all been seen yet.
 #[derive(Default)]
 struct Group {
@@ -116,133 +170,157 @@ struct Group {
     label: Option<u32>,
 }
 
-fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, rows: bool, scan: &mut ShardScan) {
-    let mut decoder = jpeg::Decoder::default();
-    let mut group = Group::default();
-    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
-    let mut content_end = 0u64;
-    let mut archive = tar::Archive::new(&mut *tar);
-    match archive.entries() {
-        Err(error) => scan.problem(None, 0, format!("not readable as tar: {error}")),
-        Ok(entries) => {
-            for entry in entries {
-                let mut entry = match entry {
-                    Ok(entry) => entry,
-                    Err(error) => {
-                        let near = (!group.first_entry.is_empty()).then(|| group.first_entry.clone());
-                        let after = near.as_ref().map_or(String::new(), |n| format!(" (after entry {n})"));
-                        scan.problem(
-                            None,
-                            content_end,
-                            format!("the tar stream is truncated here{after}: {}", root(&error)),
-                        );
-                        break;
-                    }
-                };
-                let offset = entry.raw_file_position();
-                let size = entry.size();
-                let name = match entry_name(&entry) {
-                    Ok(name) => name,
-                    Err((name, what)) => {
-                        scan.problem(Some(name), offset, what);
-                        content_end = offset + size.next_multiple_of(512);
-                        continue;
-                    }
-                };
-                content_end = offset + size.next_multiple_of(512);
-                if entry.header().entry_type().is_dir() {
-                    continue;
-                }
-                if size > MAX_ENTRY_BYTES {
-                    scan.problem(
-                        Some(name),
-                        offset,
-                        format!("{size} bytes; an entry can have at most {MAX_ENTRY_BYTES}"),
-                    );
-                    continue;
-                }
-                let mut data = Vec::with_capacity(size as usize);
-                if let Err(error) = entry.read_to_end(&mut data) {
-                    scan.problem(Some(name), offset, format!("the data is truncated: {}", root(&error)));
-                    break;
-                }
-                if (data.len() as u64) < size {
-                    let found = data.len();
-                    scan.problem(Some(name), offset, format!("truncated: only {found} of {size} bytes"));
-                    break;
-                }
-                let (key, extension) = split_name(&name);
-                // WebDataset's metadata, such as `__index__.json`.
-                if !key.contains('/') && key.starts_with("__") && key.ends_with("__") {
-                    continue;
-                }
-                if key != group.key {
-                    finish(std::mem::take(&mut group), scan);
-                    if let Some(first) = seen.insert(key.to_owned(), offset) {
-                        scan.problem(
-                            Some(name.clone()),
-                            offset,
-                            format!("duplicate key {key:?}, first seen at byte {first}"),
-                        );
-                    }
-                    group = Group { key: key.to_owned(), first_entry: name.clone(), offset, ..Group::default() };
-                }
-                if is_image_extension(extension) {
-                    match &group.image {
-                        Some(other) => {
-                            let what = format!("second image for key {key:?}, besides {}", other.entry);
-                            scan.problem(Some(name.clone()), offset, what);
-                        }
-                        None => {
-                            let check = Check::of(&data);
-                            group.image = Some(ScannedSample {
-                                entry: name.clone(),
-                                offset,
-                                size: size as u32,
-                                check,
-                                label: None,
-                                rows: if rows { row_index(&mut decoder, &data) } else { String::new() },
-                            });
-                        }
-                    }
-                } else if extension == "cls" {
-                    match std::str::from_utf8(&data).ok().and_then(|text| text.trim().parse::<u32>().ok()) {
-                        Some(label) if label < MAX_CLASSES => group.label = Some(label),
-                        Some(label) => {
-                            let what = format!("invalid class index {label}: expected a number below {MAX_CLASSES}");
-                            scan.problem(Some(name.clone()), offset, what);
-                        }
-                        None => {
-                            let found = String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned();
-                            scan.problem(
-                                Some(name.clone()),
-                                offset,
-                                format!("invalid class index {found:?}: expected ASCII digits"),
-                            );
-                        }
-                    }
-                }
+impl<'a> Scanner<'a> {
+    fn new(scan: &'a mut ShardScan, rows: bool) -> Self {
+        let decoder = rows.then(jpeg::Decoder::default);
+        Self { scan, decoder, group: Group::default(), seen: BTreeMap::new(), kept_bytes: 0 }
+    }
+
+    /// Looks at an entry; breaks where the rest can't be.
+    fn entry(&mut self, entry: &Entry, contents: impl Read) -> ControlFlow<()> {
+        let name = match entry_name(entry) {
+            Ok(name) => name,
+            Err((name, what)) => {
+                self.scan.problem(Some(name), entry.offset, what);
+                return ControlFlow::Continue(());
             }
+        };
+        if entry.kind.is_dir() {
+            return ControlFlow::Continue(());
+        }
+        if entry.size > MAX_ENTRY_BYTES {
+            let what = format!("{} bytes; an entry can have at most {MAX_ENTRY_BYTES}", entry.size);
+            self.scan.problem(Some(name), entry.offset, what);
+            return ControlFlow::Continue(());
+        }
+        let (key, extension) = split_name(&name);
+        // Of what is neither image nor class only whether it is all there.
+        let kept = if is_image_extension(extension) {
+            entry.size
+        } else if extension == "cls" {
+            MAX_CLASS_BYTES.min(entry.size)
+        } else {
+            0
+        };
+        let data = match read(contents, kept, entry.size) {
+            Ok(data) => data,
+            Err(what) => {
+                self.scan.problem(Some(name), entry.offset, what);
+                return ControlFlow::Break(());
+            }
+        };
+        // WebDataset's metadata, such as `__index__.json`.
+        if !key.contains('/') && key.starts_with("__") && key.ends_with("__") {
+            return ControlFlow::Continue(());
+        }
+        if key != self.group.key {
+            self.begin_group(key, &name, entry.offset)?;
+        }
+        if is_image_extension(extension) {
+            self.image(&name, entry.offset, &data);
+        } else if extension == "cls" {
+            self.class(&name, entry.offset, &data);
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Ends a sample and begins the next one; breaks when there is no room for more of them.
+    fn begin_group(&mut self, key: &str, name: &str, offset: u64) -> ControlFlow<()> {
+        self.finish_group();
+        self.kept_bytes += 2 * key.len() + name.len() + KEPT_BYTES_PER_SAMPLE;
+        if self.kept_bytes > MAX_KEPT_BYTES {
+            let what = format!("{} samples before this one are as many as a shard can have", self.seen.len());
+            self.scan.problem(Some(name.to_owned()), offset, what);
+            return ControlFlow::Break(());
+        }
+        if let Some(first) = self.seen.insert(key.to_owned(), offset) {
+            let what = format!("duplicate key {:?}, first seen at byte {first}", shown(key));
+            self.scan.problem(Some(name.to_owned()), offset, what);
+        }
+        self.group = Group { key: key.to_owned(), first_entry: name.to_owned(), offset, ..Group::default() };
+        ControlFlow::Continue(())
+    }
+
+    fn image(&mut self, name: &str, offset: u64, data: &[u8]) {
+        if let Some(other) = &self.group.image {
+            let what = format!("second image for key {:?}, besides {}", shown(&self.group.key), shown(&other.entry));
+            self.scan.problem(Some(name.to_owned()), offset, what);
+            return;
+        }
+        let rows = self.decoder.as_mut().map_or(String::new(), |decoder| row_index(decoder, data));
+        self.kept_bytes += rows.len();
+        let (entry, size, check) = (name.to_owned(), data.len() as u32, Check::of(data));
+        self.group.image = Some(ScannedSample { entry, offset, size, check, label: None, rows });
+    }
+
+    fn class(&mut self, name: &str, offset: u64, data: &[u8]) {
+        let what = match std::str::from_utf8(data).ok().and_then(|text| text.trim().parse::<u32>().ok()) {
+            Some(label) if label < MAX_CLASSES => {
+                self.group.label = Some(label);
+                return;
+            }
+            Some(label) => format!("invalid class index {label}: expected a number below {MAX_CLASSES}"),
+            None => {
+                let found = String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned();
+                format!("invalid class index {found:?}: expected ASCII digits")
+            }
+        };
+        self.scan.problem(Some(name.to_owned()), offset, what);
+    }
+
+    fn finish_group(&mut self) {
+        let group = std::mem::take(&mut self.group);
+        match group.image {
+            Some(mut sample) => {
+                sample.label = group.label;
+                self.scan.samples.push(sample);
+            }
+            None if !group.key.is_empty() => {
+                let what = format!(
+                    "key {:?} has no image; expected one of .{}",
+                    shown(&group.key),
+                    simclr_ground::sample::IMAGE_EXTENSIONS.join(" .")
+                );
+                self.scan.problem(Some(group.first_entry), group.offset, what);
+            }
+            None => {}
         }
     }
-    finish(group, scan);
-    if scan.problems.is_empty() {
-        check_end(tar, content_end, scan);
+
+    /// Notes that there is no next entry to be read after `offset`.
+    fn stopped(&mut self, offset: u64, error: &io::Error) {
+        let how = if error.kind() == io::ErrorKind::InvalidData { "malformed" } else { "truncated" };
+        let after = match self.group.first_entry.as_str() {
+            "" => String::new(),
+            name => format!(" (after entry {})", shown(name)),
+        };
+        self.scan.problem(None, offset, format!("the tar stream is {how} here{after}: {}", root(error)));
     }
-    let _ = io::copy(tar, &mut io::sink());
-    let unlabelled = scan.samples.iter().filter(|s| s.label.is_none()).count();
-    if unlabelled > 0 && unlabelled < scan.samples.len() {
-        let of = scan.samples.len();
-        let missing: Vec<(String, u64)> =
-            scan.samples.iter().filter(|s| s.label.is_none()).map(|s| (s.entry.clone(), s.offset)).collect();
-        for (entry, offset) in missing {
-            let what = format!(
-                "label file {}.cls is missing, but {} of {of} samples have one",
-                split_name(&entry).0,
-                of - unlabelled
-            );
-            scan.problem(Some(entry), offset, what);
-        }
+}
+
+/// The first `kept` of an entry's `size` bytes, all of which are read.
+fn read(mut contents: impl Read, kept: u64, size: u64) -> Result<Vec<u8>, String> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(kept as usize).map_err(|_| format!("no memory for its {kept} bytes"))?;
+    let broken = |error: io::Error| format!("the data is truncated: {}", root(&error));
+    contents.by_ref().take(kept).read_to_end(&mut data).map_err(broken)?;
+    let found = data.len() as u64 + io::copy(&mut contents, &mut io::sink()).map_err(broken)?;
+    if found < size { Err(format!("truncated: only {found} of {size} bytes")) } else { Ok(data) }
+}
+
+/// Notes the samples without a label, if others have one.
+fn check_labels(scan: &mut ShardScan) {
+    let of = scan.samples.len();
+    let missing: Vec<usize> = (0..of).filter(|&i| scan.samples[i].label.is_none()).collect();
+    if missing.is_empty() || missing.len() == of {
+        return;
+    }
+    let labelled = of - missing.len();
+    for i in missing {
+        let ScannedSample { entry, offset, .. } = scan.samples[i].clone();
+        let key = shown(split_name(&entry).0);
+        let what = format!("label file {key}.cls is missing, but {labelled} of {of} samples have one");
+        scan.problem(Some(entry), offset, what);
     }
 }
 
@@ -253,40 +331,22 @@ fn row_index(decoder: &mut jpeg::Decoder, bytes: &[u8]) -> String {
 }
 
 /// The entry's name as a relative path of plain parts, or its raw name and why it is refused.
-fn entry_name<R: Read>(entry: &tar::Entry<'_, R>) -> Result<String, (String, String)> {
-    let raw = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-    let kind = entry.header().entry_type();
+fn entry_name(entry: &Entry) -> Result<String, (String, String)> {
+    let raw = || String::from_utf8_lossy(&entry.name).into_owned();
+    let kind = entry.kind;
     if !(kind.is_file() || kind.is_dir()) {
         let byte = kind.as_byte() as char;
-        return Err((raw, format!("unsupported tar entry type {byte:?}; a shard contains regular files only")));
+        return Err((raw(), format!("unsupported tar entry type {byte:?}; a shard contains regular files only")));
     }
-    let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else {
-        return Err((raw, "the name is not UTF-8".into()));
+    let Ok(name) = std::str::from_utf8(&entry.name) else {
+        return Err((raw(), "the name is not UTF-8".into()));
     };
-    let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
+    let name = name.strip_prefix("./").unwrap_or(name);
     let sound = kind.is_dir() || (!name.is_empty() && name.split('/').all(|part| !matches!(part, "" | "." | "..")));
     if sound && !name.contains('\0') {
-        Ok(name)
+        Ok(name.to_owned())
     } else {
-        Err((raw, "the name is not a relative path of plain parts".into()))
-    }
-}
-
-fn finish(group: Group, scan: &mut ShardScan) {
-    match group.image {
-        Some(mut sample) => {
-            sample.label = group.label;
-            scan.samples.push(sample);
-        }
-        None if !group.key.is_empty() => {
-            let what = format!(
-                "key {:?} has no image; expected one of .{}",
-                group.key,
-                simclr_ground::sample::IMAGE_EXTENSIONS.join(" .")
-            );
-            scan.problem(Some(group.first_entry), group.offset, what);
-        }
-        None => {}
+        Err((raw(), "the name is not a relative path of plain parts".into()))
     }
 }
 
@@ -328,8 +388,16 @@ fn root(error: &io::Error) -> String {
 }
 
 impl ShardScan {
+    /// Notes a problem, as long as somebody may want to read of it.
     fn problem(&mut self, entry: Option<String>, offset: u64, what: String) {
-        self.problems.push(ShardProblem { entry, offset, what });
+        match self.problems.len() {
+            ..MAX_PROBLEMS => self.problems.push(ShardProblem { entry, offset, what }),
+            MAX_PROBLEMS => {
+                let what = format!("more than {MAX_PROBLEMS} problems; the others are not listed");
+                self.problems.push(ShardProblem { entry: None, offset, what });
+            }
+            _ => {}
+        }
     }
 }
 
@@ -348,6 +416,8 @@ impl<R> Hashing<R> {
         Self { inner, hasher: blake3::Hasher::new(), count: 0, md5: None, tail: None }
     }
 }
+
+impl<R: Read> TarSource for Hashing<R> {}
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -371,6 +441,7 @@ impl<R: Read> Read for Hashing<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::{ManifestError, Problem};
 
     fn tar_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
@@ -452,6 +523,65 @@ mod tests {
         for scan in [gnu, pax] {
             assert_eq!((scan.samples[0].entry.as_str(), &scan.problems), (long.as_str(), &vec![]));
         }
+    }
+
+    /// The packed shard's tar, unpacked: a header that announces `size` bytes, so many of them, and a sample.
+    fn zstd_bomb(kind: tar::EntryType, size: u64) -> Vec<u8> {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_path("././@LongLink").unwrap();
+        header.set_size(size);
+        header.set_cksum();
+        let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        io::copy(&mut header.as_bytes().chain(io::repeat(b'a').take(size)), &mut packed).unwrap();
+        io::copy(&mut &tar_of(GOOD)[..], &mut packed).unwrap();
+        packed.finish().unwrap()
+    }
+
+    #[test]
+    fn bounded_a_long_name_or_header_is_refused_before_it_is_read() {
+        for (kind, wanted) in [
+            (tar::EntryType::GNULongName, "a long name of 67108864 bytes; expected at most 65536"),
+            (tar::EntryType::XHeader, "a PAX header of 67108864 bytes; expected at most 1048576"),
+        ] {
+            let scan = scan_bytes("s.tar.zst", &zstd_bomb(kind, 64 << 20));
+            let text = format!("{:?}", scan.problems);
+            assert!(scan.problems.len() == 1 && text.contains(wanted) && text.len() < 500, "{text}");
+        }
+    }
+
+    #[test]
+    fn bounded_messages_show_the_beginning_of_a_name() {
+        let long = "a".repeat(60_000);
+        let (image, other) = (format!("{long}.jpg"), format!("{long}.png"));
+        let scan = scan_bytes("s.tar", &tar_of(&[(&image, b"A"), (&other, b"A"), ("b.cls", b"x")]));
+        assert_eq!(scan.samples[0].entry, image);
+        assert!(scan.problems.iter().all(|problem| problem.what.len() < 600), "{} problems", scan.problems.len());
+        let message = ManifestError::Unsound {
+            problems: scan
+                .problems
+                .into_iter()
+                .map(|ShardProblem { entry, offset, what }| Problem { shard: "s.tar".into(), entry, offset, what })
+                .collect(),
+        }
+        .to_string();
+        assert!(message.len() < 3000, "{} bytes", message.len());
+    }
+
+    #[test]
+    fn bounded_the_problems_of_a_shard_are_so_many() {
+        let mut builder = tar::Builder::new(Vec::new());
+        for _ in 0..2 * MAX_PROBLEMS {
+            let mut header = tar::Header::new_ustar();
+            header.set_path("a/../b.jpg").unwrap_or(());
+            header.set_entry_type(tar::EntryType::Char);
+            header.set_size(0);
+            header.set_cksum();
+            builder.append(&header, &b""[..]).unwrap();
+        }
+        let problems = scan_bytes("s.tar", &builder.into_inner().unwrap()).problems;
+        assert_eq!(problems.len(), MAX_PROBLEMS + 1);
+        assert!(problems[MAX_PROBLEMS].what.contains("more than 1000 problems"), "{:?}", problems[MAX_PROBLEMS]);
     }
 
     #[test]

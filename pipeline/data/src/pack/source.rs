@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use std::sync::Arc;
 use simclr_ground::sample::{IMAGE_EXTENSIONS, is_image_extension};
 
 use super::{PackError, io};
+use crate::shard::MAX_ENTRY_BYTES;
+use crate::tar_entries::{Entries, TarSource, shown};
 
 /// One image to be packed.
 pub(super) struct Item {
@@ -36,6 +38,10 @@ impl Item {
         match &self.bytes {
             Bytes::File(path) => std::fs::read(path).map_err(io(path, "cannot read")),
             Bytes::Within { archive, offset, size } => {
+                if *size > MAX_ENTRY_BYTES {
+                    let why = format!("{} has {size} bytes; an image can have at most {MAX_ENTRY_BYTES}", self.key);
+                    return Err(input(&archive.0, &why));
+                }
                 let mut bytes = vec![0; *size as usize];
                 archive.1.read_exact_at(&mut bytes, *offset).map_err(io(&archive.0, "cannot read"))?;
                 Ok(bytes)
@@ -288,21 +294,19 @@ impl Archive {
             let after = if after.is_empty() { String::new() } else { format!(" after {after}") };
             input(self.path(), &format!("{at}malformed tar{after}: {error}"))
         };
-        let mut archive = tar::Archive::new(window);
+        let mut entries = Entries::new(window);
         let mut found: Vec<Entry> = Vec::new();
-        let last = |found: &[Entry]| found.last().map_or(String::new(), |entry| entry.name.clone());
-        for entry in archive.entries_with_seek().map_err(|error| wrong("", error))? {
-            let entry = entry.map_err(|error| wrong(&last(&found), error))?;
-            if !entry.header().entry_type().is_file() {
+        let last = |found: &[Entry]| found.last().map_or(String::new(), |entry| shown(&entry.name));
+        while let Some(entry) = entries.next_entry().map_err(|error| wrong(&last(&found), error))? {
+            if !entry.kind.is_file() {
                 continue;
             }
-            let name = String::from_utf8(entry.path_bytes().into_owned())
+            let name = String::from_utf8(entry.name)
                 .map_err(|_| input(self.path(), &format!("{at}an entry's name is not UTF-8")))?;
-            let (place, bytes) = (entry.raw_file_position(), entry.size());
-            if place + bytes > size {
-                return Err(input(self.path(), &format!("{at}{name} is truncated")));
+            if entry.offset.saturating_add(entry.size) > size {
+                return Err(input(self.path(), &format!("{at}{} is truncated", shown(&name))));
             }
-            found.push(Entry { name, offset: offset + place, size: bytes });
+            found.push(Entry { name, offset: offset + entry.offset, size: entry.size });
         }
         Ok(found)
     }
@@ -325,15 +329,10 @@ impl Read for Window<'_> {
     }
 }
 
-impl Seek for Window<'_> {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
-            SeekFrom::End(by) => self.size.checked_add_signed(by),
-        };
-        self.position = position.ok_or_else(|| std::io::Error::other("seek before the beginning"))?;
-        Ok(self.position)
+impl TarSource for Window<'_> {
+    fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.position = self.position.saturating_add(bytes);
+        Ok(())
     }
 }
 
