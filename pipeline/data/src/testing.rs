@@ -41,3 +41,10 @@ impl Set {
 pub fn stream(seed: u64, batch: u32, lanes: u32) -> StreamConfig {
     StreamConfig::shuffled(seed, batch, lanes, RecipeConfig::simclr(24))
 }
+
+/// The most memory that this process had, in bytes.
+pub fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}

@@ -29,13 +29,18 @@ use simclr_ground::sample::Check;
 use simclr_ground::sample::SampleRef;
 use simclr_plan::Catalog;
 
-use crate::frames::Frames;
+use crate::frames::{Frames, can_unpack};
 use crate::objects;
+use crate::shard::{MAX_CLASSES, MAX_ENTRY_BYTES};
+use crate::tar_entries::{MAX_NAME_BYTES, shown};
 
 /// The value of a manifest's `kind` key.
 pub const KIND: &str = "simclr-pipeline-manifest";
 /// The version of the manifest format that this build reads and writes.
 pub const VERSION: u32 = 1;
+
+/// The shards of a set have at most so many bytes together, as stored and unpacked: as many as a file can have.
+const MAX_SET_BYTES: u64 = i64::MAX as u64;
 
 /// A data set as a list of shards, each with its samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,6 +111,58 @@ impl Shard {
     /// The class of sample `i`, if the set is labeled.
     pub fn label(&self, i: usize) -> Option<u32> {
         self.labels.as_ref().map(|labels| labels[i])
+    }
+
+    /// Holds the columns against each other, so that nothing is allocated that the shard can't have.
+    fn check(&self, zstd: bool) -> Result<(), String> {
+        let n = self.num_samples();
+        let labels = self.labels.as_ref().map_or(n, Vec::len);
+        let rows = self.rows.as_ref().map_or(n, Vec::len);
+        for (column, length) in [
+            ("offsets", self.offsets.len()),
+            ("sizes", self.sizes.len()),
+            ("checks", self.checks.len()),
+            ("labels", labels),
+            ("rows", rows),
+        ] {
+            if length != n {
+                return Err(format!("columns differ in length: entries has {n}, {column} {length}"));
+            }
+        }
+        let (bytes, tar_bytes) = (self.bytes, self.tar_bytes);
+        match (&self.frames, zstd) {
+            (_, true) if !can_unpack(bytes, tar_bytes) => {
+                return Err(format!("tar_bytes is {tar_bytes}, more than zstd of {bytes} bytes (bytes) unpacks to"));
+            }
+            (Some(frames), true) => frames.check(bytes, tar_bytes)?,
+            (None, true) => {}
+            (Some(_), false) => return Err("frames are listed, but the shard is not zstd".into()),
+            (None, false) if tar_bytes != bytes => {
+                return Err(format!("tar_bytes is {tar_bytes} and bytes {bytes}; of a plain tar they are equal"));
+            }
+            (None, false) => {}
+        }
+        if let Some(i) = (0..n).find(|&i| self.entries[i].len() as u64 > MAX_NAME_BYTES) {
+            return Err(format!(
+                "entries has a name of {} bytes; expected at most {MAX_NAME_BYTES}",
+                self.entries[i].len()
+            ));
+        }
+        if let Some(label) = self.labels.iter().flatten().find(|&&label| label >= MAX_CLASSES) {
+            return Err(format!("labels has {label}; expected a number below {MAX_CLASSES}"));
+        }
+        if let Some(i) = (0..n).find(|&i| u64::from(self.sizes[i]) > MAX_ENTRY_BYTES) {
+            let (entry, size) = (shown(&self.entries[i]), self.sizes[i]);
+            return Err(format!("sizes has {size} for {entry}; expected at most {MAX_ENTRY_BYTES}"));
+        }
+        let end = |i: usize| self.offsets[i].checked_add(self.sizes[i].into());
+        if let Some(i) = (0..n).find(|&i| end(i).is_none_or(|end| end > tar_bytes)) {
+            return Err(format!(
+                "entry {} ends after the shard's {tar_bytes} bytes (tar_bytes)",
+                shown(&self.entries[i])
+            ));
+        }
+        Ok(())
     }
 
     /// The row index of image `i`, if it has one.
@@ -271,19 +328,22 @@ impl Manifest {
         for shard in &manifest.shards {
             let shard_place = manifest.base.join(&shard.location).map_err(|error| format(error.to_string()))?;
             may_name(&manifest.base, &shard_place).map_err(format)?;
-            let n = shard.num_samples();
-            let labels = shard.labels.as_ref().map_or(n, Vec::len);
-            let rows = shard.rows.as_ref().map_or(n, Vec::len);
-            if [shard.offsets.len(), shard.sizes.len(), shard.checks.len(), labels, rows] != [n; 5] {
-                return Err(format(format!("the columns of shard {} differ in length", shard.location)));
-            }
-            let end = |i: usize| shard.offsets[i].checked_add(shard.sizes[i].into());
-            if let Some(i) = (0..n).find(|&i| end(i).is_none_or(|end| end > shard.tar_bytes)) {
-                let (entry, bytes) = (&shard.entries[i], shard.tar_bytes);
-                return Err(format(format!(
-                    "entry {entry} of shard {} ends after the shard's {bytes} bytes",
-                    shard.location
-                )));
+            shard
+                .check(shard_place.is_zstd())
+                .map_err(|why| format(format!("shard {}: {why}", shown(&shard.location))))?;
+        }
+        // No sum over shards overflows from here on.
+        for (column, size) in
+            [("bytes", (|shard| shard.bytes) as fn(&Shard) -> u64), ("tar_bytes", |shard| shard.tar_bytes)]
+        {
+            let mut sum = 0u64;
+            for shard in &manifest.shards {
+                sum = sum.checked_add(size(shard)).filter(|&sum| sum <= MAX_SET_BYTES).ok_or_else(|| {
+                    let (name, bytes) = (shown(&shard.location), size(shard));
+                    format(format!(
+                        "shard {name}: {column} is {bytes}, with which the shards before it exceed {MAX_SET_BYTES}"
+                    ))
+                })?;
             }
         }
         let counted: u64 = manifest.shards.iter().map(|shard| shard.num_samples() as u64).sum();
@@ -390,7 +450,7 @@ mod tests {
     fn shard(location: &str) -> Shard {
         Shard {
             location: location.into(),
-            bytes: 10,
+            bytes: 2048,
             blake3: blake3::hash(b"x").into(),
             tar_bytes: 2048,
             tar_blake3: blake3::hash(b"y").into(),
@@ -438,9 +498,52 @@ mod tests {
         check("\"sizes\":[4]", "\"sizes\":[4,5]", "differ in length");
         check("\"sizes\":[4]", "\"sizes\":[4000]", "ends after");
         check("\"labels\":[2]", "\"labels\":[1]", "edited or damaged");
+        check("\"labels\":[2]", "\"labels\":[4294967295]", "shard a.tar: labels has 4294967295");
         check("\"kind\"", "\"kid\"", "unknown field");
         let digest = blake3::hash(b"y").to_hex().to_string();
         check(&digest, "../victim/backup", "expected 64 lowercase hexadecimal digits");
         check("{", "[", "not a manifest");
+    }
+
+    #[test]
+    fn bounded_sizes_are_held_against_each_other_before_anything_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.json");
+        let check = |shards: Vec<Shard>, wanted: &str| {
+            let manifest = Manifest::new("here".into(), vec![], shards, Location::File(dir.path().to_owned()));
+            manifest.write(&path).unwrap();
+            let error = Manifest::read(&path).map(drop).err();
+            let message = error.as_ref().map_or(String::new(), ToString::to_string);
+            assert!(message.contains(wanted) && message.is_empty() == wanted.is_empty(), "{message:?}");
+            assert!(error.is_none_or(|error| error.class() == ErrorClass::Input));
+        };
+        let plain = shard("a.tar");
+        let packed = |packed: &[u32], unpacked: &[u32]| Shard {
+            bytes: 50,
+            frames: Some(Frames { packed: packed.into(), unpacked: unpacked.into() }),
+            ..shard("a.tar.zst")
+        };
+        check(vec![plain.clone(), packed(&[10, 7], &[1024, 1024])], "");
+        check(vec![packed(&[u32::MAX; 9000], &[0; 9000])], "shard a.tar.zst: frames.packed adds up to 38654705655000");
+        check(vec![packed(&[10, 7], &[1024, 4000])], "shard a.tar.zst: frames.unpacked adds up to 5024");
+        check(
+            vec![Shard { tar_bytes: 1 << 63, ..shard("a.tar.zst") }],
+            "shard a.tar.zst: tar_bytes is 9223372036854775808, more",
+        );
+        check(
+            vec![Shard { tar_bytes: 1 << 63, ..plain.clone() }],
+            "shard a.tar: tar_bytes is 9223372036854775808 and bytes 2048",
+        );
+        let half = Shard { bytes: 1 << 62, tar_bytes: 1 << 62, ..plain.clone() };
+        let other = Shard { location: "b.tar".into(), ..half.clone() };
+        check(vec![half, other], "shard b.tar: bytes is 4611686018427387904, with which");
+        let frames = Some(Frames::default());
+        check(vec![Shard { frames, ..plain.clone() }], "shard a.tar: frames are listed");
+        let huge = Shard { bytes: 1 << 40, tar_bytes: 1 << 40, sizes: vec![u32::MAX], ..plain.clone() };
+        check(vec![huge], "shard a.tar: sizes has 4294967295 for a.jpg");
+        check(
+            vec![Shard { entries: vec!["a".repeat(70_000)], ..plain }],
+            "shard a.tar: entries has a name of 70000 bytes",
+        );
     }
 }

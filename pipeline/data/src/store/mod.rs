@@ -27,6 +27,7 @@ use simclr_ground::location::Location;
 use simclr_ground::sample::Check;
 use simclr_ground::sample::SampleRef;
 
+use crate::frames::unpack;
 use crate::manifest::Manifest;
 use crate::metrics::{PipelineMetrics, Waiting};
 use crate::objects::remote::{FetchError, Remote, RemoteOptions};
@@ -127,7 +128,7 @@ impl Store {
         let needed = |shards: &[usize]| -> u64 {
             let mut sizes: Vec<u64> = shards.iter().map(|&i| self.manifest.shards[i].tar_bytes).collect();
             sizes.sort_unstable_by(|a, b| b.cmp(a));
-            sizes.iter().take(open).sum()
+            sizes.iter().take(open).fold(0, |sum, &size| sum.saturating_add(size))
         };
         let worth = |&&i: &&usize| {
             let shard = &self.manifest.shards[i];
@@ -380,8 +381,11 @@ impl Store {
                 let read = move || {
                     let file = File::open(&path)?;
                     let found = file.metadata()?.len();
-                    let mut bytes = vec![0; (stored.end - stored.start) as usize];
+                    let mut bytes = Vec::new();
                     if found == expected {
+                        let size = (stored.end - stored.start) as usize;
+                        bytes.try_reserve_exact(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+                        bytes.resize(size, 0);
                         file.read_exact_at(&mut bytes, stored.start)?;
                     }
                     Ok::<_, std::io::Error>((bytes, found))
@@ -398,10 +402,8 @@ impl Store {
         if frames.is_none() {
             return Ok(bytes);
         }
-        let unpacked = zstd::decode_all(&bytes[..]).unwrap_or_default();
         // Too short or not zstd at all: whatever is there, its check will not be right.
-        let (from, to) = (skip as usize, (skip + wanted.end - wanted.start) as usize);
-        Ok(unpacked.get(from..to).unwrap_or_default().to_vec())
+        Ok(unpack(&bytes, skip, (wanted.end - wanted.start) as usize).unwrap_or_default())
     }
 
     fn check(&self, sample: SampleRef, bytes: &[u8]) -> Result<(), StoreError> {
