@@ -219,25 +219,27 @@ impl Worker {
                     None => self.storage.block_on(source.store.locate(&[sample]))?.pop().expect("one was asked for"),
                 };
                 let bytes = source.store.bytes(sample, &located, memory, &self.storage)?;
-                let rows = source.store.manifest().shards[sample.shard as usize].rows(sample.index as usize);
+                let mut rows = source.store.rows(sample);
                 let made = shielded(|| {
                     time.turn_to(Activity::Decode);
                     #[cfg(test)]
                     assert!(bytes != tests::FAULT, "a fault of the decoder's");
-                    maker.decode(bytes, rows, key)?;
+                    maker.decode(bytes, rows.as_mut(), key)?;
                     time.turn_to(Activity::Augment);
                     write(maker);
                     Ok(())
                 });
+                if made.is_err() {
+                    // Whatever it was about to do, its buffers are half done.
+                    let config = &source.plan.config;
+                    *maker = ViewMaker::new(&config.recipe, config.data.decode_limits());
+                }
+                if let Some(rows) = rows {
+                    source.store.note_rows(sample, rows);
+                }
                 let damage = match made {
                     Ok(Ok(())) => return Ok(sample),
-                    Ok(Err(damage)) => damage,
-                    Err(damage) => {
-                        // Whatever it was about to do, its buffers are half done.
-                        let config = &source.plan.config;
-                        *maker = ViewMaker::new(&config.recipe, config.data.decode_limits());
-                        damage
-                    }
+                    Ok(Err(damage)) | Err(damage) => damage,
                 };
                 source.quarantine.record(entry(source, sample, damage))?;
                 time.turn_to(Activity::Read);

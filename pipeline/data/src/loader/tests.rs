@@ -1,6 +1,7 @@
 //! The laws of the stream, on small sets of drawn images.
 
 use simclr_ground::location::Location;
+use simclr_image::decode::jpeg::RowIndex;
 use simclr_plan::Plan;
 use simclr_plan::StreamConfig;
 
@@ -143,6 +144,26 @@ fn a_damaged_sample_is_replaced_by_the_next_and_recorded() {
     let (_, error) = run(&source(&set.manifest, config), 2, 2, 0, 5);
     let message = error.expect("the budget of 2 is spent").to_string();
     assert!(message.contains("> 2 (data.max_damaged)") && message.contains("truncated"), "{message}");
+}
+
+#[test]
+fn bounded_a_forged_row_index_changes_no_batch() {
+    let set = Set::draw_jpegs(40, 96);
+    let mut plain = set.manifest.clone();
+    plain.shards.iter_mut().for_each(|shard| shard.rows = None);
+    let mut forged = set.manifest.clone();
+    for rows in forged.shards.iter_mut().filter_map(|shard| shard.rows.as_mut()) {
+        assert!(rows.iter().all(|row| !row.is_empty()));
+        rows.rotate_left(1);
+        // A single image's, with every part of it brighter.
+        let mut index = RowIndex::from_text(&rows[0]).unwrap();
+        index.starts.iter_mut().for_each(|start| start.predictions[0] += 9);
+        rows[0] = index.to_text();
+    }
+    // Three epochs, so that an index that was found right is used.
+    let wanted = all(&source(&plain, stream(1, 8, 4)), 2, 2, 0, 15);
+    assert!(wanted == all(&source(&set.manifest, stream(1, 8, 4)), 2, 2, 0, 15), "an index changes no batch");
+    assert!(wanted == all(&source(&forged, stream(1, 8, 4)), 2, 2, 0, 15), "nor does a forged one");
 }
 
 #[test]

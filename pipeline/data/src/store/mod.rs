@@ -9,6 +9,7 @@ mod cache;
 mod error;
 mod files;
 mod hold;
+mod row_checks;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ pub use files::OTHER_FILES;
 use simclr_ground::location::Location;
 use simclr_ground::sample::Check;
 use simclr_ground::sample::SampleRef;
+use simclr_image::decode::Rows;
 
 use crate::frames::unpack;
 use crate::manifest::Manifest;
@@ -34,6 +36,7 @@ use crate::objects::remote::{FetchError, Remote, RemoteOptions};
 use error::fetch_error;
 use files::{OpenFile, OpenFiles, Room, open_checked};
 use hold::{Held, Holder};
+use row_checks::RowChecks;
 
 /// How often bytes that came wrong from a server are asked for again.
 const WRONG_BYTES_RETRIES: usize = 3;
@@ -66,6 +69,7 @@ pub struct Store {
     holder: Arc<Holder>,
     /// Which shards are held whole; decided by [`Store::prepare`].
     held: OnceLock<Vec<bool>>,
+    row_checks: RowChecks,
 }
 
 /// Where a sample's bytes are: read already, or near enough for a thread that may block to read them itself.
@@ -105,12 +109,23 @@ impl Store {
             Holder::new(manifest.clone(), places.clone(), remote.clone(), options.memory_bytes, cache, metrics.clone());
         let (files, held) = (Mutex::default(), OnceLock::new());
         let room = Room::within(rustix::process::getrlimit(rustix::process::Resource::Nofile).current);
-        Ok(Self { manifest, places, remote, metrics, files, room, holder: Arc::new(holder), held })
+        let row_checks = RowChecks::of(&manifest);
+        Ok(Self { manifest, places, remote, metrics, files, room, holder: Arc::new(holder), held, row_checks })
     }
 
     /// The manifest that the store reads.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What the manifest says of where a sample's data may be entered, and whether it was found right.
+    pub fn rows(&self, sample: SampleRef) -> Option<Rows<'_>> {
+        self.row_checks.rows(&self.manifest, sample)
+    }
+
+    /// Notes what came of decoding a sample with [`Store::rows`].
+    pub fn note_rows(&self, sample: SampleRef, rows: Rows<'_>) {
+        self.row_checks.note(&self.manifest, sample, rows);
     }
 
     /// The servers that the store reads from.

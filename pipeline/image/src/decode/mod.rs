@@ -133,6 +133,27 @@ thread_local! {
     static DECODER: RefCell<Decoder> = RefCell::default();
 }
 
+/// What a manifest says of where an image's data may be entered. That it is so only the data can tell: an index that is
+/// consistent in itself may still give other pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows<'a> {
+    /// The index, as [`RowIndex::to_text`] gives it.
+    pub text: &'a str,
+    /// Whether it was held against the image's bytes.
+    pub check: RowCheck,
+}
+
+/// What came of holding a row index against an image's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowCheck {
+    /// It was not done.
+    NotYet,
+    /// It is the index of these bytes.
+    Right,
+    /// It is not.
+    Wrong,
+}
+
 /// An image, or the part of one that is needed, in the form that is resized.
 pub struct PlanarDecoder {
     decoder: Decoder,
@@ -153,15 +174,16 @@ impl PlanarDecoder {
         self.decoder.planes()
     }
 
-    /// The planes of an image, in at least the region that `wanted` gives for its size; with the index that was made of
-    /// these very bytes, the rest is not gone through.
+    /// The planes of an image, in at least the region that `wanted` gives for its size; with a row index that was found to
+    /// be that of these very bytes, the rest is not gone through. One that was not held against them yet is, and used
+    /// from the next time on.
     ///
     /// # Errors
     /// The damage: what kind, and what was found. It does not depend on the region.
     pub fn decode(
         &mut self,
         bytes: &[u8],
-        index: Option<&RowIndex>,
+        rows: Option<&mut Rows<'_>>,
         wanted: impl FnOnce(u32, u32) -> Region,
     ) -> Result<&Planes, Damage> {
         let turned = self.upright && matches!(bytes, [0xFF, 0xD8, ..]) && exif::is_turned(bytes);
@@ -169,10 +191,7 @@ impl PlanarDecoder {
             let (width, height) = jpeg.size();
             check_size(width.into(), height.into(), self.max_pixels)?;
             let region = wanted(width, height);
-            if index.is_some_and(|index| self.decoder.decode_indexed(&jpeg, region, index).is_ok()) {
-                return Ok(self.decoder.planes());
-            }
-            if self.decoder.decode(&jpeg, region).is_ok() {
+            if self.decode_baseline(&jpeg, region, rows).is_ok() {
                 return Ok(self.decoder.planes());
             }
             return Ok(self.decoder.set_rgb(&libjpeg::decode(bytes, self.max_pixels)?));
@@ -181,6 +200,29 @@ impl PlanarDecoder {
         let image = decode(bytes, self.max_pixels)?;
         let _ = wanted(image.width, image.height);
         Ok(self.decoder.set_rgb(&image))
+    }
+
+    fn decode_baseline(
+        &mut self,
+        jpeg: &Jpeg<'_>,
+        region: Region,
+        rows: Option<&mut Rows<'_>>,
+    ) -> Result<(), jpeg::Unknown> {
+        let decoder = &mut self.decoder;
+        let Some(rows) = rows else { return decoder.decode(jpeg, region).map(drop) };
+        let index = RowIndex::from_text(rows.text);
+        match (index, rows.check) {
+            (Some(index), RowCheck::Right) if decoder.decode_indexed(jpeg, region, &index).is_ok() => Ok(()),
+            (Some(index), RowCheck::NotYet) => {
+                let right = decoder.decode_checking(jpeg, region, &index)?;
+                rows.check = if right { RowCheck::Right } else { RowCheck::Wrong };
+                Ok(())
+            }
+            _ => {
+                rows.check = RowCheck::Wrong;
+                decoder.decode(jpeg, region).map(drop)
+            }
+        }
     }
 }
 
@@ -233,6 +275,45 @@ mod tests {
         check(b"<html>", DamageReason::UnknownFormat, "markup");
         check(&png[..png.len() / 2], DamageReason::Truncated, "PNG");
         assert_eq!(decode(&png, 24 * 24 - 1).unwrap_err().reason, DamageReason::Dimensions);
+    }
+
+    #[test]
+    fn bounded_a_forged_row_index_gives_no_other_pixels() {
+        let (side, region) = (160u32, Region { left: 20, top: 96, width: 60, height: 50 });
+        let picture = drawn::picture(5, 3, 1, side);
+        let mut jpeg = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+        jpeg.set_fastest_defaults();
+        jpeg.set_size(side as usize, side as usize);
+        let mut jpeg = jpeg.start_compress(Vec::new()).unwrap();
+        jpeg.write_scanlines(&picture.pixels).unwrap();
+        let bytes = jpeg.finish().unwrap();
+        let mut decoder = PlanarDecoder::new(MAX, false);
+        let mut luma = |rows: Option<&mut Rows<'_>>| {
+            let plane = &decoder.decode(&bytes, rows, |_, _| region).unwrap().planes[0];
+            (96..146).flat_map(|y| plane.row(y, 20, 80).to_vec()).collect::<Vec<u8>>()
+        };
+        let wanted = luma(None);
+        let right = Decoder::default().index(&Jpeg::parse(&bytes).unwrap()).unwrap();
+        let text = right.to_text();
+        let mut rows = Rows { text: &text, check: RowCheck::NotYet };
+        for _ in 0..2 {
+            assert!(luma(Some(&mut rows)) == wanted);
+            assert_eq!(rows.check, RowCheck::Right);
+        }
+        // Every place a little brighter than it is: consistent in itself, and taken at its word it changes pixels.
+        let mut brighter = right.clone();
+        brighter.starts.iter_mut().for_each(|start| start.predictions[0] += 9);
+        let mut others = right.clone();
+        others.starts.iter_mut().skip(2).for_each(|start| start.bit += 8);
+        let text = brighter.to_text();
+        assert!(luma(Some(&mut Rows { text: &text, check: RowCheck::Right })) != wanted, "this is what is forged");
+        for forged in [text, others.to_text(), String::new(), "A".repeat(5000)] {
+            let mut rows = Rows { text: &forged, check: RowCheck::NotYet };
+            for _ in 0..2 {
+                assert!(luma(Some(&mut rows)) == wanted);
+                assert_eq!(rows.check, RowCheck::Wrong);
+            }
+        }
     }
 
     #[test]
