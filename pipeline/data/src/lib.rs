@@ -5,7 +5,7 @@
 //! 2. [`manifest`] lists every sample of a set and pins it by digest; [`pack`] writes images into such a set.
 //! 3. [`store`] reads samples and holds them against the manifest. What cannot be decoded goes to [`quarantine`] and is
 //!    replaced by rule. A [`source`] is all of that for one plan.
-//! 4. [`workers`] decode and augment straight into the places of a batch's slab; a [`promise`] is a batch that is being
+//! 4. [`workers`] decode, within their [`decode_memory`], and augment straight into the places of a batch's slab; a [`promise`] is a batch that is being
 //!    made, and the [`loader`] delivers batches in order, within a bound. [`inspect`] looks into one.
 //!
 //! [`metrics`] counts on the way. Nothing here knows a tensor, a command line, or who the batches are for.
@@ -21,6 +21,7 @@ pub mod store;
 pub mod quarantine;
 pub mod source;
 pub mod promise;
+pub mod decode_memory;
 pub mod workers;
 pub mod loader;
 pub mod inspect;

@@ -97,6 +97,28 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     decoded.unwrap_or_else(|_| Err(Damage::new(DamageReason::Corrupt, "the decoder gave up on it")))
 }
 
+/// JPEGs of more pixels than this are told apart by how much memory they take.
+const TOLD_APART_PIXELS: u64 = 1 << 22;
+
+/// About the most memory that decoding an image takes, by its header alone; 0 if there is none.
+pub fn decode_bytes(bytes: &[u8]) -> u64 {
+    let pixels = |(width, height): (u32, u32)| u64::from(width) * u64::from(height);
+    match sniff(bytes) {
+        Ok(Format::Jpeg) => {
+            let pixels = exif::jpeg_size(bytes).map_or(0, pixels);
+            // Planes, and pixels if the general path has to look at it; or all coefficients, then pixels, then planes.
+            // To tell takes longer, and matters for large images alone.
+            let is_baseline = pixels > TOLD_APART_PIXELS && Jpeg::parse(bytes).is_ok();
+            if is_baseline { 6 * pixels } else { 16 * pixels }
+        }
+        // Eight bytes a pixel (16 bits, four channels), then RGB, then planes.
+        Ok(Format::Png) => 16 * png::size(bytes).map_or(0, pixels),
+        // The canvas, a frame and its planes of color, the pixels, then RGB, then planes.
+        Ok(Format::WebP) => 16 * webp::size(bytes).map_or(0, pixels),
+        Err(_) => 0,
+    }
+}
+
 /// No side may be longer, whatever the format: JPEG's own limit, and a bound on the buffers of a resize.
 const MAX_SIDE: u64 = 65_535;
 
@@ -275,6 +297,36 @@ mod tests {
         check(b"<html>", DamageReason::UnknownFormat, "markup");
         check(&png[..png.len() / 2], DamageReason::Truncated, "PNG");
         assert_eq!(decode(&png, 24 * 24 - 1).unwrap_err().reason, DamageReason::Dimensions);
+    }
+
+    #[test]
+    fn bounded_the_memory_of_decoding_is_known_from_the_header() {
+        let (width, height) = (2304u32, 1824u32);
+        let pixels: Vec<u8> = (0..width * height * 3).map(|i| (i / 7) as u8).collect();
+        let jpeg = |progressive: bool| {
+            let mut jpeg = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+            if progressive {
+                jpeg.set_progressive_mode();
+            } else {
+                jpeg.set_fastest_defaults();
+            }
+            jpeg.set_size(width as usize, height as usize);
+            let mut jpeg = jpeg.start_compress(Vec::new()).unwrap();
+            jpeg.write_scanlines(&pixels).unwrap();
+            jpeg.finish().unwrap()
+        };
+        let mut webp = Vec::new();
+        let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut webp);
+        encoder.encode(&pixels, width, height, image::ExtendedColorType::Rgb8).unwrap();
+        let area = u64::from(width * height);
+        for (file, bytes) in [(jpeg(false), 6), (jpeg(true), 16), (webp, 16)] {
+            assert_eq!(decode_bytes(&file), bytes * area);
+            // The header is enough.
+            assert_eq!(decode_bytes(&file[..file.len() / 2]), bytes * area);
+        }
+        let png = drawn::png(&drawn::picture(1, 0, 0, 24));
+        assert_eq!(decode_bytes(&png[..33]), 16 * 24 * 24);
+        assert_eq!((decode_bytes(b""), decode_bytes(b"GIF89a...."), decode_bytes(&png[..20])), (0, 0, 0));
     }
 
     #[test]

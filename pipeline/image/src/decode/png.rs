@@ -28,6 +28,13 @@ pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> 
     rgb(width, height, to_rgb(frame.color_type.samples(), pixels))
 }
 
+/// Columns and rows, by the header.
+pub(super) fn size(bytes: &[u8]) -> Option<(u32, u32)> {
+    // Behind the signature, a chunk's length and its name.
+    let (width, rest) = bytes.get(16..)?.split_first_chunk()?;
+    Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
+}
+
 /// The EXIF data before the pixels.
 pub(super) fn exif(bytes: &[u8], max_pixels: u64) -> Option<Vec<u8>> {
     open(bytes, max_pixels).ok()?.info().exif_metadata.as_ref().map(|exif| exif.to_vec())

@@ -36,6 +36,12 @@ pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> 
     rgb(width, height, to_rgb(channels, pixels))
 }
 
+/// Columns and rows, by the header.
+pub(super) fn size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let decoder = WebPDecoder::new(Cursor::new(bytes)).ok()?;
+    Some(decoder.dimensions())
+}
+
 /// The EXIF data of an extended file.
 pub(super) fn exif(bytes: &[u8]) -> Option<&[u8]> {
     let mut chunks = chunks(bytes.get(12..)?);
