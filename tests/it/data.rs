@@ -183,6 +183,7 @@ fn a_row_index_changes_no_batch_and_is_verified() {
     world.done(&["manifest", "verify", "set/manifest.json"]);
     indexed["shards"][0]["rows"][7] = indexed["shards"][0]["rows"][8].clone();
     std::fs::write(world.at("set/manifest.json"), indexed.to_string()).unwrap();
+    assert_eq!(digest("set/manifest.json"), digest("plain.json"), "an index that is another image's changes no batch");
     let entry = indexed["shards"][0]["entries"][7].as_str().unwrap().to_owned();
     let output = world.run(&["manifest", "verify", "set/manifest.json"]);
     let said = String::from_utf8_lossy(&output.stdout);

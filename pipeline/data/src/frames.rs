@@ -3,6 +3,7 @@
 //! The format is zstd's own (contrib/seekable_format): ordinary frames, and at the end a skippable frame that lists
 //! the size of each, packed and unpacked. Any zstd reader reads such a file from its beginning.
 
+use std::io::{self, Read};
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,14 @@ const SEEKABLE: u32 = 0x8F92_EAB1;
 pub const MAX_TABLE_BYTES: usize = 1 << 20;
 /// Number of frames, descriptor, magic.
 const FOOTER_BYTES: usize = 9;
+
+/// What a byte of zstd unpacks to at most: a run of 128 KiB is a block of four bytes.
+const MOST_PER_BYTE: u64 = (1 << 17) / 4;
+
+/// Whether a zstd file of `packed` bytes can unpack to `unpacked` bytes.
+pub fn can_unpack(packed: u64, unpacked: u64) -> bool {
+    unpacked.div_ceil(MOST_PER_BYTE) <= packed
+}
 
 /// Where each frame of a compressed shard begins, packed and unpacked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,20 +79,26 @@ impl Frames {
         sound.then_some(Self { packed, unpacked })
     }
 
-    /// Whether these can be the frames of a file of `bytes` bytes that unpacks to `tar_bytes`; if not, what is wrong.
+    /// Holds the sizes against those of the file and the tar stream; what contradicts them.
     ///
     /// # Errors
-    /// What was found and what would be right.
+    /// What is wrong, with the column's name.
     pub fn check(&self, bytes: u64, tar_bytes: u64) -> Result<(), String> {
-        let sum = |sizes: &[u32]| sizes.iter().map(|&size| u64::from(size)).sum::<u64>();
-        let (packed, unpacked) = (sum(&self.packed), sum(&self.unpacked));
-        if self.packed.len() != self.unpacked.len() {
-            return Err(format!("{} frames packed, {} unpacked", self.packed.len(), self.unpacked.len()));
+        let n = self.packed.len();
+        if self.unpacked.len() != n {
+            return Err(format!("frames.packed has {n} entries, but frames.unpacked has {}", self.unpacked.len()));
         }
-        if packed > bytes || unpacked != tar_bytes {
-            return Err(format!(
-                "its frames have {packed} bytes and unpack to {unpacked}, expected at most {bytes} and {tar_bytes}"
-            ));
+        let sum = |sizes: &[u32]| sizes.iter().map(|&size| u64::from(size)).sum::<u64>();
+        // With or without a checksum of each frame.
+        let tables = [8, 12].map(|entry| 8 + entry * n as u64 + FOOTER_BYTES as u64);
+        let packed = sum(&self.packed);
+        if !tables.iter().any(|table| packed + table == bytes) {
+            let table = tables[0];
+            return Err(format!("frames.packed adds up to {packed} and a table of {table}, but bytes is {bytes}"));
+        }
+        let unpacked = sum(&self.unpacked);
+        if unpacked != tar_bytes {
+            return Err(format!("frames.unpacked adds up to {unpacked}, but tar_bytes is {tar_bytes}"));
         }
         Ok(())
     }
@@ -107,9 +122,59 @@ impl Frames {
     }
 }
 
+/// Of what `packed` unpacks to, the `wanted` bytes behind the first `skip`, or as many of them as there are; what frames
+/// unpack to beyond that, whatever a table says of them, is not unpacked.
+///
+/// # Errors
+/// If they are not zstd, or there is no memory for `wanted` bytes.
+pub fn unpack(packed: &[u8], skip: u64, wanted: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(wanted).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut stream = zstd::Decoder::with_buffer(packed)?;
+    io::copy(&mut stream.by_ref().take(skip), &mut io::sink())?;
+    stream.take(wanted as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A frame of a few kB that unpacks to `bytes` zeros.
+    fn bomb(bytes: u64) -> Vec<u8> {
+        let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        io::copy(&mut io::repeat(0).take(bytes), &mut packed).unwrap();
+        packed.finish().unwrap()
+    }
+
+    #[test]
+    fn bounded_a_frame_is_unpacked_as_far_as_its_sample_goes() {
+        let bomb = bomb(1 << 30);
+        assert!(bomb.len() < 1 << 17 && can_unpack(bomb.len() as u64, 1 << 30) && !can_unpack(1 << 14, (1 << 29) + 1));
+        let before = crate::testing::peak_memory();
+        let found = unpack(&bomb, 1000, 5000).unwrap();
+        assert_eq!(found, [0; 5000]);
+        assert!(found.capacity() < 10_000, "{} bytes", found.capacity());
+        let grown = crate::testing::peak_memory() - before;
+        // Other tests run beside this one.
+        assert!(grown < 1 << 29, "{grown} bytes for 5000 of a frame");
+        assert_eq!(unpack(&zstd::encode_all(&[7; 100][..], 1).unwrap(), 90, 50).unwrap(), [7; 10]);
+        assert!(unpack(b"not zstd", 0, 1).is_err());
+    }
+
+    #[test]
+    fn bounded_sizes_that_contradict_each_other_are_named() {
+        let frames = |packed: &[u32], unpacked: &[u32]| Frames { packed: packed.into(), unpacked: unpacked.into() };
+        let check = |frames: Frames, wanted: &str| {
+            let found = frames.check(50, 2048).err().unwrap_or_default();
+            assert!(found.contains(wanted) && found.is_empty() == wanted.is_empty(), "{found:?}");
+        };
+        check(frames(&[10, 7], &[1024, 1024]), "");
+        check(frames(&[9], &[2048]), "frames.packed adds up to 9 and a table of 25, but bytes is 50");
+        check(frames(&[10, 7], &[1024, 1025]), "frames.unpacked adds up to 2049, but tar_bytes is 2048");
+        check(frames(&[10, 7], &[2048]), "frames.packed has 2 entries, but frames.unpacked has 1");
+        check(frames(&[u32::MAX; 9000], &[0; 9000]), "frames.packed adds up to 38654705655000");
+    }
 
     #[test]
     fn any_range_is_found_through_the_table() {

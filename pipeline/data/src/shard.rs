@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Cursor, Read};
+use std::ops::ControlFlow;
 
 use md5::{Digest as _, Md5};
 use simclr_ground::digest::Digest;
@@ -11,15 +12,30 @@ use simclr_ground::sample::{Check, belongs_to_nobody, is_image_extension, split_
 use simclr_image::decode::jpeg;
 
 use crate::compression::Compression;
-use crate::entries::{Extensions, Named, shown};
 use crate::frames::{Frames, MAX_TABLE_BYTES};
 use crate::objects;
+use crate::tar_entries::{Entries, Entry, SPARSE, TarSource, shown};
 
 /// Entries above this size are refused as no image, before they are read into memory.
-const MAX_ENTRY_BYTES: u64 = 1 << 30;
+pub const MAX_ENTRY_BYTES: u64 = 1 << 30;
+
+/// Of an entry with a class so many bytes are read: more than any number has.
+const MAX_CLASS_BYTES: u64 = 1 << 12;
+
+/// Of an entry with a class in a field of its JSON so many bytes are read.
+const MAX_JSON_BYTES: u64 = 1 << 20;
+
+/// What the samples of a shard may take in memory while it is read, names and all: millions of them.
+const MAX_KEPT_BYTES: usize = 1 << 30;
+
+/// About what a sample takes beside its names and its row index.
+const KEPT_BYTES_PER_SAMPLE: usize = 256;
+
+/// So many problems of a shard are noted: a shard of nothing else must not fill memory.
+const MAX_PROBLEMS: usize = 1000;
 
 /// Class indices from here on are refused: tables are as long as the largest one.
-const MAX_CLASSES: u32 = 1 << 20;
+pub const MAX_CLASSES: u32 = 1 << 20;
 
 /// So many bytes tell what a file is.
 const START_BYTES: u64 = 512;
@@ -161,6 +177,49 @@ pub fn scan(place: &Location, extras: Extras<'_>) -> io::Result<ShardScan> {
     Ok(scan)
 }
 
+/// Goes through a tar, and notes its samples and problems.
+fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, extras: Extras<'_>, scan: &mut ShardScan) {
+    let mut content_end = 0;
+    let mut entries = Entries::new(&mut *tar);
+    let mut scanner = Scanner::new(scan, extras);
+    loop {
+        match entries.next_entry() {
+            Ok(None) => break,
+            Ok(Some(entry)) => {
+                content_end = entry.offset + entry.size.next_multiple_of(512);
+                if scanner.entry(&entry, entries.contents_of(&entry)).is_break() {
+                    break;
+                }
+            }
+            Err(error) => {
+                scanner.stopped(content_end, &error);
+                break;
+            }
+        }
+    }
+    scanner.finish();
+    if scan.problems.is_empty() {
+        check_end(tar, content_end, scan);
+    }
+    let _ = io::copy(tar, &mut io::sink());
+}
+
+/// Notes what is in the entries of a tar.
+struct Scanner<'a> {
+    scan: &'a mut ShardScan,
+    /// For row indices, if they are asked for.
+    decoder: Option<jpeg::Decoder>,
+    label_field: Option<&'a str>,
+    group: Group,
+    /// Where each key was seen, and whether with an image.
+    seen: BTreeMap<String, (u64, bool)>,
+    /// How many keys have entries that do not follow each other, and the first of these entries.
+    apart: u64,
+    first_apart: Option<(String, u64)>,
+    /// About how much memory all that is kept takes.
+    kept_bytes: usize,
+}
+
 /// A sample whose entries have not all been seen yet.
 #[derive(Default)]
 struct Group {
@@ -176,136 +235,113 @@ struct Group {
     before: Option<(u64, bool)>,
 }
 
-/// Reads the samples of a tar stream to its end.
-fn scan_tar(tar: &mut Hashing<Box<dyn Read + '_>>, extras: Extras<'_>, scan: &mut ShardScan) {
-    let mut samples = Samples {
-        extras,
-        decoder: jpeg::Decoder::default(),
-        group: Group::default(),
-        seen: BTreeMap::new(),
-        apart: 0,
-        first_apart: None,
-    };
-    let content_end = scan_entries(tar, &mut samples, scan);
-    samples.finish(scan);
-    if scan.problems.is_empty() {
-        check_end(tar, content_end, scan);
-    }
-    let _ = io::copy(tar, &mut io::sink());
+/// What an entry is for, by its extension.
+enum Use<'a> {
+    Image,
+    /// It says a class, by its rank among those that do.
+    Class(usize, Option<&'a str>),
+    None,
 }
 
-/// Reads the entries of a tar stream up to its end or the first that can't be read; where the last one ends.
-fn scan_entries(tar: &mut Hashing<Box<dyn Read + '_>>, samples: &mut Samples<'_>, scan: &mut ShardScan) -> u64 {
-    let mut content_end = 0u64;
-    let mut archive = tar::Archive::new(&mut *tar);
-    let entries = match archive.entries() {
-        Ok(entries) => entries,
-        Err(error) => {
-            scan.problem(None, 0, format!("not readable as tar: {error}"));
-            return 0;
+impl<'a> Scanner<'a> {
+    fn new(scan: &'a mut ShardScan, extras: Extras<'a>) -> Self {
+        let decoder = extras.rows.then(jpeg::Decoder::default);
+        let (group, seen) = (Group::default(), BTreeMap::new());
+        let label_field = extras.label_field;
+        Self { scan, decoder, label_field, group, seen, apart: 0, first_apart: None, kept_bytes: 0 }
+    }
+
+    /// Looks at an entry; breaks where the rest can't be.
+    fn entry(&mut self, entry: &Entry, contents: impl Read) -> ControlFlow<()> {
+        if String::from_utf8_lossy(&entry.name).split('/').any(belongs_to_nobody) {
+            self.scan.passed_over.nobodys += 1;
+            return ControlFlow::Continue(());
         }
-    };
-    let mut extensions = Extensions::default();
-    for entry in entries.raw(true) {
-        let mut entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => {
-                let near = &samples.group.first_entry;
-                let after = if near.is_empty() { String::new() } else { format!(" (after entry {})", shown(near)) };
-                let what = format!("the tar stream is truncated here{after}: {}", root(&error));
-                scan.problem(None, content_end, what);
-                break;
-            }
-        };
-        let (offset, size) = (entry.raw_file_position(), entry.size());
-        content_end = offset.saturating_add(size.checked_next_multiple_of(512).unwrap_or(u64::MAX));
-        let named = match extensions.take(&mut entry) {
-            Ok(Some(named)) => named,
-            Ok(None) => continue,
-            Err(what) => {
-                scan.problem(None, offset, what);
-                break;
-            }
-        };
-        if String::from_utf8_lossy(&named.name).split('/').any(belongs_to_nobody) {
-            scan.passed_over.nobodys += 1;
-            continue;
-        }
-        let name = match entry_name(&named, entry.header().entry_type()) {
+        let name = match entry_name(entry) {
             Ok(name) => name,
-            Err(what) => {
-                scan.problem(Some(named.shown()), offset, what);
-                continue;
+            Err((name, what)) => {
+                self.scan.problem(Some(name), entry.offset, what);
+                return ControlFlow::Continue(());
             }
         };
-        if entry.header().entry_type().is_dir() {
-            continue;
+        if entry.kind.is_dir() {
+            return ControlFlow::Continue(());
         }
-        if size > MAX_ENTRY_BYTES {
-            scan.problem(Some(name), offset, format!("{size} bytes; an entry can have at most {MAX_ENTRY_BYTES}"));
-            continue;
+        if entry.size > MAX_ENTRY_BYTES {
+            let what = format!("{} bytes; an entry can have at most {MAX_ENTRY_BYTES}", entry.size);
+            self.scan.problem(Some(name), entry.offset, what);
+            return ControlFlow::Continue(());
         }
-        let mut data = Vec::with_capacity(size as usize);
-        if let Err(error) = entry.read_to_end(&mut data) {
-            scan.problem(Some(name), offset, format!("the data is truncated: {}", root(&error)));
-            break;
-        }
-        if (data.len() as u64) < size {
-            let found = data.len();
-            scan.problem(Some(name), offset, format!("truncated: only {found} of {size} bytes"));
-            break;
-        }
-        samples.entry(name, offset, &data, scan);
-    }
-    content_end
-}
-
-/// Makes samples of entries.
-struct Samples<'a> {
-    extras: Extras<'a>,
-    decoder: jpeg::Decoder,
-    group: Group,
-    /// Where each key was seen, and whether with an image.
-    seen: BTreeMap<String, (u64, bool)>,
-    /// How many keys have entries that do not follow each other.
-    apart: u64,
-    first_apart: Option<(String, u64)>,
-}
-
-impl Samples<'_> {
-    fn entry(&mut self, name: String, offset: u64, data: &[u8], scan: &mut ShardScan) {
         let (key, extension) = split_name(&name);
-        if key != self.group.key || self.group.first_entry.is_empty() {
-            self.end_group(scan);
-            let before = self.seen.get(key).copied();
-            self.group = Group { key: key.to_owned(), first_entry: name.clone(), offset, before, ..Group::default() };
-        }
         let extension = extension.to_lowercase();
-        if is_image_extension(&extension) {
-            if let Some(other) = &self.group.image {
-                let what = format!("second image for key {key:?}, besides {}", other.entry);
-                return scan.problem(Some(name), offset, what);
+        let used = match extension.as_str() {
+            extension if is_image_extension(extension) => Use::Image,
+            "cls" => Use::Class(0, None),
+            "cls.txt" => Use::Class(1, None),
+            "json" if self.label_field.is_some() => Use::Class(2, self.label_field),
+            _ => Use::None,
+        };
+        // Of what says nothing here only whether it is all there.
+        let kept = match used {
+            Use::Image => entry.size,
+            Use::Class(_, None) => MAX_CLASS_BYTES.min(entry.size),
+            Use::Class(_, Some(_)) => MAX_JSON_BYTES.min(entry.size),
+            Use::None => 0,
+        };
+        let data = match read(contents, kept, entry.size) {
+            Ok(data) => data,
+            Err(what) => {
+                self.scan.problem(Some(name), entry.offset, what);
+                return ControlFlow::Break(());
             }
-            let rows = if self.extras.rows { row_index(&mut self.decoder, data) } else { String::new() };
-            let (size, check) = (data.len() as u32, Check::of(data));
-            self.group.image = Some(ScannedSample { entry: name, offset, size, check, label: None, rows });
+        };
+        if key != self.group.key || self.group.first_entry.is_empty() {
+            self.begin_group(key, &name, entry.offset)?;
+        }
+        match used {
+            Use::Image => self.image(&name, entry.offset, &data),
+            Use::Class(rank, field) => {
+                let label = field.map_or_else(|| class_index(&data), |field| class_field(&data, field));
+                match label {
+                    Ok(label) => self.group.labels[rank] = Some(label),
+                    Err(what) => self.scan.problem(Some(name), entry.offset, what),
+                }
+            }
+            Use::None => {
+                self.kept_bytes += extension.len();
+                self.group.unused.push(extension);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Ends a sample and begins the next one; breaks when there is no room for more of them.
+    fn begin_group(&mut self, key: &str, name: &str, offset: u64) -> ControlFlow<()> {
+        self.end_group();
+        self.kept_bytes += 2 * key.len() + name.len() + KEPT_BYTES_PER_SAMPLE;
+        if self.kept_bytes > MAX_KEPT_BYTES {
+            let what = format!("{} samples before this one are as many as a shard can have", self.seen.len());
+            self.scan.problem(Some(name.to_owned()), offset, what);
+            return ControlFlow::Break(());
+        }
+        let before = self.seen.get(key).copied();
+        self.group = Group { key: key.to_owned(), first_entry: name.to_owned(), offset, before, ..Group::default() };
+        ControlFlow::Continue(())
+    }
+
+    fn image(&mut self, name: &str, offset: u64, data: &[u8]) {
+        if let Some(other) = &self.group.image {
+            let what = format!("second image for key {:?}, besides {}", shown(&self.group.key), shown(&other.entry));
+            self.scan.problem(Some(name.to_owned()), offset, what);
             return;
         }
-        let label = match extension.as_str() {
-            "cls" => (0, class_index(data)),
-            "cls.txt" => (1, class_index(data)),
-            "json" if self.extras.label_field.is_some() => {
-                (2, class_field(data, self.extras.label_field.expect("asked for")))
-            }
-            _ => return self.group.unused.push(extension),
-        };
-        match label {
-            (rank, Ok(label)) => self.group.labels[rank] = Some(label),
-            (_, Err(what)) => scan.problem(Some(name), offset, what),
-        }
+        let rows = self.decoder.as_mut().map_or(String::new(), |decoder| row_index(decoder, data));
+        self.kept_bytes += rows.len();
+        let (entry, size, check) = (name.to_owned(), data.len() as u32, Check::of(data));
+        self.group.image = Some(ScannedSample { entry, offset, size, check, label: None, rows });
     }
 
-    fn end_group(&mut self, scan: &mut ShardScan) {
+    fn end_group(&mut self) {
         let group = std::mem::take(&mut self.group);
         if group.first_entry.is_empty() {
             return;
@@ -313,8 +349,8 @@ impl Samples<'_> {
         let has_image = group.image.is_some();
         match group.before {
             Some((first, true)) if has_image => {
-                let what = format!("duplicate key {:?}, first seen at byte {first}", group.key);
-                scan.problem(Some(group.first_entry.clone()), group.offset, what);
+                let what = format!("duplicate key {:?}, first seen at byte {first}", shown(&group.key));
+                self.scan.problem(Some(group.first_entry.clone()), group.offset, what);
             }
             Some(_) => {
                 self.apart += 1;
@@ -328,28 +364,48 @@ impl Samples<'_> {
             Some(mut sample) => {
                 sample.label = group.labels.into_iter().flatten().next().flatten();
                 for extension in group.unused {
-                    *scan.passed_over.unused.entry(extension).or_default() += 1;
+                    *self.scan.passed_over.unused.entry(shown(&extension)).or_default() += 1;
                 }
-                scan.samples.push(sample);
+                self.scan.samples.push(sample);
             }
             None if group.before.is_none() => {
-                scan.passed_over.without_image += 1;
-                scan.passed_over.first_without_image.get_or_insert(group.first_entry);
+                self.scan.passed_over.without_image += 1;
+                self.scan.passed_over.first_without_image.get_or_insert_with(|| shown(&group.first_entry));
             }
             None => {}
         }
     }
 
-    fn finish(mut self, scan: &mut ShardScan) {
-        self.end_group(scan);
-        if let Some((entry, offset)) = self.first_apart {
+    fn finish(&mut self) {
+        self.end_group();
+        if let Some((entry, offset)) = self.first_apart.take() {
             let what = format!(
                 "the entries of {} keys do not follow each other; pack them again with `tar --sort=name -cf FILE FOLDER`",
                 self.apart
             );
-            scan.problem(Some(entry), offset, what);
+            self.scan.problem(Some(entry), offset, what);
         }
     }
+
+    /// Notes that there is no next entry to be read after `offset`.
+    fn stopped(&mut self, offset: u64, error: &io::Error) {
+        let how = if error.kind() == io::ErrorKind::InvalidData { "malformed" } else { "truncated" };
+        let after = match self.group.first_entry.as_str() {
+            "" => String::new(),
+            name => format!(" (after entry {})", shown(name)),
+        };
+        self.scan.problem(None, offset, format!("the tar stream is {how} here{after}: {}", root(error)));
+    }
+}
+
+/// The first `kept` of an entry's `size` bytes, all of which are read.
+fn read(mut contents: impl Read, kept: u64, size: u64) -> Result<Vec<u8>, String> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(kept as usize).map_err(|_| format!("no memory for its {kept} bytes"))?;
+    let broken = |error: io::Error| format!("the data is truncated: {}", root(&error));
+    contents.by_ref().take(kept).read_to_end(&mut data).map_err(broken)?;
+    let found = data.len() as u64 + io::copy(&mut contents, &mut io::sink()).map_err(broken)?;
+    if found < size { Err(format!("truncated: only {found} of {size} bytes")) } else { Ok(data) }
 }
 
 /// The class index in a `.cls` entry; -1, as the field has it, is none.
@@ -391,8 +447,10 @@ pub(crate) fn row_index(decoder: &mut jpeg::Decoder, bytes: &[u8]) -> String {
     index.map_or(String::new(), |index| index.to_text())
 }
 
-/// The entry's name as a relative path of plain parts, or why it is refused.
-fn entry_name(named: &Named, kind: tar::EntryType) -> Result<String, String> {
+/// The entry's name as a relative path of plain parts, or its raw name and why it is refused.
+fn entry_name(entry: &Entry) -> Result<String, (String, String)> {
+    let refused = |what: &str| (String::from_utf8_lossy(&entry.name).into_owned(), what.to_owned());
+    let kind = entry.kind;
     if !(kind.is_file() || kind.is_dir()) {
         let what = match kind {
             tar::EntryType::Link => "a hard link".to_owned(),
@@ -404,17 +462,17 @@ fn entry_name(named: &Named, kind: tar::EntryType) -> Result<String, String> {
             other => format!("an entry of type {:?}", other.as_byte() as char),
         };
         let cure = "a shard contains regular files only; pack it again with `tar --dereference --hard-dereference`";
-        return Err(format!("{what}: {cure}"));
+        return Err(refused(&format!("{what}: {cure}")));
     }
-    if named.sparse {
-        return Err("a sparse file: a shard contains regular files only; pack it again without `--sparse`".into());
+    if entry.sparse {
+        return Err(refused(SPARSE));
     }
-    let name = String::from_utf8(named.name.clone()).map_err(|_| "the name is not UTF-8")?;
-    let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
+    let name = std::str::from_utf8(&entry.name).map_err(|_| refused("the name is not UTF-8"))?;
+    let name = name.strip_prefix("./").unwrap_or(name);
     let sound = kind.is_dir() || (!name.is_empty() && name.split('/').all(|part| !matches!(part, "" | "." | "..")));
     match sound && !name.contains('\0') {
-        true => Ok(name),
-        false => Err("the name is not a relative path of plain parts".into()),
+        true => Ok(name.to_owned()),
+        false => Err(refused("the name is not a relative path of plain parts")),
     }
 }
 
@@ -456,9 +514,16 @@ fn root(error: &io::Error) -> String {
 }
 
 impl ShardScan {
+    /// Notes a problem, as long as somebody may want to read of it.
     fn problem(&mut self, entry: Option<String>, offset: u64, what: String) {
-        let entry = entry.map(|entry| shown(&entry));
-        self.problems.push(ShardProblem { entry, offset, what });
+        match self.problems.len() {
+            ..MAX_PROBLEMS => self.problems.push(ShardProblem { entry, offset, what }),
+            MAX_PROBLEMS => {
+                let what = format!("more than {MAX_PROBLEMS} problems; the others are not listed");
+                self.problems.push(ShardProblem { entry: None, offset, what });
+            }
+            _ => {}
+        }
     }
 }
 
@@ -477,6 +542,8 @@ impl<R> Hashing<R> {
         Self { inner, hasher: blake3::Hasher::new(), count: 0, md5: None, tail: None }
     }
 }
+
+impl<R: Read> TarSource for Hashing<R> {}
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -500,6 +567,7 @@ impl<R: Read> Read for Hashing<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::{ManifestError, Problem};
 
     fn tar_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
@@ -662,26 +730,62 @@ mod tests {
         }
     }
 
-    /// Memory is bounded whatever a tar says of its own headers.
+    /// The packed shard's tar, unpacked: a header that announces `size` bytes, so many of them, and a sample.
+    fn zstd_bomb(kind: tar::EntryType, size: u64) -> Vec<u8> {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_path("././@LongLink").unwrap();
+        header.set_size(size);
+        header.set_cksum();
+        let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        io::copy(&mut header.as_bytes().chain(io::repeat(b'a').take(size)), &mut packed).unwrap();
+        io::copy(&mut &tar_of(GOOD)[..], &mut packed).unwrap();
+        packed.finish().unwrap()
+    }
+
     #[test]
-    fn headers_that_claim_gigabytes_are_refused_before_they_are_read() {
-        use std::io::Write;
-        for (kind, what) in [(tar::EntryType::GNULongName, "a name of"), (tar::EntryType::XHeader, "a PAX header of")] {
-            const CLAIMED: u64 = 3 << 30;
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(kind);
-            header.set_path("././@LongLink").unwrap();
-            header.set_size(CLAIMED);
-            header.set_cksum();
-            // Zeros, which zstd makes next to nothing of; a part of them is enough for a reader that takes them all.
-            let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
-            packed.write_all(header.as_bytes()).unwrap();
-            for _ in 0..64 {
-                packed.write_all(&vec![b'a'; 1 << 20]).unwrap();
-            }
-            let scan = scan_bytes("s.tar.zst", &packed.finish().unwrap());
+    fn bounded_a_long_name_or_header_is_refused_before_it_is_read() {
+        for (kind, wanted) in [
+            (tar::EntryType::GNULongName, "a long name of 67108864 bytes; expected at most 65536"),
+            (tar::EntryType::XHeader, "a PAX header of 67108864 bytes; expected at most 1048576"),
+        ] {
+            let scan = scan_bytes("s.tar.zst", &zstd_bomb(kind, 64 << 20));
             let text = format!("{:?}", scan.problems);
-            assert!(text.contains(what) && text.contains("expected at most") && text.len() < 1000, "{text:.300}");
+            assert!(scan.problems.len() == 1 && text.contains(wanted) && text.len() < 500, "{text}");
         }
+    }
+
+    #[test]
+    fn bounded_messages_show_the_beginning_of_a_name() {
+        let long = "a".repeat(60_000);
+        let (image, other) = (format!("{long}.jpg"), format!("{long}.png"));
+        let scan = scan_bytes("s.tar", &tar_of(&[(&image, b"A"), (&other, b"A"), ("b.cls", b"x")]));
+        assert_eq!(scan.samples[0].entry, image);
+        assert!(scan.problems.iter().all(|problem| problem.what.len() < 600), "{} problems", scan.problems.len());
+        let message = ManifestError::Unsound {
+            problems: scan
+                .problems
+                .into_iter()
+                .map(|ShardProblem { entry, offset, what }| Problem { shard: "s.tar".into(), entry, offset, what })
+                .collect(),
+        }
+        .to_string();
+        assert!(message.len() < 3000, "{} bytes", message.len());
+    }
+
+    #[test]
+    fn bounded_the_problems_of_a_shard_are_so_many() {
+        let mut builder = tar::Builder::new(Vec::new());
+        for _ in 0..2 * MAX_PROBLEMS {
+            let mut header = tar::Header::new_ustar();
+            header.set_path("a/../b.jpg").unwrap_or(());
+            header.set_entry_type(tar::EntryType::Char);
+            header.set_size(0);
+            header.set_cksum();
+            builder.append(&header, &b""[..]).unwrap();
+        }
+        let problems = scan_bytes("s.tar", &builder.into_inner().unwrap()).problems;
+        assert_eq!(problems.len(), MAX_PROBLEMS + 1);
+        assert!(problems[MAX_PROBLEMS].what.contains("more than 1000 problems"), "{:?}", problems[MAX_PROBLEMS]);
     }
 }

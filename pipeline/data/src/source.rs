@@ -8,7 +8,6 @@ use simclr_ground::error::{Classify, Context, ErrorClass, InvalidValue, Result};
 use simclr_plan::Plan;
 use simclr_plan::StreamConfig;
 
-use crate::appetite::Appetite;
 use crate::manifest::Manifest;
 use crate::metrics::PipelineMetrics;
 use crate::quarantine::{BudgetSpent, Quarantine, QuarantineError};
@@ -24,8 +23,6 @@ pub struct Source {
     pub quarantine: Quarantine,
     /// What is counted.
     pub metrics: PipelineMetrics,
-    /// Memory for decoding.
-    pub appetite: Appetite,
 }
 
 /// How many damaged samples a stream bears, and where it writes them down.
@@ -63,7 +60,7 @@ impl Source {
                 .with_context(|| format!("cannot read {}", path.display()))?,
         };
         quarantine.check_budget()?;
-        Ok(Arc::new(Self { plan, store, quarantine, metrics, appetite: Appetite::default() }))
+        Ok(Arc::new(Self { plan, store, quarantine, metrics }))
     }
 }
 

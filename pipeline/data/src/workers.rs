@@ -12,9 +12,10 @@ use simclr_ground::activity::Activity;
 use simclr_ground::batch::{Batch, Filled, Layout, NO_LABEL, Part, PixelOrder, Slab, split};
 use simclr_ground::sample::SampleRef;
 use simclr_image::damage::{Damage, DamageReason};
-use simclr_image::decode::memory_needed;
+use simclr_image::decode::decode_bytes;
 use simclr_image::views::{Key, ViewMaker};
 
+use crate::decode_memory::DecodeMemory;
 use crate::metrics::{self, PipelineMetrics};
 use crate::quarantine::QuarantineEntry;
 use crate::source::{LoadError, Source};
@@ -31,8 +32,9 @@ pub fn start<S: Slab>(
     work: &Receiver<Work<S>>,
     storage: &tokio::runtime::Handle,
 ) -> Vec<JoinHandle<()>> {
+    let memory = Arc::new(DecodeMemory::for_threads(threads));
     let start = |i| {
-        let worker = Worker { source: source.clone(), storage: storage.clone() };
+        let worker = Worker { source: source.clone(), storage: storage.clone(), decode_memory: memory.clone() };
         let work = work.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{i}"));
         thread.spawn(move || worker.run(&work)).expect("the system gives us a thread")
@@ -143,6 +145,8 @@ struct Worker {
     source: Arc<Source>,
     /// Where reading runs, for the sample that takes a damaged one's place.
     storage: tokio::runtime::Handle,
+    /// What large images wait for.
+    decode_memory: Arc<DecodeMemory>,
 }
 
 impl Worker {
@@ -220,30 +224,33 @@ impl Worker {
                     None => self.storage.block_on(source.store.locate(&[sample]))?.pop().expect("one was asked for"),
                 };
                 let bytes = source.store.bytes(sample, &located, memory, &self.storage)?;
-                let rows = source.store.manifest().shards[sample.shard as usize].rows(sample.index as usize);
-                let helping = source.appetite.wait(memory_needed(bytes));
+                let mut rows = source.store.rows(sample);
+                let needed = decode_bytes(bytes);
+                if DecodeMemory::is_large(needed) {
+                    time.turn_to(Activity::Idle);
+                }
+                let room = self.decode_memory.room(needed);
                 let made = shielded(|| {
                     time.turn_to(Activity::Decode);
                     #[cfg(test)]
                     assert!(bytes != tests::FAULT, "a fault of the decoder's");
-                    maker.decode(bytes, rows, key)?;
+                    maker.decode(bytes, rows.as_mut(), key)?;
                     time.turn_to(Activity::Augment);
                     write(maker);
                     Ok(())
                 });
-                if helping.is_some() {
-                    // Buffers that such an image has grown are not kept.
-                    *maker = ViewMaker::new(&source.plan.config.recipe, source.plan.config.data.decode_limits());
+                if made.is_err() || room.is_large() {
+                    // Whatever it was about to do, its buffers are half done; or they are as large as the image.
+                    let config = &source.plan.config;
+                    *maker = ViewMaker::new(&config.recipe, config.data.decode_limits());
+                }
+                drop(room);
+                if let Some(rows) = rows {
+                    source.store.note_rows(sample, rows);
                 }
                 let damage = match made {
                     Ok(Ok(())) => return Ok(sample),
-                    Ok(Err(damage)) => damage,
-                    Err(damage) => {
-                        // Whatever it was about to do, its buffers are half done.
-                        let config = &source.plan.config;
-                        *maker = ViewMaker::new(&config.recipe, config.data.decode_limits());
-                        damage
-                    }
+                    Ok(Err(damage)) | Err(damage) => damage,
                 };
                 source.quarantine.record(entry(source, sample, damage))?;
                 time.turn_to(Activity::Read);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::augment::{Augmenter, DecodePath, Picture, RecipeConfig, Step};
 use crate::damage::Damage;
-use crate::decode::jpeg::{Region, RowIndex};
-use crate::decode::{PlanarDecoder, RgbImage, decode, decode_upright};
+use crate::decode::jpeg::Region;
+use crate::decode::{PlanarDecoder, RgbImage, Rows, decode, decode_upright};
 
 /// What a sample's parameters are drawn for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,11 +49,11 @@ impl ViewMaker {
     }
 
     /// Decodes what the sample's views need. `rows`, the bytes' entry in a manifest's row index, spares work and
-    /// changes nothing.
+    /// changes nothing; if it was not held against the bytes yet, it may be.
     ///
     /// # Errors
     /// The damage, which depends on the bytes alone.
-    pub fn decode(&mut self, bytes: &[u8], rows: Option<&str>, key: Key) -> Result<(), Damage> {
+    pub fn decode(&mut self, bytes: &[u8], rows: Option<&mut Rows<'_>>, key: Key) -> Result<(), Damage> {
         let (recipe, steps) = (&self.recipe, &mut self.steps);
         steps.clear();
         let mut draw = |width: u32, height: u32| {
@@ -62,8 +62,7 @@ impl ViewMaker {
         };
         match recipe.decode {
             DecodePath::Planar => {
-                let index = rows.and_then(RowIndex::from_text);
-                self.planar.decode(bytes, index.as_ref(), draw)?;
+                self.planar.decode(bytes, rows, draw)?;
             }
             DecodePath::Full => {
                 let decode = if self.limits.exif_orientation { decode_upright } else { decode };

@@ -92,13 +92,7 @@ fn source(manifest: &Path, size: u32, batch: u32) -> Arc<Source> {
     let metrics = PipelineMetrics::register();
     let options = StoreOptions { memory_bytes: 2 << 30, ..StoreOptions::default() };
     let store = Store::new(Arc::new(manifest), &options, metrics.clone()).unwrap();
-    Arc::new(Source {
-        quarantine: Quarantine::new(u64::MAX, metrics.clone()),
-        plan,
-        store,
-        metrics,
-        appetite: Default::default(),
-    })
+    Arc::new(Source { quarantine: Quarantine::new(u64::MAX, metrics.clone()), plan, store, metrics })
 }
 
 /// What a round took.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use simclr_ground::sample::belongs_to_nobody;
 use super::folder::folders_of;
 use super::{Bytes, Found, Image, LeftOut, ListingError, classes, expected_extensions, input, is_image};
 use crate::compression::Compression;
-use crate::entries::Extensions;
+use crate::tar_entries::{Entries, SPARSE, TarSource, shown};
 
 /// The images in the tar at `path`, which may be compressed.
 pub(super) fn found(path: &Path, labels: Option<&Path>) -> Result<Found, ListingError> {
@@ -177,30 +177,28 @@ impl Archive {
             let after = if after.is_empty() { String::new() } else { format!(" after {after}") };
             input(self.path(), format!("{at}malformed tar{after}: {error}"))
         };
-        let mut archive = tar::Archive::new(window);
+        let mut entries = Entries::new(window);
         let mut found: Vec<Entry> = Vec::new();
-        let last = |found: &[Entry]| found.last().map_or(String::new(), |entry| entry.name.clone());
-        let mut extensions = Extensions::default();
-        for entry in archive.entries_with_seek().map_err(|error| wrong("", error))?.raw(true) {
-            let mut entry = entry.map_err(|error| wrong(&last(&found), error))?;
-            let named = extensions.take(&mut entry).map_err(|why| input(self.path(), format!("{at}{why}")))?;
-            let Some(named) = named.filter(|_| entry.header().entry_type().is_file()) else { continue };
-            if named.sparse {
-                let why = format!("{at}{} is a sparse file; pack it again without `--sparse`", named.shown());
-                return Err(input(self.path(), why));
+        let last = |found: &[Entry]| found.last().map_or(String::new(), |entry| shown(&entry.name));
+        while let Some(entry) = entries.next_entry().map_err(|error| wrong(&last(&found), error))? {
+            if !entry.kind.is_file() {
+                continue;
             }
-            let name = String::from_utf8(named.name)
+            let sparse = entry.sparse;
+            let name = String::from_utf8(entry.name)
                 .map_err(|_| input(self.path(), format!("{at}an entry's name is not UTF-8")))?;
             let name = name.trim_start_matches("./").to_owned();
-            let (place, bytes) = (entry.raw_file_position(), entry.size());
-            if place.checked_add(bytes).is_none_or(|end| end > size) {
-                return Err(input(self.path(), format!("{at}{name} is truncated")));
+            if sparse {
+                return Err(input(self.path(), format!("{at}{}: {SPARSE}", shown(&name))));
+            }
+            if entry.offset.saturating_add(entry.size) > size {
+                return Err(input(self.path(), format!("{at}{} is truncated", shown(&name))));
             }
             if name.split('/').any(belongs_to_nobody) {
                 left_out.nobodys += 1;
                 continue;
             }
-            found.push(Entry { name, offset: offset + place, size: bytes });
+            found.push(Entry { name, offset: offset + entry.offset, size: entry.size });
         }
         Ok(found)
     }
@@ -223,14 +221,9 @@ impl Read for Window<'_> {
     }
 }
 
-impl Seek for Window<'_> {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
-            SeekFrom::End(by) => self.size.checked_add_signed(by),
-        };
-        self.position = position.ok_or_else(|| std::io::Error::other("seek before the beginning"))?;
-        Ok(self.position)
+impl TarSource for Window<'_> {
+    fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.position = self.position.saturating_add(bytes);
+        Ok(())
     }
 }

@@ -19,6 +19,8 @@ use simclr_ground::sample::{IMAGE_EXTENSIONS, is_image_extension};
 
 use classes::Named;
 
+use crate::shard::MAX_ENTRY_BYTES;
+
 /// One image of a source.
 pub struct Item {
     /// A name that no other image of the source has, with the class before it if there is one.
@@ -54,6 +56,10 @@ impl Item {
         match &self.bytes {
             Bytes::File(path) => std::fs::read(path).map_err(error(path)),
             Bytes::Within { archive, offset, size } => {
+                if *size > MAX_ENTRY_BYTES {
+                    let why = format!("{} has {size} bytes; an image can have at most {MAX_ENTRY_BYTES}", self.key);
+                    return Err(input(&archive.0, why));
+                }
                 let mut bytes = vec![0; *size as usize];
                 archive.1.read_exact_at(&mut bytes, *offset).map_err(error(&archive.0))?;
                 Ok(bytes)

@@ -1,6 +1,7 @@
 //! The laws of the stream, on small sets of drawn images.
 
 use simclr_ground::location::Location;
+use simclr_image::decode::jpeg::RowIndex;
 use simclr_plan::Plan;
 use simclr_plan::StreamConfig;
 
@@ -23,7 +24,7 @@ fn source(manifest: &Manifest, config: StreamConfig) -> Arc<Source> {
     let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
     let store = Store::new(Arc::new(manifest.clone()), &in_memory(1 << 30), metrics.clone()).unwrap();
     let quarantine = Quarantine::new(allowed, metrics.clone());
-    Arc::new(Source { plan, store, quarantine, metrics, appetite: Default::default() })
+    Arc::new(Source { plan, store, quarantine, metrics })
 }
 
 /// The batch that the feeder of a test is not up to.
@@ -146,6 +147,26 @@ fn a_damaged_sample_is_replaced_by_the_next_and_recorded() {
 }
 
 #[test]
+fn bounded_a_forged_row_index_changes_no_batch() {
+    let set = Set::draw_jpegs(40, 96);
+    let mut plain = set.manifest.clone();
+    plain.shards.iter_mut().for_each(|shard| shard.rows = None);
+    let mut forged = set.manifest.clone();
+    for rows in forged.shards.iter_mut().filter_map(|shard| shard.rows.as_mut()) {
+        assert!(rows.iter().all(|row| !row.is_empty()));
+        rows.rotate_left(1);
+        // A single image's, with every part of it brighter.
+        let mut index = RowIndex::from_text(&rows[0]).unwrap();
+        index.starts.iter_mut().for_each(|start| start.predictions[0] += 9);
+        rows[0] = index.to_text();
+    }
+    // Three epochs, so that an index that was found right is used.
+    let wanted = all(&source(&plain, stream(1, 8, 4)), 2, 2, 0, 15);
+    assert!(wanted == all(&source(&set.manifest, stream(1, 8, 4)), 2, 2, 0, 15), "an index changes no batch");
+    assert!(wanted == all(&source(&forged, stream(1, 8, 4)), 2, 2, 0, 15), "nor does a forged one");
+}
+
+#[test]
 fn a_shard_that_changed_stops_the_stream_and_is_named() {
     let set = Set::draw(40, 16, None);
     let Location::File(path) = set.manifest.shard_place(0) else { panic!("a local set") };
@@ -170,7 +191,7 @@ fn zstd_shards_that_do_not_fit_are_read_frame_by_frame_or_an_error_before_anythi
         let plan = Plan::new(manifest, stream(1, 8, 4)).unwrap();
         let store = Store::new(Arc::new(manifest.clone()), &in_memory(1000), metrics.clone()).unwrap();
         let quarantine = Quarantine::new(0, metrics.clone());
-        Arc::new(Source { plan, store, quarantine, metrics, appetite: Default::default() })
+        Arc::new(Source { plan, store, quarantine, metrics })
     };
     assert!(wanted == all(&with_little_memory(&set.manifest), 2, 2, 0, 5));
     let mut without_table = set.manifest.clone();

@@ -32,13 +32,18 @@ use simclr_ground::sample::SampleRef;
 use simclr_plan::Catalog;
 
 use crate::compression::Compression;
-use crate::frames::Frames;
+use crate::frames::{Frames, can_unpack};
 use crate::objects;
+use crate::shard::{MAX_CLASSES, MAX_ENTRY_BYTES};
+use crate::tar_entries::{MAX_NAME_BYTES, shown};
 
 /// The value of a manifest's `kind` key.
 pub const KIND: &str = "simclr-pipeline-manifest";
 /// The version of the manifest format that this build reads and writes.
 pub const VERSION: u32 = 1;
+
+/// The shards of a set have at most so many bytes together, as stored and unpacked: as many as a file can have.
+const MAX_SET_BYTES: u64 = i64::MAX as u64;
 
 /// A data set as a list of shards, each with its samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -116,6 +121,58 @@ impl Shard {
     /// The class of sample `i`, if it has one.
     pub fn label(&self, i: usize) -> Option<u32> {
         self.labels.as_ref().and_then(|labels| labels[i])
+    }
+
+    /// Holds the columns against each other, so that nothing is allocated that the shard can't have.
+    fn check(&self, compression: Compression) -> Result<(), String> {
+        let n = self.num_samples();
+        let labels = self.labels.as_ref().map_or(n, Vec::len);
+        let rows = self.rows.as_ref().map_or(n, Vec::len);
+        for (column, length) in [
+            ("offsets", self.offsets.len()),
+            ("sizes", self.sizes.len()),
+            ("checks", self.checks.len()),
+            ("labels", labels),
+            ("rows", rows),
+        ] {
+            if length != n {
+                return Err(format!("columns differ in length: entries has {n}, {column} {length}"));
+            }
+        }
+        let (bytes, tar_bytes) = (self.bytes, self.tar_bytes);
+        match (&self.frames, compression) {
+            (_, Compression::Zstd | Compression::Gzip) if !can_unpack(bytes, tar_bytes) => {
+                return Err(format!("tar_bytes is {tar_bytes}, more than {bytes} bytes (bytes) unpack to"));
+            }
+            (Some(frames), Compression::Zstd) => frames.check(bytes, tar_bytes)?,
+            (None, Compression::Zstd | Compression::Gzip) => {}
+            (Some(_), _) => return Err("frames are listed, but the shard is not zstd".into()),
+            (None, Compression::None) if tar_bytes != bytes => {
+                return Err(format!("tar_bytes is {tar_bytes} and bytes {bytes}; of a plain tar they are equal"));
+            }
+            (None, Compression::None) => {}
+        }
+        if let Some(i) = (0..n).find(|&i| self.entries[i].len() as u64 > MAX_NAME_BYTES) {
+            return Err(format!(
+                "entries has a name of {} bytes; expected at most {MAX_NAME_BYTES}",
+                self.entries[i].len()
+            ));
+        }
+        if let Some(label) = self.labels.iter().flatten().flatten().find(|&&label| label >= MAX_CLASSES) {
+            return Err(format!("labels has {label}; expected a number below {MAX_CLASSES}"));
+        }
+        if let Some(i) = (0..n).find(|&i| u64::from(self.sizes[i]) > MAX_ENTRY_BYTES) {
+            let (entry, size) = (shown(&self.entries[i]), self.sizes[i]);
+            return Err(format!("sizes has {size} for {entry}; expected at most {MAX_ENTRY_BYTES}"));
+        }
+        let end = |i: usize| self.offsets[i].checked_add(self.sizes[i].into());
+        if let Some(i) = (0..n).find(|&i| end(i).is_none_or(|end| end > tar_bytes)) {
+            return Err(format!(
+                "entry {} ends after the shard's {tar_bytes} bytes (tar_bytes)",
+                shown(&self.entries[i])
+            ));
+        }
+        Ok(())
     }
 
     /// The row index of image `i`, if it has one.
@@ -283,41 +340,31 @@ impl Manifest {
             may_name(&manifest.base, &shard_place).map_err(format)?;
             if shard.loose {
                 let Location::File(_) = &shard_place else {
-                    return Err(format(format!("shard {}: files in place must be on this machine", shard.location)));
+                    return Err(format(format!(
+                        "shard {}: files in place must be on this machine",
+                        shown(&shard.location)
+                    )));
                 };
                 if let Some(entry) = shard.entries.iter().find(|entry| !loose::is_below(entry)) {
-                    return Err(format(format!("entry {entry:?} of {} is not a path below it", shard.location)));
+                    let (entry, folder) = (shown(entry), shown(&shard.location));
+                    return Err(format(format!("entry {entry:?} of {folder} is not a path below it")));
                 }
-            }
-            let n = shard.num_samples();
-            let labels = shard.labels.as_ref().map_or(n, Vec::len);
-            let rows = shard.rows.as_ref().map_or(n, Vec::len);
-            if [shard.offsets.len(), shard.sizes.len(), shard.checks.len(), labels, rows] != [n; 5] {
-                return Err(format(format!("the columns of shard {} differ in length", shard.location)));
             }
             let compression = shard.compression.unwrap_or_else(|| Compression::by_name(&shard_place));
-            let wrong = |why: String| Err(format(format!("shard {}: {why}", shard.location)));
-            match &shard.frames {
-                Some(frames) => {
-                    if let Err(why) = frames.check(shard.bytes, shard.tar_bytes) {
-                        return wrong(why);
-                    }
-                }
-                None if compression == Compression::None && shard.bytes != shard.tar_bytes => {
-                    let (bytes, tar_bytes) = (shard.bytes, shard.tar_bytes);
-                    return wrong(format!(
-                        "{bytes} bytes as stored, {tar_bytes} of tar stream: expected equal numbers"
-                    ));
-                }
-                None => {}
-            }
-            let end = |i: usize| shard.offsets[i].checked_add(shard.sizes[i].into());
-            if let Some(i) = (0..n).find(|&i| end(i).is_none_or(|end| end > shard.tar_bytes)) {
-                let (entry, bytes) = (&shard.entries[i], shard.tar_bytes);
-                return Err(format(format!(
-                    "entry {entry} of shard {} ends after the shard's {bytes} bytes",
-                    shard.location
-                )));
+            shard.check(compression).map_err(|why| format(format!("shard {}: {why}", shown(&shard.location))))?;
+        }
+        // No sum over shards overflows from here on.
+        for (column, size) in
+            [("bytes", (|shard| shard.bytes) as fn(&Shard) -> u64), ("tar_bytes", |shard| shard.tar_bytes)]
+        {
+            let mut sum = 0u64;
+            for shard in &manifest.shards {
+                sum = sum.checked_add(size(shard)).filter(|&sum| sum <= MAX_SET_BYTES).ok_or_else(|| {
+                    let (name, bytes) = (shown(&shard.location), size(shard));
+                    format(format!(
+                        "shard {name}: {column} is {bytes}, with which the shards before it exceed {MAX_SET_BYTES}"
+                    ))
+                })?;
             }
         }
         let counted: u64 = manifest.shards.iter().map(|shard| shard.num_samples() as u64).sum();
@@ -479,15 +526,54 @@ mod tests {
         check("\"version\":1", "\"version\":9", "this build reads version 1");
         check("\"sizes\":[4]", "\"sizes\":[4,5]", "differ in length");
         check("\"sizes\":[4]", "\"sizes\":[4000]", "ends after");
-        check("\"bytes\":2048", "\"bytes\":9223372036854775808", "expected equal numbers");
-        let frames = "\"frames\":{\"packed\":[4294967295],\"unpacked\":[2048]},\"entries\"";
-        check("\"entries\"", frames, "its frames have 4294967295 bytes");
-        let frames = "\"frames\":{\"packed\":[9],\"unpacked\":[4294967295]},\"entries\"";
-        check("\"entries\"", frames, "unpack to 4294967295, expected");
+        check("\"bytes\":2048", "\"bytes\":9223372036854775808", "of a plain tar they are equal");
         check("\"labels\":[2]", "\"labels\":[1]", "edited or damaged");
+        check("\"labels\":[2]", "\"labels\":[4294967295]", "shard a.tar: labels has 4294967295");
         check("\"kind\"", "\"kid\"", "unknown field");
         let digest = blake3::hash(b"y").to_hex().to_string();
         check(&digest, "../victim/backup", "expected 64 lowercase hexadecimal digits");
         check("{", "[", "not a manifest");
+    }
+
+    #[test]
+    fn bounded_sizes_are_held_against_each_other_before_anything_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.json");
+        let check = |shards: Vec<Shard>, wanted: &str| {
+            let manifest = Manifest::new("here".into(), vec![], shards, Location::File(dir.path().to_owned()));
+            manifest.write(&path).unwrap();
+            let error = Manifest::read(&path).map(drop).err();
+            let message = error.as_ref().map_or(String::new(), ToString::to_string);
+            assert!(message.contains(wanted) && message.is_empty() == wanted.is_empty(), "{message:?}");
+            assert!(error.is_none_or(|error| error.class() == ErrorClass::Input));
+        };
+        let plain = shard("a.tar");
+        let packed = |packed: &[u32], unpacked: &[u32]| Shard {
+            bytes: 50,
+            frames: Some(Frames { packed: packed.into(), unpacked: unpacked.into() }),
+            ..shard("a.tar.zst")
+        };
+        check(vec![plain.clone(), packed(&[10, 7], &[1024, 1024])], "");
+        check(vec![packed(&[u32::MAX; 9000], &[0; 9000])], "shard a.tar.zst: frames.packed adds up to 38654705655000");
+        check(vec![packed(&[10, 7], &[1024, 4000])], "shard a.tar.zst: frames.unpacked adds up to 5024");
+        check(
+            vec![Shard { tar_bytes: 1 << 63, ..shard("a.tar.zst") }],
+            "shard a.tar.zst: tar_bytes is 9223372036854775808, more",
+        );
+        check(
+            vec![Shard { tar_bytes: 1 << 63, ..plain.clone() }],
+            "shard a.tar: tar_bytes is 9223372036854775808 and bytes 2048",
+        );
+        let half = Shard { bytes: 1 << 62, tar_bytes: 1 << 62, ..plain.clone() };
+        let other = Shard { location: "b.tar".into(), ..half.clone() };
+        check(vec![half, other], "shard b.tar: bytes is 4611686018427387904, with which");
+        let frames = Some(Frames::default());
+        check(vec![Shard { frames, ..plain.clone() }], "shard a.tar: frames are listed");
+        let huge = Shard { bytes: 1 << 40, tar_bytes: 1 << 40, sizes: vec![u32::MAX], ..plain.clone() };
+        check(vec![huge], "shard a.tar: sizes has 4294967295 for a.jpg");
+        check(
+            vec![Shard { entries: vec!["a".repeat(70_000)], ..plain }],
+            "shard a.tar: entries has a name of 70000 bytes",
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! What can be wrong with a shard, or with what a manifest says of it.
 
+use crate::tar_entries::shown;
+
 /// One thing that is wrong: where, what was found, what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
@@ -17,7 +19,7 @@ impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.shard)?;
         if let Some(entry) = &self.entry {
-            write!(f, ": {entry}")?;
+            write!(f, ": {}", shown(entry))?;
         }
         write!(f, " (byte {}): {}", self.offset, self.what)
     }

@@ -9,6 +9,7 @@ use super::problem::Problem;
 use super::scan::scan_all;
 use super::{Manifest, ManifestError, Shard};
 use crate::shard::{self, Extras, ShardProblem, ShardScan};
+use crate::tar_entries::shown;
 
 /// Re-reads every shard of `manifest`, `threads` at a time, and returns all differences (none for a sound set).
 ///
@@ -65,7 +66,7 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
         return;
     }
     let found: BTreeMap<&str, usize> = scan.samples.iter().enumerate().map(|(i, s)| (s.entry.as_str(), i)).collect();
-    let broken_off = scan.problems.iter().any(|p| p.what.contains("breaks off") || p.what.contains("truncated"));
+    let broken_off = scan.problems.iter().any(|p| ["truncated", "malformed"].iter().any(|word| p.what.contains(word)));
     let (mut lost, mut moved) = (Vec::new(), Vec::new());
     for (i, entry) in shard.entries.iter().enumerate() {
         let Some(&at) = found.get(entry.as_str()) else {
@@ -92,7 +93,8 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
             // The scan has named it already if its neighbors have labels.
             (None, Some(_)) if scan.problems.iter().any(|p| p.entry.as_ref() == Some(entry)) => {}
             (None, Some(expected)) => {
-                let what = format!("label file {}.cls is missing, expected class {expected}", split_name(entry).0);
+                let what =
+                    format!("label file {}.cls is missing, expected class {expected}", shown(split_name(entry).0));
                 problem(Some(entry), sample.offset, what);
             }
             (Some(found), None) => problem(Some(entry), sample.offset, format!("class {found}, expected no label")),

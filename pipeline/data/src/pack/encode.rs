@@ -36,7 +36,7 @@ impl Resize {
     pub fn apply(&self, bytes: &[u8]) -> Result<Vec<u8>, Damage> {
         let picture = decode(bytes, MAX_PIXELS)?;
         let picture = self.shrink(picture)?;
-        self.encode(&picture, orientation(bytes))
+        self.encode(&picture, orientation(bytes, MAX_PIXELS))
             .map_err(|error| Damage::new(DamageReason::Unsupported, error.to_string()))
     }
 
@@ -115,8 +115,8 @@ mod tests {
         for value in 1..=8 {
             let wanted = Orientation::from_exif(value).unwrap();
             let turned = resize.encode(&picture, wanted).unwrap();
-            assert_eq!(orientation(&turned), wanted);
-            assert_eq!(orientation(&resize.apply(&turned).unwrap()), wanted);
+            assert_eq!(orientation(&turned, MAX_PIXELS), wanted);
+            assert_eq!(orientation(&resize.apply(&turned).unwrap(), MAX_PIXELS), wanted);
         }
     }
 }

@@ -133,7 +133,7 @@ impl DiskCache {
 
     /// Removes dead partial files, and the longest unused whole ones until `bytes` more fit; whether they do.
     fn make_room(&self, bytes: u64) -> io::Result<bool> {
-        let (mut used, mut whole) = (0, Vec::new());
+        let (mut used, mut whole) = (0u64, Vec::new());
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -141,26 +141,26 @@ impl DiskCache {
                 if is_unused(&entry.path()) {
                     let _ = std::fs::remove_file(entry.path());
                 } else {
-                    used += size;
+                    used = used.saturating_add(size);
                 }
             } else if name.strip_suffix(WHOLE).is_some_and(is_digest)
                 && let Ok(known) = entry.metadata()
             {
-                used += known.len();
+                used = used.saturating_add(known.len());
                 whole.push((known.modified().unwrap_or(SystemTime::UNIX_EPOCH), known.len(), entry.path()));
             }
         }
         whole.sort_unstable();
         for (_, size, path) in whole {
-            if used + bytes <= self.capacity {
+            if used.saturating_add(bytes) <= self.capacity {
                 break;
             }
             if is_unused(&path) && std::fs::remove_file(&path).is_ok() {
                 used -= size;
             }
         }
-        self.metrics.cache_bytes.set((used + bytes) as f64);
-        Ok(used + bytes <= self.capacity)
+        self.metrics.cache_bytes.set(used.saturating_add(bytes) as f64);
+        Ok(used.saturating_add(bytes) <= self.capacity)
     }
 
     fn whole(&self, digest: &Digest) -> PathBuf {

@@ -40,6 +40,16 @@ pub enum StoreError {
         /// Bytes allowed.
         allowed: u64,
     },
+    /// The system gives no memory for a shard that is to be held.
+    #[error(
+        "no memory for shard {place}, whose tar stream has {needed} bytes; decrease machine.memory_bytes, set machine.cache_dir, or store the shard uncompressed"
+    )]
+    NoMemory {
+        /// The shard.
+        place: String,
+        /// Bytes that it needs.
+        needed: u64,
+    },
     /// The cache folder can't be used.
     #[error("invalid value {} for machine.cache_dir: {why}", folder.display())]
     Cache {
@@ -54,7 +64,9 @@ impl Classify for StoreError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Io { class, .. } => *class,
-            Self::Changed { .. } | Self::Memory { .. } | Self::Cache { .. } => ErrorClass::Input,
+            Self::Changed { .. } | Self::Memory { .. } | Self::NoMemory { .. } | Self::Cache { .. } => {
+                ErrorClass::Input
+            }
         }
     }
 }

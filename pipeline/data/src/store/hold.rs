@@ -98,7 +98,7 @@ impl Holder {
         }
         let bytes = self.fetcher.manifest.shards[shard as usize].tar_bytes;
         let (_, bound) = self.bound();
-        while state.bytes + bytes > bound {
+        while state.bytes.saturating_add(bytes) > bound {
             let idle = state.entries.iter().filter(|(_, entry)| entry.fetching.peek().is_some());
             let Some(oldest) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(shard, _)| *shard) else { break };
             state.remove(oldest);
@@ -115,7 +115,7 @@ impl Holder {
                 continue;
             }
             let bytes = self.fetcher.manifest.shards[shard as usize].tar_bytes;
-            while state.bytes + bytes > bound {
+            while state.bytes.saturating_add(bytes) > bound {
                 let idle = state.entries.iter().filter(|(shard, entry)| {
                     entry.fetching.peek().is_some() && !now.contains(shard) && !next.contains(shard)
                 });
@@ -268,6 +268,7 @@ impl Fetcher {
                     None => match error {
                         Stopped::Disk(error) => StoreError::io(&place, &error),
                         Stopped::Wrong(what) => StoreError::Changed { place: place.to_string(), what },
+                        Stopped::NoMemory => StoreError::NoMemory { place: place.to_string(), needed: tar_bytes },
                     },
                 }
             })?;
@@ -310,6 +311,16 @@ enum Stopped {
     Disk(std::io::Error),
     /// What comes is not what is expected.
     Wrong(String),
+    /// There is no memory for it.
+    NoMemory,
+}
+
+/// Memory for a tar stream of `bytes` bytes.
+fn memory_for(bytes: u64) -> Result<Vec<u8>, Stopped> {
+    let mut memory = Vec::new();
+    let bytes = usize::try_from(bytes).map_err(|_| Stopped::NoMemory)?;
+    memory.try_reserve_exact(bytes).map_err(|_| Stopped::NoMemory)?;
+    Ok(memory)
 }
 
 /// Copies a tar stream that must have `tar_bytes` bytes. If the cache fails on the way (a full disk), the copy goes
@@ -319,7 +330,7 @@ fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Resu
     let mut cache_failed = None;
     let mut sink = match writing {
         Some(writing) => Sink::Cache(writing),
-        None => Sink::Memory(Vec::with_capacity(tar_bytes as usize)),
+        None => Sink::Memory(memory_for(tar_bytes)?),
     };
     let mut buffer = vec![0; 1 << 18];
     let mut count = 0u64;
@@ -348,7 +359,7 @@ fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Resu
         };
         if let Some(error) = failed {
             let Sink::Cache(writing) = &mut sink else { unreachable!("memory does not fail") };
-            let mut tar = Vec::with_capacity(tar_bytes as usize);
+            let mut tar = memory_for(tar_bytes)?;
             writing.read_back(count - n as u64, &mut tar).map_err(Stopped::Disk)?;
             tar.extend_from_slice(bytes);
             cache_failed = Some(error.to_string());
@@ -359,4 +370,16 @@ fn copy(mut source: impl Read, tar_bytes: u64, writing: Option<Writing>) -> Resu
         return Err(Stopped::Wrong(format!("the tar stream has {count} bytes, expected {tar_bytes}")));
     }
     Ok(Copied { sink, digest: hasher.finalize().into(), cache_failed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounded_a_shard_that_no_memory_holds_is_an_error() {
+        assert!(matches!(copy(&[0u8; 10][..], 1 << 62, None), Err(Stopped::NoMemory)));
+        assert!(matches!(copy(&[0u8; 10][..], 9, None), Err(Stopped::Wrong(_))));
+        assert!(copy(&[0u8; 10][..], 10, None).is_ok());
+    }
 }

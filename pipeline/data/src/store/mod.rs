@@ -9,11 +9,11 @@ mod cache;
 mod error;
 mod files;
 mod hold;
+mod row_checks;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -27,14 +27,17 @@ pub use files::OTHER_FILES;
 use simclr_ground::location::Location;
 use simclr_ground::sample::Check;
 use simclr_ground::sample::SampleRef;
+use simclr_image::decode::Rows;
 
 use crate::compression::Compression;
+use crate::frames::unpack;
 use crate::manifest::{self, Manifest};
 use crate::metrics::{PipelineMetrics, Waiting};
 use crate::objects::remote::{FetchError, Remote, RemoteOptions};
 use error::fetch_error;
 use files::{OpenFile, OpenFiles, Room, open_checked};
 use hold::{Held, Holder};
+use row_checks::RowChecks;
 
 /// How often bytes that came wrong from a server are asked for again.
 const WRONG_BYTES_RETRIES: usize = 3;
@@ -67,6 +70,7 @@ pub struct Store {
     holder: Arc<Holder>,
     /// Which shards are held whole; decided by [`Store::prepare`].
     held: OnceLock<Vec<bool>>,
+    row_checks: RowChecks,
 }
 
 /// Where a sample's bytes are: read already, or near enough for a thread that may block to read them itself.
@@ -109,12 +113,23 @@ impl Store {
             Holder::new(manifest.clone(), places.clone(), remote.clone(), options.memory_bytes, cache, metrics.clone());
         let (files, held) = (Mutex::default(), OnceLock::new());
         let room = Room::within(rustix::process::getrlimit(rustix::process::Resource::Nofile).current);
-        Ok(Self { manifest, places, remote, metrics, files, room, holder: Arc::new(holder), held })
+        let row_checks = RowChecks::of(&manifest);
+        Ok(Self { manifest, places, remote, metrics, files, room, holder: Arc::new(holder), held, row_checks })
     }
 
     /// The manifest that the store reads.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What the manifest says of where a sample's data may be entered, and whether it was found right.
+    pub fn rows(&self, sample: SampleRef) -> Option<Rows<'_>> {
+        self.row_checks.rows(&self.manifest, sample)
+    }
+
+    /// Notes what came of decoding a sample with [`Store::rows`].
+    pub fn note_rows(&self, sample: SampleRef, rows: Rows<'_>) {
+        self.row_checks.note(&self.manifest, sample, rows);
     }
 
     /// The servers that the store reads from.
@@ -429,8 +444,11 @@ impl Store {
                 let read = move || {
                     let file = File::open(&path)?;
                     let found = file.metadata()?.len();
-                    let mut bytes = vec![0; (stored.end - stored.start) as usize];
+                    let mut bytes = Vec::new();
                     if found == expected {
+                        let size = (stored.end - stored.start) as usize;
+                        bytes.try_reserve_exact(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+                        bytes.resize(size, 0);
                         file.read_exact_at(&mut bytes, stored.start)?;
                     }
                     Ok::<_, std::io::Error>((bytes, found))
@@ -447,13 +465,8 @@ impl Store {
         if frames.is_none() {
             return Ok(bytes);
         }
-        // No more is unpacked than is wanted, whatever a frame that was put there holds. Too short or not zstd at all: whatever
-        // is there, its check will not be right.
-        let (from, to) = (skip as usize, (skip + wanted.end - wanted.start) as usize);
-        let mut unpacked = Vec::new();
-        let unpack = |unpacked: &mut Vec<u8>| zstd::Decoder::new(&bytes[..])?.take(to as u64).read_to_end(unpacked);
-        let _ = unpack(&mut unpacked);
-        Ok(unpacked.get(from..to).unwrap_or_default().to_vec())
+        // Too short or not zstd at all: whatever is there, its check will not be right.
+        Ok(unpack(&bytes, skip, (wanted.end - wanted.start) as usize).unwrap_or_default())
     }
 
     fn check(&self, sample: SampleRef, bytes: &[u8]) -> Result<(), StoreError> {

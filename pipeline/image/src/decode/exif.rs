@@ -6,26 +6,38 @@ use super::RgbImage;
 
 /// The orientation in a JPEG's EXIF segment; upright if there is none that makes sense.
 pub(super) fn jpeg_orientation(bytes: &[u8]) -> Orientation {
+    let mut segments = segments(bytes).filter(|(marker, _)| *marker == 0xE1);
+    orientation(segments.find_map(|(_, segment)| segment.strip_prefix(b"Exif\0\0")))
+}
+
+/// Columns and rows of a JPEG of any kind, by its first frame header.
+pub(super) fn jpeg_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let is_frame = |marker: u8| matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC);
+    let (_, frame) = segments(bytes).find(|(marker, _)| is_frame(*marker))?;
+    let &[_, h1, h2, w1, w2] = frame.first_chunk()?;
+    Some((u16::from_be_bytes([w1, w2]).into(), u16::from_be_bytes([h1, h2]).into()))
+}
+
+/// A JPEG's segments up to the first scan: markers, and what comes with them.
+fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut at = 2;
-    // Segments up to the first scan: a marker, and a length that counts itself.
-    while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4).and_then(|head| head.first_chunk()) {
-        if marker == 0xDA {
-            break;
+    std::iter::from_fn(move || {
+        loop {
+            // A length counts itself.
+            let &[0xFF, marker, high, low] = bytes.get(at..at + 4)?.first_chunk()? else { return None };
+            if marker == 0xDA {
+                return None;
+            }
+            if marker == 0xFF {
+                at += 1;
+                continue;
+            }
+            let length = usize::from(u16::from_be_bytes([high, low]));
+            let segment = bytes.get(at + 4..at + 2 + length)?;
+            at += 2 + length;
+            return Some((marker, segment));
         }
-        if marker == 0xFF {
-            at += 1;
-            continue;
-        }
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        let Some(segment) = bytes.get(at + 4..at + 2 + length) else { break };
-        if marker == 0xE1
-            && let Some(exif) = segment.strip_prefix(b"Exif\0\0")
-        {
-            return orientation(Some(exif.to_vec()));
-        }
-        at += 2 + length;
-    }
-    Orientation::NoTransforms
+    })
 }
 
 /// Whether a JPEG's EXIF segment says that the image is not upright.
@@ -34,8 +46,8 @@ pub(super) fn is_turned(bytes: &[u8]) -> bool {
 }
 
 /// The orientation in EXIF data.
-pub(super) fn orientation(exif: Option<Vec<u8>>) -> Orientation {
-    exif.and_then(|exif| Orientation::from_exif_chunk(&exif)).unwrap_or(Orientation::NoTransforms)
+pub(super) fn orientation(exif: Option<&[u8]>) -> Orientation {
+    exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
 }
 
 /// The image turned upright.

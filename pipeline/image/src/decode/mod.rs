@@ -8,16 +8,14 @@
 mod exif;
 pub mod jpeg;
 mod libjpeg;
+mod others;
+mod png;
+mod webp;
 
 use std::cell::RefCell;
-use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use image::codecs::bmp::BmpDecoder;
-use image::codecs::gif::GifDecoder;
-use image::codecs::tiff::TiffDecoder;
 pub use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError};
 
 use crate::damage::{Damage, DamageReason};
 use jpeg::{Decoder, Jpeg, Planes, Region, RowIndex};
@@ -84,65 +82,25 @@ pub fn sniff(bytes: &[u8]) -> Result<Format, Damage> {
     }
 }
 
-/// About how many bytes of memory decoding these bytes takes, by what their header says; 0 if it says nothing that makes sense.
-pub fn memory_needed(bytes: &[u8]) -> u64 {
-    // Planes and what is made of them, or pixels of four channels and the decoder's own copy.
-    const BYTES_PER_PIXEL: u64 = 8;
-    let (width, height) = match sniff(bytes) {
-        Ok(Format::Jpeg) => jpeg_size(bytes),
-        Ok(Format::Png) => png(bytes).ok().map(|decoder| decoder.dimensions()),
-        Ok(Format::WebP) => webp(bytes).ok().map(|decoder| decoder.dimensions()),
-        Ok(Format::Bmp) => BmpDecoder::new(Cursor::new(bytes)).ok().map(|decoder| decoder.dimensions()),
-        Ok(Format::Gif) => GifDecoder::new(Cursor::new(bytes)).ok().map(|decoder| decoder.dimensions()),
-        Ok(Format::Tiff) => tiff(bytes).ok().map(|decoder| decoder.dimensions()),
-        Err(_) => None,
-    }
-    .unwrap_or((0, 0));
-    (u64::from(width) * u64::from(height)).saturating_mul(BYTES_PER_PIXEL)
-}
-
-/// Columns and rows that the frame header of a JPEG of any kind says.
-fn jpeg_size(bytes: &[u8]) -> Option<(u32, u32)> {
-    let mut at = 2;
-    // Segments up to the frame's: a marker, and a length that counts itself.
-    while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4).and_then(|head| head.first_chunk()) {
-        match marker {
-            0xFF => at += 1,
-            0xC4 | 0xC8 | 0xCC => at += 2 + usize::from(u16::from_be_bytes([high, low])),
-            0xC0..=0xCF => {
-                let &[top, bottom, left, right] = bytes.get(at + 5..at + 9)?.first_chunk()?;
-                let number = |high, low| u32::from(u16::from_be_bytes([high, low]));
-                return Some((number(left, right), number(top, bottom)));
-            }
-            0xDA => return None,
-            _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
-        }
-    }
-    None
-}
-
 /// Decodes an image of at most `max_pixels` pixels, and turns it as its EXIF orientation says.
 ///
 /// # Errors
 /// The damage: what kind, and what was found.
 pub fn decode_upright(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     let image = decode(bytes, max_pixels)?;
-    Ok(exif::upright(image, orientation(bytes)))
+    Ok(exif::upright(image, orientation(bytes, max_pixels)))
 }
 
-/// How the image that these bytes hold is to be turned, as a camera wrote beside it; not at all if it says nothing that
-/// makes sense.
-pub fn orientation(bytes: &[u8]) -> Orientation {
-    let exif = match sniff(bytes) {
-        Ok(Format::Jpeg) => return exif::jpeg_orientation(bytes),
-        Ok(Format::Png) => png(bytes).ok().and_then(|mut png| png.exif_metadata().ok().flatten()),
-        Ok(Format::WebP) => webp(bytes).ok().and_then(|mut webp| webp.exif_metadata().ok().flatten()),
-        Ok(Format::Tiff) => {
-            return tiff(bytes).and_then(|mut tiff| tiff.orientation()).unwrap_or(Orientation::NoTransforms);
-        }
-        Ok(Format::Bmp | Format::Gif) | Err(_) => None,
-    };
-    exif::orientation(exif)
+/// How an image of at most `max_pixels` pixels is to be turned, as a camera wrote beside it; not at all if it says nothing
+/// that makes sense.
+pub fn orientation(bytes: &[u8], max_pixels: u64) -> Orientation {
+    match sniff(bytes) {
+        Ok(Format::Jpeg) => exif::jpeg_orientation(bytes),
+        Ok(Format::Png) => exif::orientation(png::exif(bytes, max_pixels).as_deref()),
+        Ok(Format::WebP) => exif::orientation(webp::exif(bytes)),
+        Ok(format) => others::orientation(format, bytes),
+        Err(_) => Orientation::NoTransforms,
+    }
 }
 
 /// Decodes an image of at most `max_pixels` pixels.
@@ -153,13 +111,34 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     let format = sniff(bytes)?;
     let decoded = catch_unwind(AssertUnwindSafe(|| match format {
         Format::Jpeg => decode_jpeg(bytes, max_pixels),
-        Format::Png => decode_png(bytes, max_pixels),
-        Format::WebP => decode_webp(bytes, max_pixels),
-        Format::Bmp => decode_other("BMP", BmpDecoder::new(Cursor::new(bytes)), max_pixels),
-        Format::Gif => decode_other("GIF", GifDecoder::new(Cursor::new(bytes)), max_pixels),
-        Format::Tiff => decode_other("TIFF", tiff(bytes), max_pixels),
+        Format::Png => png::decode(bytes, max_pixels),
+        Format::WebP => webp::decode(bytes, max_pixels),
+        format => others::decode(format, bytes, max_pixels),
     }));
     decoded.unwrap_or_else(|_| Err(Damage::new(DamageReason::Corrupt, "the decoder gave up on it")))
+}
+
+/// JPEGs of more pixels than this are told apart by how much memory they take.
+const TOLD_APART_PIXELS: u64 = 1 << 22;
+
+/// About the most memory that decoding an image takes, by its header alone; 0 if there is none.
+pub fn decode_bytes(bytes: &[u8]) -> u64 {
+    let pixels = |(width, height): (u32, u32)| u64::from(width) * u64::from(height);
+    match sniff(bytes) {
+        Ok(Format::Jpeg) => {
+            let pixels = exif::jpeg_size(bytes).map_or(0, pixels);
+            // Planes, and pixels if the general path has to look at it; or all coefficients, then pixels, then planes.
+            // To tell takes longer, and matters for large images alone.
+            let is_baseline = pixels > TOLD_APART_PIXELS && Jpeg::parse(bytes).is_ok();
+            if is_baseline { 6 * pixels } else { 16 * pixels }
+        }
+        // Eight bytes a pixel (16 bits, four channels), then RGB, then planes.
+        Ok(Format::Png) => 16 * png::size(bytes).map_or(0, pixels),
+        // The canvas, a frame and its planes of color, the pixels, then RGB, then planes.
+        Ok(Format::WebP) => 16 * webp::size(bytes).map_or(0, pixels),
+        Ok(format) => 16 * others::size(format, bytes).map_or(0, pixels),
+        Err(_) => 0,
+    }
 }
 
 /// No side may be longer, whatever the format: JPEG's own limit, and a bound on the buffers of a resize.
@@ -198,6 +177,27 @@ thread_local! {
     static DECODER: RefCell<Decoder> = RefCell::default();
 }
 
+/// What a manifest says of where an image's data may be entered. That it is so only the data can tell: an index that is
+/// consistent in itself may still give other pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows<'a> {
+    /// The index, as [`RowIndex::to_text`] gives it.
+    pub text: &'a str,
+    /// Whether it was held against the image's bytes.
+    pub check: RowCheck,
+}
+
+/// What came of holding a row index against an image's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowCheck {
+    /// It was not done.
+    NotYet,
+    /// It is the index of these bytes.
+    Right,
+    /// It is not.
+    Wrong,
+}
+
 /// An image, or the part of one that is needed, in the form that is resized.
 pub struct PlanarDecoder {
     decoder: Decoder,
@@ -218,15 +218,16 @@ impl PlanarDecoder {
         self.decoder.planes()
     }
 
-    /// The planes of an image, in at least the region that `wanted` gives for its size; with the index that was made of
-    /// these very bytes, the rest is not gone through.
+    /// The planes of an image, in at least the region that `wanted` gives for its size; with a row index that was found to
+    /// be that of these very bytes, the rest is not gone through. One that was not held against them yet is, and used
+    /// from the next time on.
     ///
     /// # Errors
     /// The damage: what kind, and what was found. It does not depend on the region.
     pub fn decode(
         &mut self,
         bytes: &[u8],
-        index: Option<&RowIndex>,
+        rows: Option<&mut Rows<'_>>,
         wanted: impl FnOnce(u32, u32) -> Region,
     ) -> Result<&Planes, Damage> {
         let turned = self.upright && matches!(bytes, [0xFF, 0xD8, ..]) && exif::is_turned(bytes);
@@ -234,10 +235,7 @@ impl PlanarDecoder {
             let (width, height) = jpeg.size();
             check_size(width.into(), height.into(), self.max_pixels)?;
             let region = wanted(width, height);
-            if index.is_some_and(|index| self.decoder.decode_indexed(&jpeg, region, index).is_ok()) {
-                return Ok(self.decoder.planes());
-            }
-            if self.decoder.decode(&jpeg, region).is_ok() {
+            if self.decode_baseline(&jpeg, region, rows).is_ok() {
                 return Ok(self.decoder.planes());
             }
             return Ok(self.decoder.set_rgb(&libjpeg::decode(bytes, self.max_pixels)?));
@@ -247,94 +245,48 @@ impl PlanarDecoder {
         let _ = wanted(image.width, image.height);
         Ok(self.decoder.set_rgb(&image))
     }
+
+    fn decode_baseline(
+        &mut self,
+        jpeg: &Jpeg<'_>,
+        region: Region,
+        rows: Option<&mut Rows<'_>>,
+    ) -> Result<(), jpeg::Unknown> {
+        let decoder = &mut self.decoder;
+        let Some(rows) = rows else { return decoder.decode(jpeg, region).map(drop) };
+        let index = RowIndex::from_text(rows.text);
+        match (index, rows.check) {
+            (Some(index), RowCheck::Right) if decoder.decode_indexed(jpeg, region, &index).is_ok() => Ok(()),
+            (Some(index), RowCheck::NotYet) => {
+                let right = decoder.decode_checking(jpeg, region, &index)?;
+                rows.check = if right { RowCheck::Right } else { RowCheck::Wrong };
+                Ok(())
+            }
+            _ => {
+                rows.check = RowCheck::Wrong;
+                decoder.decode(jpeg, region).map(drop)
+            }
+        }
+    }
 }
 
-fn decode_png(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
-    let damage = |error: ImageError| image_damage("PNG", &error);
-    let mut decoder = png(bytes).map_err(damage)?;
-    limit(&mut decoder, max_pixels)?;
-    to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
-}
-
-fn decode_webp(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
-    let damage = |error: ImageError| image_damage("WebP", &error);
-    let mut decoder = webp(bytes).map_err(damage)?;
-    limit(&mut decoder, max_pixels)?;
-    to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
-}
-
-/// Decodes a format that needs nothing of its own.
-fn decode_other(
-    format: &str,
-    decoder: Result<impl ImageDecoder, ImageError>,
-    max_pixels: u64,
-) -> Result<RgbImage, Damage> {
-    let damage = |error: ImageError| image_damage(format, &error);
-    let mut decoder = decoder.map_err(damage)?;
-    limit(&mut decoder, max_pixels)?;
-    to_rgb(DynamicImage::from_decoder(decoder).map_err(damage)?)
-}
-
-fn tiff(bytes: &[u8]) -> Result<TiffDecoder<Cursor<&[u8]>>, ImageError> {
-    TiffDecoder::new(Cursor::new(bytes))
-}
-
-/// What is beside the pixels of a PNG, such as a color profile, is unpacked to no more than this.
-const MAX_METADATA_BYTES: u64 = 32 << 20;
-
-fn png(bytes: &[u8]) -> Result<image::codecs::png::PngDecoder<Cursor<&[u8]>>, ImageError> {
-    // Limits that are set later come too late: opening it unpacks the profile.
-    let mut limits = image::Limits::no_limits();
-    limits.max_alloc = Some(MAX_METADATA_BYTES);
-    image::codecs::png::PngDecoder::with_limits(Cursor::new(bytes), limits)
-}
-
-fn webp(bytes: &[u8]) -> Result<image::codecs::webp::WebPDecoder<Cursor<&[u8]>>, ImageError> {
-    image::codecs::webp::WebPDecoder::new(Cursor::new(bytes))
-}
-
-fn limit(decoder: &mut impl ImageDecoder, max_pixels: u64) -> Result<(), Damage> {
-    let (width, height) = decoder.dimensions();
-    check_size(width.into(), height.into(), max_pixels)?;
-    let mut limits = image::Limits::default();
-    // Eight bytes a pixel (16 bits, four channels) and as much again for the decoder's own buffers.
-    limits.max_alloc = Some(max_pixels.saturating_mul(16).saturating_add(1 << 20));
-    let _ = decoder.set_limits(limits);
-    Ok(())
-}
-
-fn image_damage(format: &str, error: &ImageError) -> Damage {
+/// The damage of a PNG or WebP that its decoder stopped at; the decoders' words tell what was cut off.
+fn damage(format: &str, error: &dyn std::fmt::Display, otherwise: DamageReason) -> Damage {
     let detail = format!("{format}: {error}");
     let lower = detail.to_lowercase();
-    let reason = match error {
-        ImageError::Unsupported(_) => DamageReason::Unsupported,
-        ImageError::Limits(_) => DamageReason::Dimensions,
-        _ if lower.contains("unexpected end") || lower.contains("eof") || lower.contains("failed to fill") => {
-            DamageReason::Truncated
-        }
-        _ => DamageReason::Corrupt,
-    };
+    let cut_off = ["unexpected end", "eof", "failed to fill"].iter().any(|words| lower.contains(words));
+    let reason = if cut_off && otherwise == DamageReason::Corrupt { DamageReason::Truncated } else { otherwise };
     Damage::new(reason, detail)
 }
 
-/// Any pixel type to RGB u8: alpha dropped, gray repeated, 16 bits cut to their upper 8 as Pillow does.
-fn to_rgb(image: DynamicImage) -> Result<RgbImage, Damage> {
-    let (width, height) = (image.width(), image.height());
-    let high = |value: u16| (value >> 8) as u8;
-    let pixels = match image {
-        DynamicImage::ImageRgb8(image) => image.into_raw(),
-        DynamicImage::ImageRgba8(image) => image.as_raw().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
-        DynamicImage::ImageLuma8(image) => image.as_raw().iter().flat_map(|&p| [p; 3]).collect(),
-        DynamicImage::ImageLumaA8(image) => image.as_raw().chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
-        DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(|&p| high(p)).collect(),
-        DynamicImage::ImageRgba16(image) => {
-            image.as_raw().chunks_exact(4).flat_map(|p| [high(p[0]), high(p[1]), high(p[2])]).collect()
-        }
-        DynamicImage::ImageLuma16(image) => image.as_raw().iter().flat_map(|&p| [high(p); 3]).collect(),
-        DynamicImage::ImageLumaA16(image) => image.as_raw().chunks_exact(2).flat_map(|p| [high(p[0]); 3]).collect(),
-        other => return Err(Damage::new(DamageReason::Unsupported, format!("pixels of type {:?}", other.color()))),
-    };
-    rgb(width, height, pixels)
+/// Pixels of one to four channels as RGB: alpha dropped, gray repeated.
+fn to_rgb(channels: usize, pixels: Vec<u8>) -> Vec<u8> {
+    match channels {
+        1 => pixels.iter().flat_map(|&gray| [gray; 3]).collect(),
+        2 => pixels.chunks_exact(2).flat_map(|pixel| [pixel[0]; 3]).collect(),
+        3 => pixels,
+        _ => pixels.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect(),
+    }
 }
 
 fn rgb(width: u32, height: u32, pixels: Vec<u8>) -> Result<RgbImage, Damage> {
@@ -371,46 +323,73 @@ mod tests {
         assert_eq!(decode(&png, 24 * 24 - 1).unwrap_err().reason, DamageReason::Dimensions);
     }
 
-    /// What is beside the pixels does not decide how much memory they take.
     #[test]
-    fn a_color_profile_that_unpacks_to_gigabytes_is_not_unpacked() {
-        let png = drawn::png(&drawn::picture(1, 0, 0, 24));
-        // After the signature and the header chunk: a profile of 256 MiB of zeros.
-        let mut chunk = b"iCCPx\0\0".to_vec();
-        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
-        for _ in 0..256 {
-            std::io::Write::write_all(&mut packed, &vec![0; 1 << 20]).unwrap();
-        }
-        chunk.extend(packed.finish().unwrap());
-        let mut bomb = png[..33].to_vec();
-        bomb.extend((chunk.len() as u32 - 4).to_be_bytes());
-        bomb.extend(&chunk);
-        let mut crc = flate2::Crc::new();
-        crc.update(&chunk);
-        bomb.extend(crc.sum().to_be_bytes());
-        bomb.extend(&png[33..]);
-        let peak = || {
-            let status = std::fs::read_to_string("/proc/self/status").unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    fn bounded_the_memory_of_decoding_is_known_from_the_header() {
+        let (width, height) = (2304u32, 1824u32);
+        let pixels: Vec<u8> = (0..width * height * 3).map(|i| (i / 7) as u8).collect();
+        let jpeg = |progressive: bool| {
+            let mut jpeg = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+            if progressive {
+                jpeg.set_progressive_mode();
+            } else {
+                jpeg.set_fastest_defaults();
+            }
+            jpeg.set_size(width as usize, height as usize);
+            let mut jpeg = jpeg.start_compress(Vec::new()).unwrap();
+            jpeg.write_scanlines(&pixels).unwrap();
+            jpeg.finish().unwrap()
         };
-        let before = peak();
-        assert_eq!(decode(&bomb, MAX).unwrap(), decode(&png, MAX).unwrap());
-        assert!(peak() - before < 200 << 10, "{} kB more", peak() - before);
+        let mut webp = Vec::new();
+        let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut webp);
+        encoder.encode(&pixels, width, height, image::ExtendedColorType::Rgb8).unwrap();
+        let area = u64::from(width * height);
+        for (file, bytes) in [(jpeg(false), 6), (jpeg(true), 16), (webp, 16)] {
+            assert_eq!(decode_bytes(&file), bytes * area);
+            // The header is enough.
+            assert_eq!(decode_bytes(&file[..file.len() / 2]), bytes * area);
+        }
+        let png = drawn::png(&drawn::picture(1, 0, 0, 24));
+        assert_eq!(decode_bytes(&png[..33]), 16 * 24 * 24);
+        assert_eq!((decode_bytes(b""), decode_bytes(b"no image at all"), decode_bytes(&png[..20])), (0, 0, 0));
     }
 
     #[test]
-    fn the_memory_that_decoding_takes_is_told_by_the_header() {
-        let picture = drawn::picture(1, 0, 0, 24);
-        let buffer = image::RgbImage::from_raw(24, 24, picture.pixels.clone()).unwrap();
-        for format in ["png", "bmp", "gif", "tiff", "webp"] {
-            let mut bytes = Cursor::new(Vec::new());
-            buffer.write_to(&mut bytes, image::ImageFormat::from_extension(format).unwrap()).unwrap();
-            assert_eq!(memory_needed(bytes.get_ref()), 24 * 24 * 8, "{format}");
+    fn bounded_a_forged_row_index_gives_no_other_pixels() {
+        let (side, region) = (160u32, Region { left: 20, top: 96, width: 60, height: 50 });
+        let picture = drawn::picture(5, 3, 1, side);
+        let mut jpeg = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+        jpeg.set_fastest_defaults();
+        jpeg.set_size(side as usize, side as usize);
+        let mut jpeg = jpeg.start_compress(Vec::new()).unwrap();
+        jpeg.write_scanlines(&picture.pixels).unwrap();
+        let bytes = jpeg.finish().unwrap();
+        let mut decoder = PlanarDecoder::new(MAX, false);
+        let mut luma = |rows: Option<&mut Rows<'_>>| {
+            let plane = &decoder.decode(&bytes, rows, |_, _| region).unwrap().planes[0];
+            (96..146).flat_map(|y| plane.row(y, 20, 80).to_vec()).collect::<Vec<u8>>()
+        };
+        let wanted = luma(None);
+        let right = Decoder::default().index(&Jpeg::parse(&bytes).unwrap()).unwrap();
+        let text = right.to_text();
+        let mut rows = Rows { text: &text, check: RowCheck::NotYet };
+        for _ in 0..2 {
+            assert!(luma(Some(&mut rows)) == wanted);
+            assert_eq!(rows.check, RowCheck::Right);
         }
-        let jpeg = [&[0xFF, 0xD8, 0xFF, 0xE0, 0, 3, 0, 0xFF, 0xC2, 0, 17, 8, 0, 10, 0, 20][..], &[0; 20]].concat();
-        assert_eq!(memory_needed(&jpeg), 10 * 20 * 8);
-        assert_eq!(memory_needed(b"no picture at all"), 0);
+        // Every place a little brighter than it is: consistent in itself, and taken at its word it changes pixels.
+        let mut brighter = right.clone();
+        brighter.starts.iter_mut().for_each(|start| start.predictions[0] += 9);
+        let mut others = right.clone();
+        others.starts.iter_mut().skip(2).for_each(|start| start.bit += 8);
+        let text = brighter.to_text();
+        assert!(luma(Some(&mut Rows { text: &text, check: RowCheck::Right })) != wanted, "this is what is forged");
+        for forged in [text, others.to_text(), String::new(), "A".repeat(5000)] {
+            let mut rows = Rows { text: &forged, check: RowCheck::NotYet };
+            for _ in 0..2 {
+                assert!(luma(Some(&mut rows)) == wanted);
+                assert_eq!(rows.check, RowCheck::Wrong);
+            }
+        }
     }
 
     #[test]
@@ -418,9 +397,10 @@ mod tests {
         let picture = drawn::picture(1, 0, 0, 24);
         let buffer = image::RgbImage::from_raw(24, 24, picture.pixels.clone()).unwrap();
         for format in [image::ImageFormat::Bmp, image::ImageFormat::Tiff, image::ImageFormat::Gif] {
-            let mut bytes = Cursor::new(Vec::new());
+            let mut bytes = std::io::Cursor::new(Vec::new());
             buffer.write_to(&mut bytes, format).unwrap();
             let found = decode(bytes.get_ref(), MAX).unwrap();
+            assert_eq!(decode_bytes(bytes.get_ref()), 16 * 24 * 24, "{format:?}");
             // A GIF has 256 colors.
             let most = if format == image::ImageFormat::Gif { 40 } else { 0 };
             let off = found.pixels.iter().zip(&picture.pixels).map(|(a, b)| a.abs_diff(*b)).max();

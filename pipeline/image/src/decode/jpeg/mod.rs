@@ -159,15 +159,33 @@ impl Decoder {
     /// # Errors
     /// [`Unknown`] if the data is not as it should be.
     pub fn decode(&mut self, jpeg: &Jpeg<'_>, region: Region) -> Result<&Planes, Unknown> {
-        self.run(jpeg, region, None)
+        self.run(jpeg, region, None, None)?;
+        Ok(&self.planes)
     }
 
-    /// As [`Decoder::decode`], of a file that was found sound before: rows outside of the region are not gone through.
+    /// As [`Decoder::decode`], of a file that was found sound before, with an index that was found to be this file's: rows
+    /// outside of the region are not gone through.
     ///
     /// # Errors
-    /// [`Unknown`] if the index is not this file's.
+    /// [`Unknown`] if the index is not this file's, as far as that is noticed.
     pub fn decode_indexed(&mut self, jpeg: &Jpeg<'_>, region: Region, index: &RowIndex) -> Result<&Planes, Unknown> {
-        self.run(jpeg, region, Some(index))
+        self.run(jpeg, region, Some(index), None)?;
+        Ok(&self.planes)
+    }
+
+    /// As [`Decoder::decode`], and whether `index` is this file's, which only its data as a whole can tell.
+    ///
+    /// # Errors
+    /// [`Unknown`] if the data is not as it should be.
+    pub fn decode_checking(&mut self, jpeg: &Jpeg<'_>, region: Region, index: &RowIndex) -> Result<bool, Unknown> {
+        if jpeg.header.restart_interval > 0 {
+            // Such a file has no index.
+            self.run(jpeg, region, None, None)?;
+            return Ok(false);
+        }
+        let mut found = RowIndex::default();
+        self.run(jpeg, region, None, Some(&mut found))?;
+        Ok(found == *index)
     }
 
     /// Where a file's data may be entered.
@@ -193,7 +211,14 @@ impl Decoder {
         &self.planes
     }
 
-    fn run(&mut self, jpeg: &Jpeg<'_>, region: Region, index: Option<&RowIndex>) -> Result<&Planes, Unknown> {
+    /// Decodes a region, entering the data where `known` says so, or noting in `index` where it may be entered.
+    fn run(
+        &mut self,
+        jpeg: &Jpeg<'_>,
+        region: Region,
+        known: Option<&RowIndex>,
+        index: Option<&mut RowIndex>,
+    ) -> Result<(), Unknown> {
         let header = &jpeg.header;
         let planes = &mut self.planes;
         (planes.width, planes.height) = (header.width, header.height);
@@ -225,9 +250,8 @@ impl Decoder {
         let entropy = &mut self.entropy;
         crate::simd::vectorized(
             #[inline(always)]
-            || entropy.decode(header, &blocks, index, None, place),
-        )?;
-        Ok(&self.planes)
+            || entropy.decode(header, &blocks, known, index, place),
+        )
     }
 }
 
