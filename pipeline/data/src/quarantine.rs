@@ -1,6 +1,6 @@
 //! Damaged samples: why, where, how many, and when it is too many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -83,6 +83,15 @@ struct State {
     ledger: Option<Ledger>,
 }
 
+impl State {
+    /// The budget is that of the whole run: each rank meets other samples, and may meet another's damaged one as a replacement.
+    fn damaged(&self) -> u64 {
+        let mut all = self.ledger.as_ref().map_or_else(BTreeSet::new, Ledger::of_others);
+        all.extend(self.known.keys());
+        all.len() as u64
+    }
+}
+
 /// The file that damaged samples are written to, a line of JSON each. It is not touched before the first of them is met:
 /// until then the folder may be another process's.
 struct Ledger {
@@ -110,6 +119,20 @@ impl Ledger {
             Err(error) => return Err(error),
         };
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// The damaged samples of this plan that other ranks have written down, in ledgers beside this one; what can't be read
+    /// counts for nothing.
+    fn of_others(&self) -> BTreeSet<u64> {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let is_ledger = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("quarantine.") && name.ends_with(".jsonl") && path.file_name() != self.path.file_name()
+        };
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let lines =
+            entries.map(|entry| entry.path()).filter(is_ledger).filter_map(|path| Self::read(&path).ok()).flatten();
+        lines.filter(|line| line.plan.as_ref() == Some(&self.plan)).map(|line| line.entry.sample).collect()
     }
 
     /// Adds an entry to those in the file.
@@ -162,7 +185,7 @@ impl Quarantine {
     /// If more samples are damaged than it allows.
     pub fn check_budget(&self) -> Result<(), BudgetSpent> {
         let state = self.lock();
-        let damaged = state.known.len() as u64;
+        let damaged = state.damaged();
         match state.known.values().next_back() {
             Some(last) if damaged > self.allowed => {
                 Err(BudgetSpent { damaged, allowed: self.allowed, last: Box::new(last.clone()) })
@@ -199,7 +222,7 @@ impl Quarantine {
                 why: error.to_string(),
             })?;
         }
-        let damaged = state.known.len() as u64;
+        let damaged = state.damaged();
         if damaged > self.allowed {
             Err(BudgetSpent { damaged, allowed: self.allowed, last: Box::new(entry) }.into())
         } else {
@@ -207,7 +230,12 @@ impl Quarantine {
         }
     }
 
-    /// All damaged samples met so far, by id.
+    /// How many distinct samples all ranks that share the run's folder have found damaged.
+    pub fn damaged(&self) -> u64 {
+        self.lock().damaged()
+    }
+
+    /// All damaged samples that this process met so far, by id.
     pub fn entries(&self) -> Vec<QuarantineEntry> {
         self.lock().known.values().cloned().collect()
     }
@@ -245,6 +273,28 @@ mod tests {
         other.record(entry(5)).unwrap();
         assert!(open("one").holds(3) && !open("one").holds(5), "what another run wrote is kept");
         assert!(open("other").holds(5));
+    }
+
+    #[test]
+    fn the_budget_is_that_of_all_ranks_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str, plan: &str| {
+            Quarantine::with_ledger(3, &folder.path().join(name), plan, PipelineMetrics::register()).unwrap()
+        };
+        let (first, second) = (open("quarantine.jsonl", "one"), open("quarantine.rank-1.jsonl", "one"));
+        // What another plan left behind counts for nothing.
+        open("quarantine.rank-2.jsonl", "other").record(entry(7)).unwrap();
+        for sample in [1, 2] {
+            first.record(entry(sample)).unwrap();
+        }
+        // The same sample, met by both, is one.
+        for sample in [2, 3] {
+            second.record(entry(sample)).unwrap();
+        }
+        assert_eq!((first.damaged(), second.damaged()), (3, 3));
+        let message = second.record(entry(4)).unwrap_err().to_string();
+        assert!(message.contains("too many damaged samples: 4 > 3") && message.contains("4.jpg"), "{message}");
+        assert!(first.check_budget().is_err(), "the others see it too");
     }
 
     #[test]

@@ -206,9 +206,11 @@ pub fn train(
     if let Some(error) = failed {
         return Err(error).with_context(|| format!("cannot write {}", folder.path().display()));
     }
-    let damaged = source.quarantine.entries().len();
+    let damaged = source.quarantine.damaged();
     if damaged > 0 && !output.quiet {
-        say(&format!("{damaged} damaged samples were replaced; listed in {}", folder.ledger(0).display()));
+        let own = folder.ledger(0);
+        let ledgers = if share.world > 1 { own.with_file_name("quarantine*.jsonl") } else { own };
+        say(&format!("{damaged} damaged samples were replaced; listed in {}", ledgers.display()));
     }
     // A run that was done already has its last loss on record.
     let loss = match loss {
