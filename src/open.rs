@@ -10,9 +10,9 @@ use simclr_data::metrics::PipelineMetrics;
 use simclr_data::objects::remote::RemoteOptions;
 use simclr_data::source::{DamagePolicy, Source};
 use simclr_data::store::{OTHER_FILES, StoreOptions};
-use simclr_ground::batch::Slab;
+use simclr_ground::batch::{Slab, zeros};
 use simclr_ground::batch_stream::BatchStream;
-use simclr_ground::error::{Context, Result};
+use simclr_ground::error::{Context, InvalidValue, Result};
 use simclr_ground::position::Share;
 use simclr_plan::{Plan, StreamConfig};
 use simclr_service::client::Feed;
@@ -69,8 +69,39 @@ pub fn batches<S: Slab>(
 }
 
 /// Plain memory for the batches of a share.
-pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Vec<Vec<u8>> {
-    vec![vec![0; plan.slab_bytes(share)]; machine.batches_ahead + 1]
+///
+/// # Errors
+/// If the system gives no such memory.
+pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Result<Vec<Vec<u8>>, InvalidValue> {
+    let slabs: Option<Vec<Vec<u8>>> = (0..=machine.batches_ahead).map(|_| zeros(plan.slab_bytes(share))).collect();
+    slabs.ok_or_else(|| no_memory(plan, machine, share, 1))
+}
+
+/// The error that there is no memory for the batches of a share, `in_use` of them beside those that are made ahead.
+pub fn no_memory(plan: &Plan, machine: &MachineConfig, share: Share, in_use: usize) -> InvalidValue {
+    let ahead = machine.batches_ahead;
+    let wanted = format!(
+        "{} for each of {} batches (machine.batches_ahead {ahead} + {in_use} in use) is more memory than the system gives; \
+         decrease batch.size, machine.batches_ahead, or the recipe's size or views",
+        plan.slab_arithmetic(share),
+        ahead + in_use
+    );
+    InvalidValue::new("batch.size", plan.config.batch.size, wanted)
+}
+
+/// As [`no_memory`], with the words of whoever was asked for it; a device may have reasons of its own.
+#[cfg(feature = "trainer")]
+pub fn no_memory_because(
+    plan: &Plan,
+    machine: &MachineConfig,
+    share: Share,
+    in_use: usize,
+    error: &dyn std::error::Error,
+) -> InvalidValue {
+    let mut value = no_memory(plan, machine, share, in_use);
+    let text = error.to_string();
+    value.wanted += &format!(" ({})", text.lines().next().unwrap_or_default());
+    value
 }
 
 /// How many files this process may have open; `None` if any number.
@@ -124,4 +155,31 @@ pub fn runtime() -> Result<IoRuntime> {
 #[cfg(feature = "trainer")]
 pub fn torch_threads(machine: &MachineConfig, processes: usize) -> usize {
     if machine.torch_threads == 0 { (cores() / processes).max(1) } else { machine.torch_threads }
+}
+
+#[cfg(test)]
+mod tests {
+    use simclr_ground::error::{Classify, ErrorClass};
+    use simclr_image::augment::RecipeConfig;
+    use simclr_plan::{SampleCounts, Traversal};
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn bounded_batches_that_no_memory_holds_are_an_input_error_with_the_arithmetic() {
+        let mut stream = StreamConfig::shuffled(1, u32::MAX, 1, RecipeConfig::simclr(4096));
+        stream.traversal = Traversal::Sequential;
+        let plan = Plan::new(&SampleCounts(vec![10]), stream).unwrap();
+        let settings = ["machine.batches_ahead=2".to_owned()];
+        let machine = Config::load(Some("quickstart"), &settings).unwrap().machine;
+        let error = plain_slabs(&plan, &machine, Share::ALL).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Input);
+        assert_eq!(
+            error.to_string(),
+            "invalid value 4294967295 for batch.size: batch.size 4294967295 × (2 views × 3 × 4096 × 4096 bytes) = \
+             432345564.1 GB for each of 3 batches (machine.batches_ahead 2 + 1 in use) is more memory than the system gives; \
+             decrease batch.size, machine.batches_ahead, or the recipe's size or views"
+        );
+    }
 }

@@ -103,7 +103,7 @@ impl Run for BenchArgs {
             _ => {
                 let batches = self.images.div_ceil(source.plan.config.batch.size.into());
                 let options = LoaderOptions { threads, from_batch: 0, to_batch: Some(batches), share: Share::ALL };
-                let slabs = open::plain_slabs(&source.plan, &config.machine, options.share);
+                let slabs = open::plain_slabs(&source.plan, &config.machine, options.share)?;
                 let mut loader = Loader::start(source.clone(), slabs, options, runtime.handle())?;
                 let mut images = 0;
                 while let Some(batch) = loader.next_batch()? {

@@ -67,7 +67,7 @@ impl Run for DigestArgs {
         let (from_batch, to_batch) = (self.from_batch, Some(to_batch));
         let rank = |rank| {
             let options = LoaderOptions { threads, from_batch, to_batch, share: Share { rank, world: self.ranks } };
-            let slabs = open::plain_slabs(&source.plan, &config.machine, options.share);
+            let slabs = open::plain_slabs(&source.plan, &config.machine, options.share)?;
             open::batches(&source, slabs, &config.machine, options, runtime.handle())
         };
         source.plan.check_share(Share { rank: 0, world: self.ranks })?;

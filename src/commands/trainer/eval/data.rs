@@ -196,6 +196,8 @@ pub fn open_stream(
     let source = open::source(stream, machine)?;
     let threads = if machine.threads == 0 { open::cores() } else { machine.threads };
     let options = LoaderOptions { threads, from_batch: 0, to_batch: batches, share: Share::ALL };
-    let slabs = DeviceSlab::allocate(machine.batches_ahead + 1, source.plan.slab_bytes(Share::ALL), device)?;
+    let plan = &source.plan;
+    let slabs = DeviceSlab::allocate(machine.batches_ahead + 1, plan.slab_bytes(Share::ALL), device)
+        .map_err(|error| open::no_memory_because(plan, machine, Share::ALL, 1, &error))?;
     Ok(Box::new(Loader::start(source, slabs, options, runtime)?))
 }
