@@ -14,9 +14,9 @@ use simclr_data::metrics::PipelineMetrics;
 use simclr_data::objects::remote::RemoteOptions;
 use simclr_data::source::{DamagePolicy, Source};
 use simclr_data::store::{OTHER_FILES, StoreOptions};
-use simclr_ground::batch::Slab;
+use simclr_ground::batch::{Slab, zeros};
 use simclr_ground::batch_stream::BatchStream;
-use simclr_ground::error::{Context, Error, Result};
+use simclr_ground::error::{Context, InvalidValue, Result};
 use simclr_ground::position::Share;
 use simclr_plan::{Plan, StreamConfig};
 use simclr_service::client::Feed;
@@ -128,44 +128,51 @@ pub fn batches<S: Slab>(
 /// Plain memory for the batches of a share.
 ///
 /// # Errors
-/// If there is not so much memory; says what it is for.
-pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Result<Vec<Vec<u8>>> {
-    let (count, bytes) = (machine.batches_ahead + 1, slab_bytes(plan, share, machine.batches_ahead + 1)?);
-    let slab = || {
-        let mut slab = Vec::new();
-        slab.try_reserve_exact(bytes).map_err(|_| no_memory(plan, share, count))?;
-        slab.resize(bytes, 0);
-        Ok(slab)
-    };
-    (0..count).map(|_| slab()).collect()
+/// If the system gives no such memory.
+pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Result<Vec<Vec<u8>>, InvalidValue> {
+    check_memory(plan, machine, share, 1)?;
+    let slabs: Option<Vec<Vec<u8>>> = (0..=machine.batches_ahead).map(|_| zeros(plan.slab_bytes(share))).collect();
+    slabs.ok_or_else(|| no_memory(plan, machine, share, 1))
 }
 
-/// Bytes of one of `count` slabs, if all of them can fit into this machine's memory.
+/// Whether the batches of a share, `in_use` of them beside those that are made ahead, can fit into this machine's memory. A
+/// system may promise more than it has, and end the process later, without a word.
 ///
 /// # Errors
-/// If they can't; says what they are for.
-pub fn slab_bytes(plan: &Plan, share: Share, count: usize) -> Result<usize> {
-    let bytes = plan.slab_bytes(share);
-    // What is reserved is not yet there: a system that promises more than it has ends the process later, without a word.
-    let there = memory_bytes().unwrap_or(u64::MAX);
-    match (bytes as u64).checked_mul(count as u64) {
-        Some(all) if all <= there => Ok(bytes),
-        _ => Err(no_memory(plan, share, count)),
+/// If they can't, with the arithmetic.
+pub fn check_memory(plan: &Plan, machine: &MachineConfig, share: Share, in_use: usize) -> Result<(), InvalidValue> {
+    let needed = (plan.slab_bytes(share) as u64).checked_mul((machine.batches_ahead + in_use) as u64);
+    match needed {
+        Some(needed) if memory_bytes().is_none_or(|there| needed <= there) => Ok(()),
+        _ => Err(no_memory(plan, machine, share, in_use)),
     }
 }
 
-/// That batches do not fit into memory, with the arithmetic.
-fn no_memory(plan: &Plan, share: Share, count: usize) -> Error {
-    let images = plan.config.batch.size / share.world;
-    let views: Vec<String> = plan.config.recipe.sizes().map(|size| format!("3 × {size} × {size}")).collect();
-    let bytes = plan.slab_bytes(share) as f64 / 1e9;
-    let there = memory_bytes().map_or(String::new(), |bytes| format!(" of {:.1} GB", bytes as f64 / 1e9));
-    Error::input(format!(
-        "{count} batches of {images} images × ({}) bytes need {count} × {bytes:.2} GB = {:.2} GB, which this machine{there} \
-         does not have; lower batch.size, recipe.size or machine.batches_ahead",
-        views.join(" + "),
-        count as f64 * bytes
-    ))
+/// The error that there is no memory for the batches of a share, `in_use` of them beside those that are made ahead.
+pub fn no_memory(plan: &Plan, machine: &MachineConfig, share: Share, in_use: usize) -> InvalidValue {
+    let ahead = machine.batches_ahead;
+    let wanted = format!(
+        "{} for each of {} batches (machine.batches_ahead {ahead} + {in_use} in use) is more memory than the system gives; \
+         decrease batch.size, machine.batches_ahead, or the recipe's size or views",
+        plan.slab_arithmetic(share),
+        ahead + in_use
+    );
+    InvalidValue::new("batch.size", plan.config.batch.size, wanted)
+}
+
+/// As [`no_memory`], with the words of whoever was asked for it; a device may have reasons of its own.
+#[cfg(feature = "trainer")]
+pub fn no_memory_because(
+    plan: &Plan,
+    machine: &MachineConfig,
+    share: Share,
+    in_use: usize,
+    error: &dyn std::error::Error,
+) -> InvalidValue {
+    let mut value = no_memory(plan, machine, share, in_use);
+    let text = error.to_string();
+    value.wanted += &format!(" ({})", text.lines().next().unwrap_or_default());
+    value
 }
 
 /// The memory of this machine, in bytes, or what a control group leaves this process of it.
@@ -228,4 +235,31 @@ pub fn runtime() -> Result<IoRuntime> {
 #[cfg(feature = "trainer")]
 pub fn torch_threads(machine: &MachineConfig, processes: usize) -> usize {
     if machine.torch_threads == 0 { (cores() / processes).max(1) } else { machine.torch_threads }
+}
+
+#[cfg(test)]
+mod tests {
+    use simclr_ground::error::{Classify, ErrorClass};
+    use simclr_image::augment::RecipeConfig;
+    use simclr_plan::{SampleCounts, Traversal};
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn bounded_batches_that_no_memory_holds_are_an_input_error_with_the_arithmetic() {
+        let mut stream = StreamConfig::shuffled(1, u32::MAX, 1, RecipeConfig::simclr(4096));
+        stream.traversal = Traversal::Sequential;
+        let plan = Plan::new(&SampleCounts(vec![10]), stream).unwrap();
+        let settings = ["machine.batches_ahead=2".to_owned()];
+        let machine = Config::load(Some("quickstart"), &settings).unwrap().machine;
+        let error = plain_slabs(&plan, &machine, Share::ALL).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Input);
+        assert_eq!(
+            error.to_string(),
+            "invalid value 4294967295 for batch.size: batch.size 4294967295 × (2 views × 3 × 4096 × 4096 bytes) = \
+             432345564.1 GB for each of 3 batches (machine.batches_ahead 2 + 1 in use) is more memory than the system gives; \
+             decrease batch.size, machine.batches_ahead, or the recipe's size or views"
+        );
+    }
 }

@@ -144,8 +144,9 @@ fn memory(config: &Config) -> Finding {
     let group = group.and_then(|text| text.trim().parse::<u64>().ok());
     let there = group.map_or(system, |group| system.min(group));
     let views: u64 = config.recipe.sizes().map(|side| u64::from(side) * u64::from(side) * 3).sum();
-    let slabs = u64::from(config.batch.size) * views * (config.machine.batches_ahead as u64 + 1);
-    let wanted = slabs + config.machine.memory_bytes;
+    let slabs =
+        u64::from(config.batch.size).saturating_mul(views).saturating_mul(config.machine.batches_ahead as u64 + 1);
+    let wanted = slabs.saturating_add(config.machine.memory_bytes);
     let giga = |bytes: u64| match bytes {
         0..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),

@@ -29,6 +29,18 @@ impl Slab for Vec<u8> {
     }
 }
 
+/// `bytes` zeros, for a slab; `None` if the system gives no such memory. What is never written takes none.
+pub fn zeros(bytes: usize) -> Option<Vec<u8>> {
+    if bytes == 0 {
+        return Some(Vec::new());
+    }
+    let layout = std::alloc::Layout::array::<u8>(bytes).ok()?;
+    // SAFETY: the layout is of at least one byte.
+    let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+    // SAFETY: the allocator of vectors gave this memory for a layout of `bytes` u8, and all of them are zeros.
+    (!memory.is_null()).then(|| unsafe { Vec::from_raw_parts(memory, bytes, bytes) })
+}
+
 /// Counts a batch as ready for as long as it lives; whoever makes batches knows how.
 pub type ReadyGuard = Box<dyn Send + Sync>;
 
@@ -292,6 +304,13 @@ impl<S: Slab> Part<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bounded_memory_that_is_not_there_is_no_abort() {
+        assert_eq!(zeros(0), Some(vec![]));
+        assert_eq!(zeros(1000), Some(vec![0; 1000]));
+        assert_eq!((zeros(usize::MAX), zeros(1 << 60)), (None, None));
+    }
 
     #[test]
     fn parts_fill_their_places_and_the_last_gets_the_slab() {

@@ -256,6 +256,19 @@ impl Plan {
         self.layout((self.config.batch.size / share.world) as usize).bytes()
     }
 
+    /// How [`Plan::slab_bytes`] comes about, for people: `batch.size 4096 × (2 views × 3 × 224 × 224 bytes) = 1.2 GB`.
+    pub fn slab_arithmetic(&self, share: Share) -> String {
+        let sizes: Vec<u32> = self.config.recipe.sizes().collect();
+        let views: Vec<String> = sizes
+            .chunk_by(|a, b| a == b)
+            .map(|views| format!("{} views × 3 × {size} × {size} bytes", views.len(), size = views[0]))
+            .collect();
+        let size = self.config.batch.size;
+        let ranks = if share.world > 1 { format!(" / {} ranks", share.world) } else { String::new() };
+        let bytes = self.slab_bytes(share) as f64 / 1e9;
+        format!("batch.size {size}{ranks} × ({}) = {bytes:.1} GB", views.join(" + "))
+    }
+
     /// How the views of so many images lie in a slab.
     pub fn layout(&self, images: usize) -> Layout {
         let view_bytes = self.config.recipe.sizes().map(view_bytes).collect();

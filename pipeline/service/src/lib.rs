@@ -129,7 +129,7 @@ impl Service {
                 return Err(value(key, found, format!("expected a number between 1 and {most}")).into());
             }
         }
-        let needed = 2 * plan.slab_bytes(Share::ALL) as u64;
+        let needed = (plan.slab_bytes(Share::ALL) as u64).saturating_mul(2);
         if config.memory_bytes < needed {
             let wanted =
                 format!("expected at least {needed}, the bytes of one stream (a batch being sent and one being made)");

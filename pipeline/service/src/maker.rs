@@ -17,6 +17,7 @@ use simclr_data::metrics::Waiting;
 use simclr_data::source::{LoadError, Source};
 use simclr_data::workers::{self, Work};
 use simclr_ground::batch::{Batch, PixelOrder, Slab};
+use simclr_ground::error::InvalidValue;
 use simclr_ground::position::Share;
 use simclr_ground::sample::SampleRef;
 use tokio::sync::oneshot;
@@ -131,7 +132,12 @@ impl Maker {
         fed: oneshot::Sender<()>,
     ) -> Result<Made, Arc<LoadError>> {
         let (rank, world, number) = key;
-        let slab = self.memory.take(self.source.plan.slab_bytes(Share { rank, world })).await;
+        let share = Share { rank, world };
+        let slab = self.memory.take(self.source.plan.slab_bytes(share)).await.ok_or_else(|| {
+            let arithmetic = self.source.plan.slab_arithmetic(share);
+            let wanted = format!("{arithmetic} for a batch is more memory than the system gives; decrease batch.size");
+            Arc::new(LoadError::from(InvalidValue::new("batch.size", self.source.plan.config.batch.size, wanted)))
+        })?;
         let (done, made) = bounded(1);
         // Slabs go home by themselves.
         let (home, _) = bounded(1);

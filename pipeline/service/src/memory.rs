@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use simclr_ground::batch::Slab;
+use simclr_ground::batch::{Slab, zeros};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Memory is counted in units of this, since a semaphore counts to 2³².
@@ -42,22 +42,25 @@ impl Memory {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// A slab of `bytes` bytes, as soon as there is room.
+    /// A slab of `bytes` bytes, as soon as there is room; `None` if the system gives no such memory.
     ///
     /// # Panics
     /// If it is larger than all the memory there is.
-    pub async fn take(self: &Arc<Self>, bytes: usize) -> Lent {
+    pub async fn take(self: &Arc<Self>, bytes: usize) -> Option<Lent> {
         assert!(bytes as u64 <= self.limit, "a slab of {bytes} bytes out of {}", self.limit);
-        let units = u32::try_from((bytes as u64).div_ceil(UNIT)).expect("a slab of less than 16 TiB");
+        let units = u32::try_from((bytes as u64).div_ceil(UNIT)).ok()?;
         let permit = self.room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed");
-        self.used.fetch_add(bytes as u64, Ordering::Relaxed);
         let slab = self.spare().pop_if(|slab| slab.len() == bytes);
         // What is spare beside the memory in use was counted when it was kept; a slab of another size takes its place.
-        let bytes = slab.unwrap_or_else(|| {
-            self.spare().clear();
-            vec![0; bytes]
-        });
-        Lent { bytes, memory: self.clone(), _permit: permit }
+        let slab = match slab {
+            Some(slab) => slab,
+            None => {
+                self.spare().clear();
+                zeros(bytes)?
+            }
+        };
+        self.used.fetch_add(bytes as u64, Ordering::Relaxed);
+        Some(Lent { bytes: slab, memory: self.clone(), _permit: permit })
     }
 
     fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
@@ -100,18 +103,29 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let memory = Memory::new(3 * UNIT);
-            let first = memory.take(2 * UNIT as usize).await;
-            let second = memory.take(UNIT as usize).await;
+            let first = memory.take(2 * UNIT as usize).await.unwrap();
+            let second = memory.take(UNIT as usize).await.unwrap();
             let third = memory.take(UNIT as usize);
             tokio::pin!(third);
             let soon = std::time::Duration::from_millis(20);
             assert!(tokio::time::timeout(soon, &mut third).await.is_err(), "there is no room yet");
             drop(second);
-            let third = third.await;
+            let third = third.await.unwrap();
             assert_eq!(memory.used(), 3 * UNIT);
             drop((first, third));
             assert_eq!(memory.used(), 0);
             assert!(memory.spare().is_empty());
         });
+    }
+
+    #[test]
+    fn bounded_memory_that_the_system_does_not_give_is_no_abort() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let memory = Memory::new(u64::MAX);
+        for bytes in [1 << 43, 1 << 60] {
+            assert!(runtime.block_on(memory.take(bytes)).is_none_or(|slab| slab.bytes().len() == bytes));
+            assert_eq!(memory.used(), 0);
+        }
+        assert!(runtime.block_on(memory.take(1 << 60)).is_none());
     }
 }

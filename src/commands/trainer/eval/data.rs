@@ -224,7 +224,9 @@ pub fn open_stream(
     let source = open::source_over(manifest, stream, machine, DamagePolicy::Budget)?;
     let threads = if machine.threads == 0 { open::cores() } else { machine.threads };
     let options = LoaderOptions { threads, from_batch: 0, to_batch: batches, share: Share::ALL };
-    let count = machine.batches_ahead + 1;
-    let slabs = DeviceSlab::allocate(count, open::slab_bytes(&source.plan, Share::ALL, count)?, device)?;
+    let plan = &source.plan;
+    open::check_memory(plan, machine, Share::ALL, 1)?;
+    let slabs = DeviceSlab::allocate(machine.batches_ahead + 1, plan.slab_bytes(Share::ALL), device)
+        .map_err(|error| open::no_memory_because(plan, machine, Share::ALL, 1, &error))?;
     Ok(Box::new(Loader::start(source, slabs, options, runtime)?))
 }

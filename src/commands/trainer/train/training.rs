@@ -116,8 +116,9 @@ pub fn train(
     };
     // The one in use, and beside a GPU the one on its way to it.
     let in_use = if device.is_cuda() { 2 } else { 1 };
-    let count = config.machine.batches_ahead + in_use;
-    let slabs = DeviceSlab::allocate(count, open::slab_bytes(plan, share, count)?, device)?;
+    open::check_memory(plan, &config.machine, share, in_use)?;
+    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + in_use, plan.slab_bytes(share), device)
+        .map_err(|error| open::no_memory_because(plan, &config.machine, share, in_use, &error))?;
     let mut batches = open::batches(&source, slabs, &config.machine, options, runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
     let mut lines = None;
