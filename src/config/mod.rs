@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "trainer")]
 use simclr_ground::error::Result;
 use simclr_ground::error::{Classify, ErrorClass};
-use simclr_image::augment::{CenterCrop, HorizontalFlip, Interpolation, Op, RandomResizedCrop, RecipeConfig};
+use simclr_image::augment::{CenterCrop, Interpolation, Op, RecipeConfig};
+#[cfg(feature = "trainer")]
+use simclr_image::augment::{HorizontalFlip, RandomResizedCrop};
 use simclr_plan::OrderConfig;
 use simclr_plan::{BatchConfig, DataConfig, StreamConfig, Traversal};
 use simclr_service::ServiceConfig;
