@@ -190,7 +190,7 @@ fn decoding() -> Result<Finding> {
         "decoding",
         Grade::Good,
         found,
-        "run `bench --manifest FILE` to benchmark the full loader on your shards",
+        "run `bench --data DATA` to benchmark the full loader on your images",
     ))
 }
 

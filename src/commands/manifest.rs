@@ -6,9 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Subcommand;
 use serde_json::json;
+use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::{BuildOptions, Manifest, NamedShard, build, expand, verify, wids};
+use simclr_data::quarantine::QuarantineEntry;
+use simclr_data::source::DamagePolicy;
 use simclr_ground::error::{Error, Result};
 use simclr_ground::location::Location;
+use simclr_ground::position::Share;
 use simclr_plan::{Plan, ShuffleQuality};
 
 use super::Run;
@@ -46,14 +50,20 @@ pub enum ManifestCommand {
         #[arg(long, value_name = "NAME")]
         label_field: Option<String>,
     },
-    /// Verify all shards against the manifest and report every mismatch.
+    /// Verify all shards or files against the manifest and report every mismatch.
     Verify {
-        /// The manifest.
+        /// A manifest, or whatever else --data takes.
         manifest: PathBuf,
+        /// Decode every image as well.
+        #[arg(long)]
+        decode: bool,
+        /// Write images that cannot be decoded to this file, as a run's quarantine.jsonl has them (with --decode).
+        #[arg(long, value_name = "FILE", requires = "decode")]
+        quarantine: Option<PathBuf>,
     },
-    /// Show a manifest's contents.
+    /// Show what a data set holds.
     Show {
-        /// The manifest.
+        /// A manifest, or whatever else --data takes.
         manifest: PathBuf,
         /// Measure shuffle quality and read amplification across ranks.
         #[arg(long)]
@@ -106,22 +116,39 @@ impl Run for ManifestCommand {
                 report(&manifest, out, output)?;
                 Ok(ExitStatus::Success)
             }
-            ManifestCommand::Verify { manifest: path } => {
+            ManifestCommand::Verify { manifest: path, decode, quarantine } => {
                 let manifest = open::manifest(path)?;
                 let problems = with_progress("verifying", manifest.shards.len(), output, |progress| {
                     verify(&manifest, cores(), progress)
                 })?;
-                let (samples, shards) = (manifest.samples, manifest.shards.len());
-                let object =
-                    json!({ "samples": samples, "shards": shards, "digest": manifest.digest, "problems": problems });
+                let (samples, shards, digest) = (manifest.samples, manifest.shards.len(), manifest.digest.clone());
+                let damaged = match *decode && problems.is_empty() {
+                    true => decode_all(path, manifest, quarantine.as_deref(), output)?,
+                    false => Vec::new(),
+                };
+                let object = json!({
+                    "samples": samples, "shards": shards, "digest": digest, "problems": problems, "damaged": damaged,
+                });
                 output.result(&object, || match problems.len() {
+                    0 if !damaged.is_empty() => {
+                        let line = |one: &QuarantineEntry| {
+                            row(&format!("{} in {}: {}: {}", one.entry, one.shard, one.reason, one.detail))
+                        };
+                        let lines: Vec<String> = damaged.iter().take(SHOWN).map(line).collect();
+                        let more = if damaged.len() > SHOWN { "\n…" } else { "" };
+                        format!("{}{more}\n{} of {samples} images cannot be decoded", lines.join("\n"), damaged.len())
+                    }
+                    0 if *decode => {
+                        format!("{samples} samples in {shards} shards match the manifest and can be decoded")
+                    }
                     0 => format!("{samples} samples in {shards} shards match the manifest"),
                     n => {
                         let lines: Vec<String> = problems.iter().map(|problem| row(&problem.to_string())).collect();
                         format!("{}\n{n} problems", lines.join("\n"))
                     }
                 })?;
-                Ok(if problems.is_empty() { ExitStatus::Success } else { ExitStatus::ProblemsFound })
+                let sound = problems.is_empty() && damaged.is_empty();
+                Ok(if sound { ExitStatus::Success } else { ExitStatus::ProblemsFound })
             }
             ManifestCommand::Show { manifest: path, shuffle: false, .. } => {
                 report(&open::manifest(path)?, path, output)?;
@@ -152,6 +179,32 @@ impl Run for ManifestCommand {
             }
         }
     }
+}
+
+/// How many damaged images are listed.
+const SHOWN: usize = 20;
+
+/// Decodes every image of a data set, on all cores; those that can't be, which `ledger` gets as well.
+fn decode_all(path: &Path, manifest: Manifest, ledger: Option<&Path>, output: Output) -> Result<Vec<QuarantineEntry>> {
+    let config = Config::load(None, &[])?;
+    let mut stream = config.evaluation_stream(path.to_owned(), [0.0, 1.0], 1);
+    // What a view looks like does not matter here.
+    stream.recipe.size = 32;
+    let damage = ledger.map_or(DamagePolicy::Any, DamagePolicy::Ledger);
+    let total = manifest.samples;
+    let source = open::source_over(manifest, stream, &config.machine, damage)?;
+    let runtime = open::runtime()?;
+    let options = LoaderOptions { threads: cores(), from_batch: 0, to_batch: None, share: Share::ALL };
+    let slabs = open::plain_slabs(&source.plan, &config.machine, Share::ALL)?;
+    let mut loader = Loader::start(source.clone(), slabs, options, runtime.handle())?;
+    let progress = Progress::new("decoding", 0, total, output.quiet);
+    let mut done = 0;
+    while let Some(batch) = loader.next_batch()? {
+        done += batch.num_images as u64;
+        progress.set(done, total, || "images".into());
+    }
+    progress.finish();
+    Ok(source.quarantine.entries())
 }
 
 /// The image entries that a ledger of damaged samples names.

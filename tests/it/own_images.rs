@@ -80,6 +80,26 @@ fn what_was_scanned_is_remembered_and_what_changed_is_named() {
     assert!(now["samples"] == 40 && now["digest"] != set["digest"], "{now}");
 }
 
+/// What cannot be decoded can be found before a run meets it, in a folder as in shards.
+#[test]
+fn images_that_cannot_be_decoded_are_found_beforehand() {
+    let world = World::new();
+    flat(&world, "photos", 20);
+    world.done(&["manifest", "verify", "photos", "--decode"]);
+    std::fs::write(world.at("photos/IMG_0005.png"), "no image at all").unwrap();
+    world.done(&["pack", "photos", "--out", "packed"]);
+    for data in ["photos", "packed"] {
+        let ledger = format!("{data}.jsonl");
+        let output = world.run(&["manifest", "verify", data, "--decode", "--quarantine", &ledger]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("IMG_0005") && said.contains("1 of 20 images cannot be decoded"), "{said}");
+        assert_eq!(crate::world::text(&world.at(&ledger)).lines().count(), 1, "{data}");
+    }
+    let exclude = ["manifest", "build", "packed/shard-000000.tar", "--exclude", "packed.jsonl", "--out", "sound.json"];
+    assert_eq!(world.done(&exclude)["samples"], 19);
+}
+
 /// Three commands from a folder of photographs to a page: nothing has to be named, packed or labeled.
 #[cfg(feature = "trainer")]
 #[test]

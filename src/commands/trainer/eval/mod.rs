@@ -127,11 +127,11 @@ pub struct EvalArgs {
     /// Evaluate after K projection-head layers (0 = encoder output h), as in SimCLR v2.
     #[arg(long, default_value_t = 0)]
     pub head_layer: usize,
-    /// Manifest of the labeled training set.
-    #[arg(long, value_name = "MANIFEST")]
+    /// Labeled training set: a manifest, class folders, a list with classes, or shards.
+    #[arg(long, value_name = "DATA")]
     pub train: PathBuf,
-    /// Manifest of the labeled test set.
-    #[arg(long, value_name = "MANIFEST")]
+    /// Labeled test set; its classes are matched with the training set's by name.
+    #[arg(long, value_name = "DATA")]
     pub test: PathBuf,
     /// Override a [machine] or [eval] value (repeatable).
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
