@@ -131,7 +131,8 @@ fn protocols_do_not_depend_on_the_recipe() {
     let set = world.packed("set", 60, &[]);
     let ops =
         "recipe.ops=[{op=\"center_crop\",fraction=0.9,interpolation=\"bilinear\"},{op=\"grayscale\",probability=0.5}]";
-    world.done(&arguments(&set, "run", &["--set", ops, "--set", "train.steps=2"]));
+    let center = ["--set", "eval.center_crop=0.875"];
+    world.done(&arguments(&set, "run", &[&center[..], &["--set", ops, "--set", "train.steps=2"]].concat()));
     let eval =
         |args: &[&str]| world.done(&[&["eval"], args, &["--run", "run", "--train", &set, "--test", &set]].concat());
     let crops = eval(&["linear", "--crops", "--epochs", "2"]);

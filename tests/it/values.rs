@@ -14,6 +14,20 @@ fn golden() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden/streams.json")
 }
 
+/// The paper's ops for small images, which streams have that say nothing else: presets may change.
+const PAPER: &str = "recipe.ops=[\
+    { op = \"random_resized_crop\", scale = [0.08, 1.0], ratio = [0.75, 1.3333333333333333], interpolation = \"bicubic\" }, \
+    { op = \"horizontal_flip\", probability = 0.5 }, \
+    { op = \"color_jitter\", probability = 0.8, strength = 0.5, brightness = 0.8, contrast = 0.8, saturation = 0.8, hue = 0.2, brightness_rule = \"multiply\" }, \
+    { op = \"grayscale\", probability = 0.2 }]";
+
+/// The same, with offsets of crops as the official kernel draws them.
+const OFFICIAL: &str = "recipe.ops=[\
+    { op = \"random_resized_crop\", scale = [0.08, 1.0], ratio = [0.75, 1.3333333333333333], interpolation = \"bicubic\", reach_last = false }, \
+    { op = \"horizontal_flip\", probability = 0.5 }, \
+    { op = \"color_jitter\", probability = 0.8, strength = 0.5, brightness = 0.8, contrast = 0.8, saturation = 0.8, hue = 0.2, brightness_rule = \"multiply\" }, \
+    { op = \"grayscale\", probability = 0.2 }]";
+
 /// Every op that there is, behind a crop.
 const EVERY_OP: &str = "recipe.ops=[\
     { op = \"random_resized_crop\", scale = [0.2, 1.0], ratio = [0.75, 1.3333333333333333], interpolation = \"bicubic\" }, \
@@ -52,6 +66,7 @@ const STREAMS: &[(&str, &str, &[&str])] = &[
     ("every op, torchvision", "png", &[EVERY_OP, "recipe.mode=torchvision"]),
     ("branches", "jpeg", &[BRANCHES]),
     ("center crop", "jpeg", &[CENTER]),
+    ("official offsets", "jpeg", &[OFFICIAL]),
     ("one lane", "png", &["order.lanes=1", "order.shuffle_block_shards=1"]),
     ("larger views", "jpeg", &["recipe.size=48"]),
     ("first samples", "png", &["data.limit=41"]),
@@ -63,7 +78,8 @@ const STREAMS: &[(&str, &str, &[&str])] = &[
 ];
 
 fn settings(more: &[&'static str]) -> Vec<&'static str> {
-    more.iter().flat_map(|setting| ["--set", setting]).collect()
+    let ops = more.iter().all(|setting| !setting.starts_with("recipe.ops=")).then_some(&PAPER);
+    ops.into_iter().chain(more).flat_map(|setting| ["--set", setting]).collect()
 }
 
 #[test]
