@@ -171,6 +171,11 @@ fn an_encoder_goes_out_and_comes_back_and_is_trained_on() {
         let through_head = ["eval", "knn", "--run", &run, "--head-layer", "1"];
         world.fails(&[&through_head[..], &sets].concat(), 2, &["--head-layer 1", "random weights", &file]);
     }
+    // Fine-tuning without the head leaves it as random as it was.
+    let tune = ["eval", "finetune", "--run", "back-from-torchvision", "--epochs", "0.2", "--save", "tuned"];
+    world.done(&[&tune[..], &sets].concat());
+    let tuned = ["eval", "knn", "--run", "tuned", "--head-layer", "1"];
+    world.fails(&[&tuned[..], &sets].concat(), 2, &["--head-layer 1", "random weights", "tuned"]);
     // The run's model is given; everything else is still to be decided.
     let run = ["--manifest", &manifest, "--run", "back-from-torchvision", "--resume"];
     let other = [&["train"][..], &run, &["--set", "model.width=0.25"]].concat();
@@ -179,6 +184,21 @@ fn an_encoder_goes_out_and_comes_back_and_is_trained_on() {
     assert_eq!(world.done(&trained)["step"], 3);
     let record = text(&world.at("back-from-torchvision/run.json"));
     assert!(record.contains("torchvision.safetensors"), "{record}");
+    let through_head = |step: &str| {
+        let checkpoint = format!("back-from-torchvision/checkpoints/step-{step}");
+        world.run(&[&["eval", "knn", "--checkpoint", &checkpoint, "--head-layer", "1", "--k", "3"], &sets[..]].concat())
+    };
+    let first = through_head("00000000");
+    assert!(
+        first.status.code() == Some(2) && String::from_utf8_lossy(&first.stderr).contains("random weights"),
+        "{first:?}"
+    );
+    assert!(through_head("00000003").status.success());
+    for extension in ["onnx", "pt", "bin"] {
+        let out = format!("encoder.{extension}");
+        world.fails(&["export", "--run", "run", "--out", &out], 2, &[&out, ".safetensors"]);
+        assert!(!world.at(&out).exists());
+    }
     std::fs::write(world.at("none.safetensors"), b"{}").unwrap();
     world.fails(&["import", "none.safetensors", "--run", "none"], 2, &["none.safetensors", "not a safetensors file"]);
     assert!(!world.at("none").exists());

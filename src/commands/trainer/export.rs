@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use simclr_ground::error::{Context, Result};
+use simclr_ground::error::{Context, Error, Result};
 use simclr_ground::files::write_whole;
 use simclr_trainer::checkpoint;
 use simclr_trainer::model::SimClr;
@@ -45,6 +45,12 @@ pub enum ExportNames {
 
 impl Run for ExportArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
+        if self.out.extension().is_none_or(|extension| extension != "safetensors") {
+            return Err(Error::input(format!(
+                "--out {}: only safetensors files are written; expected a name that ends in .safetensors",
+                self.out.display()
+            )));
+        }
         let (folder, chosen) = self.model.find(false)?;
         let chosen = chosen.expect("without --untrained there is a checkpoint or an error");
         let step = chosen.step;

@@ -54,6 +54,7 @@ impl Run for ImportArgs {
             file: self.file.clone(),
             digest: simclr_ground::files::digest(&bytes),
             names: found.names.clone(),
+            head_layers: Some(0),
         };
         let _lock = folder.lock()?;
         let optimizer = Optimizer::new(&config.optimizer, &model.parameters);

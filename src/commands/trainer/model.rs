@@ -5,15 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use simclr_ground::error::{Error, Result};
 use simclr_trainer::device;
-use simclr_trainer::run::RunFolder;
 use simclr_trainer::run::model::{Chosen, Loaded, find};
+use simclr_trainer::run::{RunFolder, RunRecord};
 
 use super::runs;
 use crate::config::{self, Config};
 use crate::open;
-
-/// What the record of a run says of weights that `eval finetune --save` kept: they are a whole model's.
-pub const FINE_TUNED: &str = "simclr-pipeline, fine-tuned";
 
 /// Which trained model.
 #[derive(Args)]
@@ -50,6 +47,8 @@ pub struct OpenModel {
     pub plan_digest: String,
     /// The model.
     pub loaded: Loaded,
+    /// How many layers of its head are not random.
+    pub head_layers: usize,
 }
 
 impl OpenModel {
@@ -60,15 +59,16 @@ impl OpenModel {
     pub fn open(args: &ModelArgs, untrained: bool, layers: usize, settings: &[String]) -> Result<Self> {
         let (folder, chosen) = args.find(untrained)?;
         let record = Config::recorded(&folder)?;
-        if let Some(imported) = &record.imported
-            && layers > 0
-            && record.plan_digest.is_empty()
-            && imported.names != FINE_TUNED
-        {
+        let head_layers = learned_head_layers(&record, chosen.as_ref());
+        if layers > head_layers && layers <= record.config.model.head.layers as usize && !untrained {
+            let from = record.imported.as_ref().map_or_else(String::new, |i| format!(" from {}", i.file.display()));
+            let came = match head_layers {
+                0 => format!("only the encoder was imported{from}"),
+                some => format!("{some} layers of the head were imported{from}"),
+            };
             return Err(Error::input(format!(
-                "--head-layer {layers}: only the encoder was imported from {}, and the head of {} has random weights; expected 0, \
-                 or a run that was trained here",
-                imported.file.display(),
+                "--head-layer {layers}: {came}, and what follows in the head of {} has random weights; expected at most \
+                 {head_layers}, or a checkpoint that was trained here",
                 folder.path().display()
             )));
         }
@@ -83,6 +83,18 @@ impl OpenModel {
         let device = device::open(config.machine.device)?;
         device::compute_on_cpu(open::torch_threads(&config.machine, 1));
         let loaded = Loaded::new(&config.model, chosen, layers, config.seed, (device, config.machine.precision))?;
-        Ok(Self { folder, config, plan_digest: record.plan_digest, loaded })
+        Ok(Self { folder, config, plan_digest: record.plan_digest, loaded, head_layers })
+    }
+}
+
+/// How many layers of a model's head have learned something: all of them after a step of training here, as many as came
+/// with imported weights, none of an untrained one.
+fn learned_head_layers(record: &RunRecord<Config>, chosen: Option<&Chosen>) -> usize {
+    let all = record.config.model.head.layers as usize;
+    match (chosen, &record.imported) {
+        (Some(chosen), _) if chosen.step > 0 => all,
+        (_, Some(imported)) => imported.learned_head_layers(all),
+        // Initial weights that were asked for, or a run's first checkpoint.
+        (_, None) => 0,
     }
 }

@@ -69,6 +69,20 @@ pub struct Imported {
     pub digest: String,
     /// Whose names its tensors had.
     pub names: String,
+    /// How many layers of the projection head came with them, or were trained since; the others are random. None in the
+    /// records of version 0.1.0, which did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_layers: Option<usize>,
+}
+
+/// Whose names the weights have that `eval finetune --save` kept.
+pub const FINE_TUNED: &str = "simclr-pipeline, fine-tuned";
+
+impl Imported {
+    /// How many layers of a head of `all` layers are known not to be random.
+    pub fn learned_head_layers(&self, all: usize) -> usize {
+        self.head_layers.unwrap_or(if self.names == FINE_TUNED { all } else { 0 })
+    }
 }
 
 /// Versions of what computed a run.

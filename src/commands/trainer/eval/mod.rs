@@ -21,9 +21,9 @@ use simclr_trainer::checkpoint;
 use simclr_trainer::eval::{CompareConfig, Comparison, Outcome, SetRole, Task, compare};
 use simclr_trainer::model::SimClr;
 use simclr_trainer::optimizer::Optimizer;
-use simclr_trainer::run::{Imported, RunFolder, Versions};
+use simclr_trainer::run::{FINE_TUNED, Imported, RunFolder, Versions};
 
-use super::model::{FINE_TUNED, ModelArgs, OpenModel};
+use super::model::{ModelArgs, OpenModel};
 use crate::commands::{Run, verbs};
 use crate::drawing::confusion::confusion_image;
 use crate::open;
@@ -268,11 +268,13 @@ fn keep(folder: &RunFolder, trained: &SimClr, model: &OpenModel, common: &EvalAr
     config.data.manifest = absolute(&common.train)?;
     let from = model.loaded.chosen.as_ref().map_or(model.folder.path(), |chosen| &chosen.path).to_owned();
     let digest = model.loaded.digest.clone().unwrap_or_default();
+    let head_layers = Some(model.head_layers.max(common.head_layer));
+    let imported = Imported { file: from, digest, names: FINE_TUNED.into(), head_layers };
     let _lock = folder.lock()?;
     let optimizer = Optimizer::new(&config.optimizer, &trained.parameters);
     folder.checkpoints().save(&checkpoint::imported(), &trained.parameters, &optimizer, 1)?;
     let versions = Versions::current(STREAM_VERSION);
-    folder.start_imported(&config, versions, Imported { file: from, digest, names: FINE_TUNED.into() })
+    folder.start_imported(&config, versions, imported)
 }
 
 fn sentence(object: &Value) -> String {
