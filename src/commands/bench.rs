@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use simclr_data::decode_memory::DECODE_MEMORY;
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::metrics::{PipelineMetrics, Stage, Waiting};
 use simclr_data::source::{DamagePolicy, Source};
@@ -16,7 +17,7 @@ use simclr_ground::position::Share;
 use simclr_ground::sample::SampleRef;
 use simclr_ground::stall::Waited;
 use simclr_image::augment::Op;
-use simclr_image::decode::decode;
+use simclr_image::decode::{decode, decode_bytes};
 use simclr_plan::Traversal;
 
 use super::Run;
@@ -234,6 +235,7 @@ fn decode_all(source: &Source, images: u64, threads: usize, runtime: &tokio::run
                 for (&sample, located) in some.iter().zip(&located) {
                     time.turn_to(Activity::Read);
                     let bytes = source.store.bytes(sample, located, &mut memory, runtime)?;
+                    let _room = DECODE_MEMORY.room(decode_bytes(bytes));
                     time.turn_to(Activity::Decode);
                     // What is damaged takes its time too; it is counted like the rest.
                     let _ = decode(bytes, plan.config.data.max_pixels);

@@ -9,10 +9,11 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int64Type, UInt64Type};
 use arrow_array::{Array, RecordBatch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use simclr_data::decode_memory::DECODE_MEMORY;
 use simclr_data::source::Source;
 use simclr_ground::error::{Error, Result};
 use simclr_ground::sample::SampleRef;
-use simclr_image::decode::decode;
+use simclr_image::decode::{decode, decode_bytes};
 use simclr_image::drawn;
 use simclr_trainer::error::TrainError;
 use tch::{Kind, Tensor};
@@ -219,6 +220,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
         for (column, &place) in std::iter::once(&query).chain(near).enumerate() {
             let x = GAP + column as u32 * (SIDE + GAP) + if column > 0 { GAP } else { 0 };
             let bytes = source.store.read(&[pick(embedding.ids[place as usize])?], storage.handle())?.remove(0);
+            let _room = DECODE_MEMORY.room(decode_bytes(&bytes));
             if let Ok(picture) = decode(&bytes, source.plan.config.data.max_pixels) {
                 canvas.put(&picture, x, y, SIDE);
             }

@@ -137,6 +137,23 @@ fn batches_over_the_network_equal_those_made_here() {
     assert_eq!(local(&world, &manifest, &more), world.done(&fed(&manifest, &node.url, &more)));
 }
 
+/// Plain and compressed shards of the same samples give the same batches, but whoever mixed them by mistake should know.
+#[test]
+fn a_node_that_reads_other_files_is_told_of() {
+    let world = World::new();
+    let manifest = world.packed("set", 60, &[]);
+    world.done(&["pack", "set-pictures", "--out", "small", "--shard-bytes", "60000", "--zstd", "3"]);
+    let compressed = world.arg("small/manifest.json");
+    let wanted = local(&world, &manifest, &["--batches", "6"]);
+    for (served, is_told) in [(&manifest, false), (&compressed, true)] {
+        let node = Node::start(&world, &["--manifest", served]);
+        let found = world.run(&fed(&manifest, &node.url, &["--batches", "6", "--json"]));
+        let said = String::from_utf8_lossy(&found.stderr);
+        assert_eq!(said.contains("bytes, frames, row index"), is_told, "{said}");
+        assert_eq!(serde_json::from_slice::<Value>(&found.stdout).unwrap(), wanted);
+    }
+}
+
 /// Lanes follow each other on a node. What is fetched twice does not grow with the set: shards at the borders between
 /// nodes, those with which the next epoch begins, and the first samples, which are needed before their shard is there.
 #[test]

@@ -1,7 +1,7 @@
 //! Memory for decoding large images. What an image needs is known from its header; one that needs much waits until there
 //! is room, so that a set of them does not take as much as there are threads, and none is refused for it.
 
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard};
 
 /// Images that need at most so many bytes are decoded at once: 11 million pixels of plain JPEG, 4 million of anything else.
 const SMALL_BYTES: u64 = 64 << 20;
@@ -11,6 +11,10 @@ const BYTES_PER_THREAD: u64 = 128 << 20;
 
 /// What they may take in all with few threads: about as much as one of `data.max_pixels` takes by default.
 const LEAST_BYTES: u64 = 2 << 30;
+
+/// The process's own: whatever decodes in it, for however many streams, shares it.
+pub static DECODE_MEMORY: LazyLock<DecodeMemory> =
+    LazyLock::new(|| DecodeMemory::for_threads(std::thread::available_parallelism().map_or(1, usize::from)));
 
 /// A bounded amount of memory for the threads that decode.
 pub struct DecodeMemory {
@@ -42,7 +46,7 @@ impl Room<'_> {
 
 impl DecodeMemory {
     /// Memory for so many threads.
-    pub fn for_threads(threads: usize) -> Self {
+    fn for_threads(threads: usize) -> Self {
         Self::of((threads as u64).saturating_mul(BYTES_PER_THREAD).max(LEAST_BYTES))
     }
 

@@ -5,10 +5,11 @@ use simclr_ground::position::Share;
 use simclr_ground::sample::SampleRef;
 use simclr_image::augment::{Step, view_bytes};
 use simclr_image::damage::Damage;
-use simclr_image::decode::{RgbImage, decode};
+use simclr_image::decode::{RgbImage, decode, decode_bytes};
 use simclr_image::views::{Key, ViewMaker};
 use simclr_plan::Batches;
 
+use crate::decode_memory::DECODE_MEMORY;
 use crate::source::Source;
 use crate::store::StoreError;
 
@@ -77,6 +78,7 @@ impl<'a> Inspector<'a> {
             |label: u32| manifest.classes.get(label as usize).cloned().unwrap_or_else(|| format!("class {label}"));
         let bytes = source.store.read(&[sample], &self.storage)?.pop().expect("one sample was read");
         let sizes: Vec<u32> = plan.config.recipe.sizes().collect();
+        let _room = DECODE_MEMORY.room(decode_bytes(&bytes).saturating_mul(2));
         let seen = decode(&bytes, plan.config.data.max_pixels).and_then(|original| {
             let key = Key { seed: plan.config.seed, epoch: self.epoch, sample: plan.sample_id(sample) };
             self.maker.decode(&bytes, None, key)?;

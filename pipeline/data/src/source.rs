@@ -1,7 +1,7 @@
 //! What a stream is read from: one plan, the storage under it, and where damage is recorded.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use simclr_ground::batch_stream::StreamError;
 use simclr_ground::error::{Classify, Context, ErrorClass, InvalidValue, Result};
@@ -23,6 +23,7 @@ pub struct Source {
     pub quarantine: Quarantine,
     /// What is counted.
     pub metrics: PipelineMetrics,
+    derived_digest: OnceLock<String>,
 }
 
 /// How many damaged samples a stream bears, and where it writes them down.
@@ -60,7 +61,12 @@ impl Source {
                 .with_context(|| format!("cannot read {}", path.display()))?,
         };
         quarantine.check_budget()?;
-        Ok(Arc::new(Self { plan, store, quarantine, metrics }))
+        Ok(Arc::new(Self { plan, store, quarantine, metrics, derived_digest: OnceLock::new() }))
+    }
+
+    /// The digest of how the data set is stored: see [`Manifest::derived_digest`].
+    pub fn derived_digest(&self) -> &str {
+        self.derived_digest.get_or_init(|| self.store.manifest().derived_digest())
     }
 }
 

@@ -15,7 +15,7 @@ use simclr_image::damage::{Damage, DamageReason};
 use simclr_image::decode::decode_bytes;
 use simclr_image::views::{Key, ViewMaker};
 
-use crate::decode_memory::DecodeMemory;
+use crate::decode_memory::{DECODE_MEMORY, DecodeMemory};
 use crate::metrics::{self, PipelineMetrics};
 use crate::quarantine::QuarantineEntry;
 use crate::source::{LoadError, Source};
@@ -32,9 +32,8 @@ pub fn start<S: Slab>(
     work: &Receiver<Work<S>>,
     storage: &tokio::runtime::Handle,
 ) -> Vec<JoinHandle<()>> {
-    let memory = Arc::new(DecodeMemory::for_threads(threads));
     let start = |i| {
-        let worker = Worker { source: source.clone(), storage: storage.clone(), decode_memory: memory.clone() };
+        let worker = Worker { source: source.clone(), storage: storage.clone() };
         let work = work.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{i}"));
         thread.spawn(move || worker.run(&work)).expect("the system gives us a thread")
@@ -145,8 +144,6 @@ struct Worker {
     source: Arc<Source>,
     /// Where reading runs, for the sample that takes a damaged one's place.
     storage: tokio::runtime::Handle,
-    /// What large images wait for.
-    decode_memory: Arc<DecodeMemory>,
 }
 
 impl Worker {
@@ -229,7 +226,7 @@ impl Worker {
                 if DecodeMemory::is_large(needed) {
                     time.turn_to(Activity::Idle);
                 }
-                let room = self.decode_memory.room(needed);
+                let room = DECODE_MEMORY.room(needed);
                 let made = shielded(|| {
                     time.turn_to(Activity::Decode);
                     #[cfg(test)]

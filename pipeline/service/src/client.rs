@@ -66,7 +66,8 @@ impl<S: Slab> Feed<S> {
         for slab in slabs {
             slab_sender.try_send(slab).unwrap_or_else(|_| panic!("the channel holds {num_slabs} slabs"));
         }
-        let all = Nodes::start(nodes, token, question, timeout, patience, metrics.clone(), runtime);
+        let asked = (question, source.derived_digest().to_owned());
+        let all = Nodes::start(nodes, token, asked, timeout, patience, metrics.clone(), runtime);
         let mut tasks = JoinSet::new();
         let mut shares = Vec::new();
         let columns: Arc<[Group]> = wire::groups(plan).into();

@@ -16,6 +16,7 @@ use tonic::{Code, Request, Status};
 use crate::error::FeedError;
 use crate::metrics::FeedMetrics;
 use crate::receive::describe;
+use crate::wire::StreamInfo;
 
 /// The pause before a lost node is tried again, at first and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
@@ -43,6 +44,8 @@ pub(super) struct Nodes {
     token: Option<MetadataValue<Ascii>>,
     /// What each is asked at first: the ticket that describes the stream.
     question: Vec<u8>,
+    /// The digest of how the data set is stored, as the manifest here has it.
+    derived_digest: String,
     /// How long a question may go unanswered.
     timeout: Duration,
     patience: Duration,
@@ -73,7 +76,7 @@ impl Nodes {
     pub fn start(
         nodes: Vec<Node>,
         token: Option<MetadataValue<Ascii>>,
-        question: Vec<u8>,
+        (question, derived_digest): (Vec<u8>, String),
         timeout: Duration,
         patience: Duration,
         metrics: FeedMetrics,
@@ -82,7 +85,7 @@ impl Nodes {
         let state = NodeState { why: "not reached yet".into(), ..NodeState::default() };
         let state = State { nodes: vec![state; nodes.len()], none_since: Some(Instant::now()), links: 0 };
         let state = watch::Sender::new(state);
-        let all = Arc::new(Self { nodes, token, question, timeout, patience, state, metrics });
+        let all = Arc::new(Self { nodes, token, question, derived_digest, timeout, patience, state, metrics });
         for node in 0..all.nodes.len() {
             let keeper = Keeper { node, all: Arc::downgrade(&all) };
             runtime.spawn(keeper.run());
@@ -179,7 +182,10 @@ impl Nodes {
         }
         let mut client = FlightServiceClient::new(channel.clone());
         match tokio::time::timeout(self.timeout, client.get_flight_info(question)).await {
-            Ok(Ok(_)) => Ok(channel),
+            Ok(Ok(flight)) => {
+                self.compare_storage(node, &flight.into_inner().app_metadata);
+                Ok(channel)
+            }
             Ok(Err(status)) => {
                 let refuses = matches!(
                     status.code(),
@@ -188,6 +194,19 @@ impl Nodes {
                 Err((describe(&status), refuses))
             }
             Err(_) => Err((format!("no response for {} s", self.timeout.as_secs_f64()), false)),
+        }
+    }
+
+    /// Says so where the node reads the same samples from other files than the manifest here names. That is allowed, since
+    /// each sample is checked where it is read; but whoever did not mean it should know.
+    fn compare_storage(&self, node: usize, described: &[u8]) {
+        let theirs = serde_json::from_slice::<StreamInfo>(described).ok().and_then(|info| info.derived_digest);
+        if theirs.is_some_and(|theirs| theirs != self.derived_digest) {
+            tracing::warn!(
+                node = self.nodes[node].url,
+                "the node's manifest says of its shards' files what the one here does not (bytes, frames, row index); \
+                 samples are checked against the digest that both have"
+            );
         }
     }
 }

@@ -193,7 +193,9 @@ impl Flight {
     fn info(&self, ticket: &Ticket, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
         let plan = &self.service.maker.source.plan;
         let broken = |error: arrow_schema::ArrowError| Status::internal(error.to_string());
-        let app_metadata = serde_json::to_vec(&StreamInfo::new(plan)).expect("a description is plain data");
+        let derived_digest = Some(self.service.maker.source.derived_digest().to_owned());
+        let app_metadata = StreamInfo { derived_digest, ..StreamInfo::new(plan) };
+        let app_metadata = serde_json::to_vec(&app_metadata).expect("a description is plain data");
         let batches = ticket.count.and_then(|count| i64::try_from(count).ok());
         let times = |each: u64| batches.and_then(|n| n.checked_mul(i64::try_from(each).ok()?)).unwrap_or(-1);
         // The content of the plan is for refusals; those who were told the digest by us need none.

@@ -55,6 +55,9 @@ pub struct StreamInfo {
     pub plan_digest: String,
     /// The manifest's digest.
     pub manifest_digest: String,
+    /// The digest of how the data set is stored; where a flight is described.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived_digest: Option<String>,
     /// The version of what turns a plan into bytes.
     pub stream_version: u32,
     /// Images in a global batch.
@@ -73,6 +76,7 @@ impl StreamInfo {
         Self {
             plan_digest: plan.digest.clone(),
             manifest_digest: plan.manifest_digest.clone(),
+            derived_digest: None,
             stream_version: STREAM_VERSION,
             batch_size: plan.config.batch.size,
             batches_per_epoch: plan.batches_per_epoch(),

@@ -19,7 +19,7 @@ use simclr_ground::location::Location;
 use simclr_ground::rng::{Draws, Purpose};
 use simclr_image::decode::decode_bytes;
 
-use crate::decode_memory::DecodeMemory;
+use crate::decode_memory::DECODE_MEMORY;
 use crate::frames::{FRAME_BYTES, Frames};
 use crate::listing::{Item, LeftOut, Listing, ListingError, ListingOptions, list};
 use crate::manifest::{BuildOptions, Manifest, ManifestError, NamedShard, build};
@@ -216,9 +216,7 @@ struct Written {
 
 /// Writes the items in order. While one chunk is being laid out and written, the next is read and resized.
 fn write_shards(items: &[Item], folder: &Path, options: &PackOptions<'_>) -> Result<Written, PackError> {
-    let memory = DecodeMemory::for_threads(options.threads);
-    let prepare =
-        |items: &[Item]| items.par_iter().map(|item| ready(item, options, &memory)).collect::<Result<Vec<_>, _>>();
+    let prepare = |items: &[Item]| items.par_iter().map(|item| ready(item, options)).collect::<Result<Vec<_>, _>>();
     let mut writer = SetWriter::new(folder, options);
     let mut kept_as_is = Vec::new();
     let mut chunks = items.chunks(CHUNK_IMAGES);
@@ -247,11 +245,11 @@ fn write_shards(items: &[Item], folder: &Path, options: &PackOptions<'_>) -> Res
     Ok(Written { shards: writer.finish()?, kept_as_is })
 }
 
-fn ready(item: &Item, options: &PackOptions<'_>, memory: &DecodeMemory) -> Result<Ready, PackError> {
+fn ready(item: &Item, options: &PackOptions<'_>) -> Result<Ready, PackError> {
     let bytes = item.read()?;
     let extension = item.extension.clone();
     let Some(resize) = options.resize else { return Ok(Ready { bytes, extension, kept_as_is: None }) };
-    let _room = memory.room(decode_bytes(&bytes));
+    let _room = DECODE_MEMORY.room(decode_bytes(&bytes));
     Ok(match resize.apply(&bytes) {
         Ok(smaller) => Ready { bytes: smaller, extension: "jpg".into(), kept_as_is: None },
         Err(damage) => Ready { bytes, extension, kept_as_is: Some(damage.to_string()) },

@@ -310,7 +310,7 @@ fn evaluate_neighbours(
 pub fn summary(source: &Source) -> StreamSummary {
     let manifest = source.store.manifest();
     let summary = source.plan.summary((manifest.num_labelled() > 0).then(|| manifest.num_classes()));
-    StreamSummary { derived_digest: Some(manifest.derived_digest()), ..summary }
+    StreamSummary { derived_digest: Some(source.derived_digest().to_owned()), ..summary }
 }
 
 /// A model with initial weights on `device`.
