@@ -61,7 +61,11 @@ impl Source {
                 .with_context(|| format!("cannot read {}", path.display()))?,
         };
         quarantine.check_budget()?;
-        Ok(Arc::new(Self { plan, store, quarantine, metrics, derived_digest: OnceLock::new() }))
+        Ok(Arc::new(Self::of(plan, store, quarantine, metrics)))
+    }
+
+    pub(crate) fn of(plan: Plan, store: Store, quarantine: Quarantine, metrics: PipelineMetrics) -> Self {
+        Self { plan, store, quarantine, metrics, derived_digest: OnceLock::new() }
     }
 
     /// The digest of how the data set is stored: see [`Manifest::derived_digest`].

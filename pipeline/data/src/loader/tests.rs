@@ -24,7 +24,7 @@ fn source(manifest: &Manifest, config: StreamConfig) -> Arc<Source> {
     let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
     let store = Store::new(Arc::new(manifest.clone()), &in_memory(1 << 30), metrics.clone()).unwrap();
     let quarantine = Quarantine::new(allowed, metrics.clone());
-    Arc::new(Source { plan, store, quarantine, metrics })
+    Arc::new(Source::of(plan, store, quarantine, metrics))
 }
 
 /// The batch that the feeder of a test is not up to.
@@ -191,7 +191,7 @@ fn zstd_shards_that_do_not_fit_are_read_frame_by_frame_or_an_error_before_anythi
         let plan = Plan::new(manifest, stream(1, 8, 4)).unwrap();
         let store = Store::new(Arc::new(manifest.clone()), &in_memory(1000), metrics.clone()).unwrap();
         let quarantine = Quarantine::new(0, metrics.clone());
-        Arc::new(Source { plan, store, quarantine, metrics })
+        Arc::new(Source::of(plan, store, quarantine, metrics))
     };
     assert!(wanted == all(&with_little_memory(&set.manifest), 2, 2, 0, 5));
     let mut without_table = set.manifest.clone();

@@ -75,7 +75,7 @@ fn digest_with(
     let to = 2 * plan.batches_per_epoch();
     let slabs = vec![vec![0u8; plan.slab_bytes(Share::ALL)]; 2];
     let quarantine = Quarantine::new(0, metrics.clone());
-    let source = Arc::new(Streamed { plan, store, quarantine, metrics });
+    let source = Arc::new(Streamed::of(plan, store, quarantine, metrics));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let options = LoaderOptions { threads: 1, from_batch: 0, to_batch: Some(to), share: Share::ALL };
     let mut loader = Loader::start(source, slabs, options, runtime.handle())?;
