@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use simclr_data::dataset::{self, OpenOptions, Opened, Told};
+use simclr_data::dataset::{self, OpenOptions, Opened, Reading, Told};
+use simclr_data::listing::Listing;
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::Manifest;
 use simclr_data::metrics::PipelineMetrics;
@@ -18,7 +19,7 @@ use simclr_ground::batch::{Slab, zeros};
 use simclr_ground::batch_stream::BatchStream;
 use simclr_ground::error::{Context, InvalidValue, Result};
 use simclr_ground::position::Share;
-use simclr_plan::{Plan, StreamConfig};
+use simclr_plan::{DataConfig, Plan, StreamConfig};
 use simclr_service::client::Feed;
 
 use crate::config::{Config, MachineConfig};
@@ -29,7 +30,20 @@ use crate::telemetry::{self, logging};
 ///
 /// # Errors
 /// If there is no data set of this name, or it can't be read.
-pub fn manifest(what: &Path) -> Result<Manifest> {
+pub fn manifest(what: &Path, reading: Reading) -> Result<Manifest> {
+    let Opened { manifest, notes } = with_progress(what, reading, |options| Ok(dataset::open(what, options)?))?;
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    for note in notes {
+        let note = format!("{}: {note}", what.display());
+        if !logging::is_quiet() && SAID.lock().expect("no panic while held").insert(note.clone()) {
+            logging::say(&note);
+        }
+    }
+    Ok(manifest)
+}
+
+/// Looks at a data set, and shows how that goes on.
+fn with_progress<T>(what: &Path, reading: Reading, look: impl FnOnce(&OpenOptions<'_>) -> Result<T>) -> Result<T> {
     let quiet = logging::is_quiet();
     let progress: Mutex<Option<Progress>> = Mutex::new(None);
     let told = |told: Told| match told {
@@ -42,17 +56,33 @@ pub fn manifest(what: &Path) -> Result<Manifest> {
             progress.set(done, total, || format!("{unit}, {:.1} MB read", bytes as f64 / 1e6));
         }
     };
-    let opened = dataset::open(what, &OpenOptions { threads: cores(), memory: memory_folder(), progress: &told });
+    let found = look(&OpenOptions { reading, threads: cores(), memory: memory_folder(), progress: &told });
     progress.into_inner().expect("no panic while held").iter().for_each(Progress::finish);
-    let Opened { manifest, notes } = opened?;
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    for note in notes {
-        let note = format!("{}: {note}", what.display());
-        if !quiet && SAID.lock().expect("no panic while held").insert(note.clone()) {
-            logging::say(&note);
-        }
-    }
-    Ok(manifest)
+    found
+}
+
+/// What `what` names as data, as a listing that can be packed. What a person should know of it is in its notes.
+///
+/// # Errors
+/// As [`manifest`].
+pub fn listing(
+    what: &Path,
+    classes: Option<Vec<String>>,
+    reading: Reading,
+    machine: &MachineConfig,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Listing> {
+    telemetry::recorder();
+    with_progress(what, reading, |options| {
+        Ok(dataset::listing(what, classes, options, &store_options(machine), runtime)?)
+    })
+}
+
+/// How a configuration says that data sets are read.
+pub fn reading(data: &DataConfig) -> Reading {
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let labels = (!data.labels.as_os_str().is_empty()).then(|| data.labels.clone());
+    Reading { image: some(&data.image), label_field: some(&data.label_field), labels }
 }
 
 /// Where it is remembered what was read of people's data: in the user's cache folder, if there is one.
@@ -67,7 +97,7 @@ fn memory_folder() -> Option<PathBuf> {
 /// # Errors
 /// As [`manifest`].
 pub fn fitted(config: &mut Config) -> Result<Manifest> {
-    let manifest = manifest(&config.data.manifest)?;
+    let manifest = manifest(&config.data.manifest, reading(&config.data))?;
     config.fit(manifest.samples);
     Ok(manifest)
 }
@@ -77,7 +107,7 @@ pub fn fitted(config: &mut Config) -> Result<Manifest> {
 /// # Errors
 /// If the manifest can't be read or the plan can't be made.
 pub fn source(stream: StreamConfig, machine: &MachineConfig) -> Result<Arc<Source>> {
-    source_over(manifest(&stream.data.manifest)?, stream, machine, DamagePolicy::Budget)
+    source_over(manifest(&stream.data.manifest, reading(&stream.data))?, stream, machine, DamagePolicy::Budget)
 }
 
 /// The source of a stream over a manifest that was read, with this damage policy.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use simclr_data::dataset::Reading;
 use simclr_ground::error::Result;
 use simclr_service::reach::FeedConfig;
 
@@ -37,6 +38,24 @@ impl ConfigArgs {
     /// If a file, key or value is wrong.
     pub fn load(&self) -> Result<Config> {
         Ok(Config::load(self.config.as_deref(), &self.settings())?)
+    }
+}
+
+/// Which of a sample's entries are its image and its class.
+#[derive(Args, Clone, Default)]
+pub struct ReadingArgs {
+    /// In shards: take images from entries with this extension (e.g. input.jpg) where a key has several.
+    #[arg(long, value_name = "EXTENSION")]
+    pub image: Option<String>,
+    /// In shards: take classes (index or name) from this field of each sample's .json, where there is no .cls.
+    #[arg(long, value_name = "NAME")]
+    pub label_field: Option<String>,
+}
+
+impl ReadingArgs {
+    /// How the data set is read, its classes from `labels` if that is a file.
+    pub fn reading(&self, labels: Option<&PathBuf>) -> Reading {
+        Reading { image: self.image.clone(), label_field: self.label_field.clone(), labels: labels.cloned() }
     }
 }
 

@@ -16,6 +16,7 @@ use simclr_ground::position::Share;
 use simclr_plan::{Plan, ShuffleQuality};
 
 use super::Run;
+use super::args::ReadingArgs;
 use crate::config::Config;
 use crate::open;
 use crate::open::cores;
@@ -46,14 +47,15 @@ pub enum ManifestCommand {
         /// Do not index JPEG entry points: smaller manifest, faster to build, slightly slower crops.
         #[arg(long)]
         no_row_index: bool,
-        /// Take class indices from this field of each sample's .json, where there is no .cls.
-        #[arg(long, value_name = "NAME")]
-        label_field: Option<String>,
+        #[command(flatten)]
+        reading: ReadingArgs,
     },
     /// Verify all shards or files against the manifest and report every mismatch.
     Verify {
         /// A manifest, or whatever else --data takes.
         manifest: PathBuf,
+        #[command(flatten)]
+        reading: ReadingArgs,
         /// Decode every image as well.
         #[arg(long)]
         decode: bool,
@@ -65,6 +67,11 @@ pub enum ManifestCommand {
     Show {
         /// A manifest, or whatever else --data takes.
         manifest: PathBuf,
+        #[command(flatten)]
+        reading: ReadingArgs,
+        /// Take classes from this file: a name and a class on each line.
+        #[arg(long, value_name = "FILE")]
+        labels: Option<PathBuf>,
         /// Measure shuffle quality and read amplification across ranks.
         #[arg(long)]
         shuffle: bool,
@@ -88,7 +95,7 @@ pub enum ManifestCommand {
 impl Run for ManifestCommand {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         match self {
-            ManifestCommand::Build { shards, out, classes, exclude, no_row_index, label_field } => {
+            ManifestCommand::Build { shards, out, classes, exclude, no_row_index, reading } => {
                 let named = expand(shards)?;
                 let classes = classes_of(classes.as_deref(), &named)?;
                 let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -97,9 +104,20 @@ impl Run for ManifestCommand {
                 let exclude = exclude.as_deref().map(quarantined).transpose()?.unwrap_or_default();
                 let asked = exclude.len();
                 let (manifest, passed_over) = with_progress("reading", named.len(), output, |progress| {
-                    let (rows, label_field, threads) = (!no_row_index, label_field.clone(), cores());
-                    let options = BuildOptions { base, source, classes, label_field, exclude, rows, threads, progress };
-                    build(&named, options)
+                    build(
+                        &named,
+                        BuildOptions {
+                            base,
+                            source,
+                            classes,
+                            reading: reading.reading(None),
+                            folder_classes: true,
+                            exclude,
+                            rows: !no_row_index,
+                            threads: cores(),
+                            progress,
+                        },
+                    )
                 })?;
                 for line in passed_over.told().iter().filter(|_| !output.quiet) {
                     say(line);
@@ -116,8 +134,8 @@ impl Run for ManifestCommand {
                 report(&manifest, out, output)?;
                 Ok(ExitStatus::Success)
             }
-            ManifestCommand::Verify { manifest: path, decode, quarantine } => {
-                let manifest = open::manifest(path)?;
+            ManifestCommand::Verify { manifest: path, reading, decode, quarantine } => {
+                let manifest = open::manifest(path, reading.reading(None))?;
                 let problems = with_progress("verifying", manifest.shards.len(), output, |progress| {
                     verify(&manifest, cores(), progress)
                 })?;
@@ -150,13 +168,13 @@ impl Run for ManifestCommand {
                 let sound = problems.is_empty() && damaged.is_empty();
                 Ok(if sound { ExitStatus::Success } else { ExitStatus::ProblemsFound })
             }
-            ManifestCommand::Show { manifest: path, shuffle: false, .. } => {
-                report(&open::manifest(path)?, path, output)?;
+            ManifestCommand::Show { manifest: path, reading, labels, shuffle: false, .. } => {
+                report(&open::manifest(path, reading.reading(labels.as_ref()))?, path, output)?;
                 Ok(ExitStatus::Success)
             }
-            ManifestCommand::Show { manifest: path, config, settings, .. } => {
+            ManifestCommand::Show { manifest: path, reading, labels, config, settings, .. } => {
                 let mut config = Config::load(config.as_deref(), settings)?;
-                let manifest = open::manifest(path)?;
+                let manifest = open::manifest(path, reading.reading(labels.as_ref()))?;
                 config.fit(manifest.samples);
                 let plan = Plan::new(&manifest, config.stream())?;
                 let quality = ShuffleQuality::measure(&plan, &manifest);

@@ -4,23 +4,26 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
-use simclr_data::listing::ListingOptions;
 use simclr_data::manifest::Manifest;
-use simclr_data::pack::{PackOptions, Resize, abandon, pack};
+use simclr_data::pack::{PackOptions, Resize, abandon, check, pack_listing};
 use simclr_ground::error::{Error, Result};
 
 use super::Run;
+use super::args::ReadingArgs;
+use crate::config::Config;
+use crate::open;
 use crate::open::cores;
 use crate::output::{ExitStatus, Output};
 use crate::signals::Stop;
 use crate::telemetry::logging::say;
 use crate::telemetry::progress::Progress;
 
-/// Pack images into shards and a manifest: a folder in any shape, a tar, ILSVRC2012's tars, or a list.
+/// Pack images into shards and a manifest: a folder in any shape, a tar, ILSVRC2012's tars, a list, or other shards.
 #[derive(Args)]
 pub struct PackArgs {
     /// A folder of images (class folders give labels, any other shape none); a tar of images, or of class tars
-    /// (ILSVRC2012_img_train.tar); or a list (.txt, .csv) with a path, and perhaps a class, on each line.
+    /// (ILSVRC2012_img_train.tar); a list (.txt, .csv) with a path, and perhaps a class, on each line; or a manifest or
+    /// shards (a folder, pattern or URL), to pack them anew.
     pub source: PathBuf,
     /// Output directory to create.
     #[arg(long)]
@@ -40,9 +43,12 @@ pub struct PackArgs {
     /// Use 4:2:0 chroma subsampling (smaller files, faster decoding).
     #[arg(long)]
     pub subsample: bool,
-    /// Label file for a tar of images: one class per line in filename order, or `NAME CLASS` per line.
+    /// Take classes from this file: a name and a class on each line (CSV, tabs or blanks); for a tar of images also one
+    /// class per line in filename order.
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
     /// Number the classes as in this file (a name on each line) or this manifest; classes without images are allowed.
     #[arg(long, value_name = "FILE|MANIFEST")]
     pub classes: Option<PathBuf>,
@@ -103,16 +109,18 @@ impl Run for PackArgs {
             zstd: self.zstd,
             seed: self.seed,
             resize: resize(self)?,
-            listing: ListingOptions {
-                labels: self.labels.clone(),
-                classes: self.classes.as_deref().map(class_list).transpose()?,
-            },
             threads: cores(),
             progress: &|done, total| progress.set(done, total, || "images".into()),
         };
         let out = self.out.clone();
         Stop::before_leaving(move || abandon(&out))?;
-        let packed = pack(&self.source, &self.out, &options)?;
+        check(&self.out, &options)?;
+        let classes = self.classes.as_deref().map(class_list).transpose()?;
+        let runtime = open::runtime()?;
+        let reading = self.reading.reading(self.labels.as_ref());
+        let machine = Config::load(None, &[])?.machine;
+        let listing = open::listing(&self.source, classes, reading, &machine, runtime.handle())?;
+        let packed = pack_listing(listing, &self.out, &options)?;
         progress.finish();
         for line in packed.left_out.told().iter().chain(&packed.notes).filter(|_| !output.quiet) {
             say(line);

@@ -205,6 +205,21 @@ impl Config {
         Self::from_table(table, place)
     }
 
+    /// Writes out the paths of the data set and of what says more of it, so that a run goes on from wherever it is started.
+    ///
+    /// # Errors
+    /// If the current folder is gone.
+    #[cfg(feature = "trainer")]
+    pub fn make_paths_absolute(&mut self) -> simclr_ground::error::Result<()> {
+        let data = &mut self.data;
+        for path in [&mut data.manifest, &mut data.subset, &mut data.labels] {
+            if !path.as_os_str().is_empty() {
+                *path = simclr_ground::location::absolute(path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The configuration that a run's record holds, in whatever form it was written.
     ///
     /// # Errors

@@ -197,3 +197,112 @@ fn evaluation_takes_the_images_that_have_a_label_and_classes_meet_by_name() {
     let eval = ["eval", "knn", "--run", "run", "--train", "set", "--test", "other"];
     world.fails(&eval, 2, &["another", "matched by name"]);
 }
+
+/// A tar with these entries.
+fn tar(path: &Path, entries: &[(String, Vec<u8>)]) {
+    let mut builder = tar::Builder::new(std::fs::File::create(path).unwrap());
+    for (name, bytes) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    builder.finish().unwrap();
+}
+
+fn image(number: u64) -> Vec<u8> {
+    drawn::png(&drawn::picture(3, (number % 10) as usize, number, 20))
+}
+
+/// What a manifest of shards says of classes: their names, and how many samples have one.
+fn classes(world: &World, data: &[&str]) -> (usize, u64) {
+    let shown = world.done(&[&["manifest", "show"], data].concat());
+    (shown["classes"].as_u64().unwrap() as usize, shown["labelled_samples"].as_u64().unwrap())
+}
+
+/// Which entries are images and classes is said where it does not follow from their names; shards can be packed anew.
+#[test]
+fn images_and_classes_are_chosen_among_the_entries_of_a_key() {
+    let world = World::new();
+    let entries = (0..12u64).flat_map(|i| {
+        let json = format!(r#"{{"label": "{}", "number": {}}}"#, ["cat", "dog"][i as usize % 2], i % 3);
+        [
+            (format!("{i:02}.input.png"), image(i)),
+            (format!("{i:02}.json"), json.into_bytes()),
+            (format!("{i:02}.target.png"), image(100 + i)),
+        ]
+    });
+    tar(&world.at("pairs.tar"), &entries.collect::<Vec<_>>());
+    let several = ["input.png, target.png", "data.image", "--image"];
+    world.fails(&["manifest", "show", "pairs.tar"], 2, &several);
+    let inputs = ["pairs.tar", "--image", "input.png"];
+    assert_eq!(classes(&world, &inputs), (0, 0));
+    assert_eq!(classes(&world, &[&inputs[..], &["--label-field", "number"]].concat()).1, 12);
+    assert_eq!(classes(&world, &[&inputs[..], &["--label-field", "label"]].concat()), (2, 12));
+    let batches = |image: &str| {
+        let image = format!("data.image={image}");
+        world.done(&[&["digest"], TINY, &["--data", "pairs.tar", "--batches", "3", "--set", &image]].concat())
+    };
+    assert_ne!(batches("input.png")["digest"], batches("target.png")["digest"]);
+    let named = ["--image", "input.png", "--label-field", "label"];
+    world.done(&[&["manifest", "build", "pairs.tar", "--out", "pairs.json"], &named[..]].concat());
+    world.done(&["manifest", "verify", "pairs.json"]);
+    // Packed anew, as shards with classes of their own.
+    world.done(&[&["pack", "pairs.tar", "--out", "from-tar"], &named[..]].concat());
+    world.done(&["pack", "pairs.json", "--out", "from-manifest", "--zstd", "3"]);
+    for data in ["pairs.json", "from-tar", "from-manifest"] {
+        assert_eq!(classes(&world, &[data]), (2, 12), "{data}");
+    }
+    world.done(&["pack", "from-manifest", "--out", "again"]);
+    assert_eq!(classes(&world, &["again"]), (2, 12));
+    world.done(&["manifest", "verify", "again/manifest.json"]);
+}
+
+/// Class folders inside a tar are classes, as they are on a disk, unless entries say classes themselves.
+#[test]
+fn folders_in_tars_are_classes() {
+    let world = World::new();
+    let images =
+        |class: &str, count: u64| (0..count).map(|i| (format!("{class}/{i}.png"), image(i))).collect::<Vec<_>>();
+    let both = [images("bee", 4), images("ant", 4)].concat();
+    tar(&world.at("classes.tar"), &both);
+    let labeled: Vec<_> = both.iter().map(|(name, _)| (name.replace(".png", ".cls"), b"0".to_vec())).collect();
+    tar(
+        &world.at("labeled.tar"),
+        &[both.clone(), labeled]
+            .concat()
+            .into_iter()
+            .collect::<std::collections::BTreeMap<_, _>>()
+            .into_iter()
+            .collect::<Vec<_>>(),
+    );
+    tar(&world.at("one.tar"), &images("part-0", 4));
+    for (data, wanted) in [("classes.tar", (2, 8)), ("labeled.tar", (1, 8)), ("one.tar", (0, 0))] {
+        assert_eq!(classes(&world, &[data]), wanted, "{data}");
+    }
+    world.done(&["pack", "classes.tar", "--out", "packed"]);
+    world.done(&["pack", "labeled.tar", "--out", "relabeled"]);
+    assert_eq!((classes(&world, &["packed"]), classes(&world, &["relabeled"])), ((2, 8), (1, 8)));
+}
+
+/// A file of labels serves folders, lists and shards alike, and says what it leaves without one.
+#[test]
+fn labels_come_from_a_file_beside_the_images() {
+    let world = World::new();
+    flat(&world, "photos", 12);
+    let rows: String = (0..10).map(|i| format!("IMG_{i:04},{}\n", ["x", "y"][i % 2])).collect();
+    std::fs::write(world.at("labels.csv"), format!("id,breed\n{rows}")).unwrap();
+    world.done(&["pack", "photos", "--out", "plain"]);
+    world.done(&["pack", "photos", "--out", "packed", "--labels", "labels.csv"]);
+    assert_eq!(classes(&world, &["packed"]), (2, 10));
+    for data in ["photos", "plain", "plain/shard-000000.tar"] {
+        assert_eq!(classes(&world, &[data, "--labels", "labels.csv"]), (2, 10), "{data}");
+        let said = world.run(&["manifest", "show", data, "--labels", "labels.csv"]);
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains("names 10 of 12 images"), "{data}: {said}");
+    }
+    std::fs::write(world.at("other.csv"), "dog.jpg,x\ncat.jpg,y\n").unwrap();
+    world.fails(&["manifest", "show", "photos", "--labels", "other.csv"], 2, &["other.csv", "dog.jpg", "IMG_0000.png"]);
+    let set = ["--set", "data.labels=labels.csv", "--set", "data.part=[0.0, 0.9]", "--batches", "1"];
+    world.done(&[&["digest"], TINY, &["--data", "photos"], &set[..]].concat());
+}

@@ -4,18 +4,23 @@
 //! What had to be read for it is remembered under the user's cache folder, by size and time of each file, so that the next
 //! start reads nothing again. Nothing is written among the data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use simclr_ground::error::{Classify, ErrorClass};
+use simclr_ground::error::{Classify, Error, ErrorClass};
 use simclr_ground::files::write_whole;
 use simclr_ground::location::Location;
+use simclr_ground::sample::SampleRef;
 
-use crate::listing::{self, Listing, ListingError, ListingOptions};
+use crate::listing::classes::Named;
+use crate::listing::{self, Item, LabelFile, LeftOut, Listing, ListingError, ListingOptions, ReadSample};
 use crate::manifest::{BuildOptions, KnownFiles, Manifest, ManifestError, NamedShard, build, expand, loose};
+use crate::metrics::PipelineMetrics;
+use crate::store::{Store, StoreOptions};
 
 /// The name of a manifest in a folder of shards.
 pub const MANIFEST: &str = "manifest.json";
@@ -38,8 +43,21 @@ pub enum Told {
     },
 }
 
+/// Which of a sample's entries are its image and its class, where that does not follow from their names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Reading {
+    /// In shards: the extension of the image among several of a key, such as `input.jpg`.
+    pub image: Option<String>,
+    /// In shards: the field of `.json` entries that is the class, by index or by name, where there is no `.cls`.
+    pub label_field: Option<String>,
+    /// A file with a name and a class on each line, which decides alone.
+    pub labels: Option<PathBuf>,
+}
+
 /// How to look at a data set.
 pub struct OpenOptions<'a> {
+    /// Which entries are images and classes.
+    pub reading: Reading,
     /// How many threads read.
     pub threads: usize,
     /// The folder that remembers what was read; `None` remembers nothing.
@@ -88,10 +106,108 @@ enum Kind {
 /// # Errors
 /// If there is nothing of this name, or what is there is no data set.
 pub fn open(what: &Path, options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
-    match kind(what)? {
-        Kind::Manifest(path) => Ok(Opened { manifest: Manifest::read(&path)?, notes: Vec::new() }),
-        Kind::Shards(patterns) => shards(what, &patterns, options),
-        Kind::Images => images(what, options),
+    let kind = kind(what)?;
+    let is_listed = matches!(kind, Kind::Images);
+    let mut opened = match kind {
+        Kind::Manifest(path) => Opened { manifest: Manifest::read(&path)?, notes: Vec::new() },
+        Kind::Shards(patterns) => shards(what, &patterns, options)?,
+        Kind::Images => images(what, options)?,
+    };
+    if let Some(labels) = &options.reading.labels
+        && !is_listed
+    {
+        let (manifest, notes) = labeled(opened.manifest, labels)?;
+        opened.notes.extend(notes);
+        opened.manifest = manifest;
+    }
+    Ok(opened)
+}
+
+/// The same samples with the classes that a file gives them, and no others; and what a person should know of it. The
+/// manifest's numbering is kept if it has all of these classes.
+fn labeled(manifest: Manifest, path: &Path) -> Result<(Manifest, Vec<String>), ListingError> {
+    let file = LabelFile::read(path)?;
+    let (found, notes) = file.classes_of(path, manifest.shards.iter().flat_map(|shard| &shard.entries))?;
+    let classes: BTreeSet<&str> = found.iter().copied().flatten().collect();
+    let is_known = classes.iter().all(|&class| manifest.classes.iter().any(|known| known == class));
+    let names = Named::new(classes.into_iter(), is_known.then_some(&manifest.classes[..]))
+        .map_err(|why| listing::input(path, why))?;
+    let mut shards = manifest.shards.clone();
+    let mut numbers = found.into_iter().map(|class| class.map(|class| names.number(class)));
+    for shard in &mut shards {
+        let labels: Vec<Option<u32>> = numbers.by_ref().take(shard.entries.len()).collect();
+        shard.labels = labels.iter().any(Option::is_some).then_some(labels);
+    }
+    let mut labeled = Manifest::new(manifest.source, names.into_names(), shards, manifest.base);
+    (labeled.image, labeled.labels_from) = (manifest.image, Some(path.display().to_string()));
+    Ok((labeled, notes))
+}
+
+/// What `what` names, as a listing that can be packed: images in folders, lists and tars, and the samples of a data set that
+/// has shards already. `classes` numbers the classes, `storage` and `runtime` read shards.
+///
+/// # Errors
+/// As [`open`].
+pub fn listing(
+    what: &Path,
+    classes: Option<Vec<String>>,
+    options: &OpenOptions<'_>,
+    storage: &StoreOptions,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Listing, OpenError> {
+    let Reading { image, label_field, labels } = &options.reading;
+    let is_archive = match kind(what)? {
+        Kind::Images => true,
+        Kind::Manifest(_) => false,
+        // A tar of images, in whose names dots mean nothing; a shard says of its samples what they are.
+        Kind::Shards(_) => what.is_file() && image.is_none() && label_field.is_none() && !listing::says_classes(what)?,
+    };
+    if is_archive {
+        return Ok(listing::list(what, &ListingOptions { labels: labels.clone(), classes })?);
+    }
+    let Opened { manifest, mut notes } = open(what, options)?;
+    let names = match classes {
+        None => Named::given(&manifest.classes),
+        Some(_) if manifest.classes.is_empty() && manifest.num_labelled() > 0 => {
+            let why = "its classes have no names, so they cannot be numbered by the names given".to_owned();
+            return Err(none(&what.display().to_string(), why));
+        }
+        Some(given) => Named::new(manifest.classes.iter().map(String::as_str), Some(&given))
+            .map_err(|why| none(&what.display().to_string(), why))?,
+    };
+    notes.extend(names.note());
+    let manifest = Arc::new(manifest);
+    let store = Store::new(manifest.clone(), storage, PipelineMetrics::silent())
+        .map_err(|error| ListingError::Sample(error.into()))?;
+    let mut samples = Vec::with_capacity(manifest.samples as usize);
+    for (shard, of) in (0u32..).zip(&manifest.shards) {
+        samples.extend((0..of.num_samples() as u32).map(|index| SampleRef { shard, index }));
+    }
+    let set: Arc<dyn ReadSample> = Arc::new(Samples { store, runtime: runtime.clone(), samples: samples.clone() });
+    let mut keys = BTreeSet::new();
+    let item = |(number, sample): (u64, SampleRef)| {
+        let shard = &manifest.shards[sample.shard as usize];
+        let label = shard
+            .label(sample.index as usize)
+            .map(|label| manifest.classes.get(label as usize).map_or(label, |name| names.number(name)));
+        let mut item = Item::of_sample(set.clone(), number, &shard.entries[sample.index as usize], label);
+        item.make_unlike(&mut keys);
+        item
+    };
+    let items = (0u64..).zip(samples).map(item).collect();
+    Ok(Listing { classes: names.into_names(), items, left_out: LeftOut::default(), notes, origin: "shards" })
+}
+
+/// The samples of a data set, by their numbers.
+struct Samples {
+    store: Store,
+    runtime: tokio::runtime::Handle,
+    samples: Vec<SampleRef>,
+}
+
+impl ReadSample for Samples {
+    fn read(&self, number: u64) -> Result<Vec<u8>, Error> {
+        Ok(self.store.read(&[self.samples[number as usize]], &self.runtime)?.remove(0))
     }
 }
 
@@ -170,7 +286,7 @@ struct RememberedImages {
 }
 
 fn images(what: &Path, options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
-    let listing = listing::list(what, &ListingOptions::default())?;
+    let listing = listing::list(what, &ListingOptions { labels: options.reading.labels.clone(), classes: None })?;
     let mut notes = listing.notes.clone();
     notes.extend(listing.left_out.told());
     let memory = Memory::of(what, "images", options);
@@ -202,7 +318,9 @@ struct RememberedShards {
 fn shards(what: &Path, patterns: &[String], options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
     let shards: Vec<NamedShard> = expand(patterns)?;
     let stamps = stamps(&shards);
-    let memory = Memory::of(what, "shards", options);
+    let Reading { image, label_field, .. } = &options.reading;
+    let kind = serde_json::json!(["shards 2", image, label_field]).to_string();
+    let memory = Memory::of(what, &kind, options);
     if let Some(remembered) = memory.read::<RememberedShards>()
         && stamps.as_ref() == Some(&remembered.stamps)
     {
@@ -222,14 +340,18 @@ fn shards(what: &Path, patterns: &[String], options: &OpenOptions<'_>) -> Result
             base: Location::default(),
             source: format!("read from {}", what.display()),
             classes: class_names(&shards),
-            label_field: None,
+            reading: Reading { labels: None, ..options.reading.clone() },
+            folder_classes: true,
             exclude: Default::default(),
             rows: true,
             threads: options.threads,
             progress: &progress,
         },
     )?;
-    let notes = passed_over.told();
+    let mut notes = passed_over.told();
+    if manifest.num_labelled() == 0 && passed_over.unused.contains_key("json") {
+        notes.push("hint: data.label_field = \"NAME\" takes classes from a field of .json entries".into());
+    }
     if let Some(stamps) = stamps {
         memory.write(&RememberedShards { stamps, notes: notes.clone(), manifest: manifest.clone() });
     }

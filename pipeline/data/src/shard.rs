@@ -1,7 +1,7 @@
 //! Reads a shard, a tar of samples in WebDataset layout (plain or zstd), once from end to end, and says what is in
 //! it and what is wrong with it. Knows nothing of manifests, decoding or order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader, Cursor, Read};
 use std::ops::ControlFlow;
 
@@ -33,6 +33,9 @@ const KEPT_BYTES_PER_SAMPLE: usize = 256;
 
 /// So many problems of a shard are noted: a shard of nothing else must not fill memory.
 const MAX_PROBLEMS: usize = 1000;
+
+/// So many extensions that may be those of images are told.
+const MAX_MAYBE_IMAGES: usize = 8;
 
 /// Class indices from here on are refused: tables are as long as the largest one.
 pub const MAX_CLASSES: u32 = 1 << 20;
@@ -76,6 +79,8 @@ pub struct PassedOver {
     pub first_without_image: Option<String>,
     /// How many entries of samples were not used, by extension.
     pub unused: BTreeMap<String, u64>,
+    /// Extensions in keys without an image that may be those of images, such as `input.jpg`.
+    pub maybe_images: BTreeSet<String>,
 }
 
 impl PassedOver {
@@ -84,6 +89,7 @@ impl PassedOver {
         self.nobodys += other.nobodys;
         self.without_image += other.without_image;
         self.first_without_image = self.first_without_image.take().or_else(|| other.first_without_image.clone());
+        self.maybe_images.extend(other.maybe_images.iter().cloned());
         for (extension, count) in &other.unused {
             *self.unused.entry(extension.clone()).or_default() += count;
         }
@@ -117,16 +123,31 @@ pub struct ScannedSample {
     pub size: u32,
     /// The check of the image's bytes.
     pub check: Check,
-    /// The class index, if an entry says one: `.cls`, `.cls.txt`, or the field of `.json` that was asked for.
-    pub label: Option<u32>,
+    /// The class, if an entry says one: `.cls`, `.cls.txt`, or the field of `.json` that was asked for.
+    pub label: Label,
     /// The row index of a sound baseline JPEG as text, if it was asked for; else empty.
     pub rows: String,
+}
+
+/// What the entries of a sample say of its class.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Label {
+    /// Nothing, or that it has none.
+    #[default]
+    None,
+    /// Its number.
+    Index(u32),
+    /// Its name.
+    Name(String),
 }
 
 /// What is worked out beside what a manifest always has.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Extras<'a> {
-    /// The field of a sample's `.json` entry that is its class index, where no `.cls` is.
+    /// The extension of the entry that is a sample's image, such as `input.jpg`, where a key has several; without it the one
+    /// whose whole extension is that of an image.
+    pub image: Option<&'a str>,
+    /// The field of a sample's `.json` entry that is its class, by index or by name, where no `.cls` is.
     pub label_field: Option<&'a str>,
     /// The MD5 of the file, for indexes that have one.
     pub md5: bool,
@@ -209,6 +230,7 @@ struct Scanner<'a> {
     scan: &'a mut ShardScan,
     /// For row indices, if they are asked for.
     decoder: Option<jpeg::Decoder>,
+    image: Option<&'a str>,
     label_field: Option<&'a str>,
     group: Group,
     /// Where each key was seen, and whether with an image.
@@ -228,7 +250,7 @@ struct Group {
     offset: u64,
     image: Option<ScannedSample>,
     /// By the entry that says it, the more particular first: `.cls`, `.cls.txt`, `.json`.
-    labels: [Option<Option<u32>>; 3],
+    labels: [Option<Label>; 3],
     /// The extensions of entries that say nothing here.
     unused: Vec<String>,
     /// Where the key was seen before, and whether with an image.
@@ -247,8 +269,8 @@ impl<'a> Scanner<'a> {
     fn new(scan: &'a mut ShardScan, extras: Extras<'a>) -> Self {
         let decoder = extras.rows.then(jpeg::Decoder::default);
         let (group, seen) = (Group::default(), BTreeMap::new());
-        let label_field = extras.label_field;
-        Self { scan, decoder, label_field, group, seen, apart: 0, first_apart: None, kept_bytes: 0 }
+        let Extras { image, label_field, .. } = extras;
+        Self { scan, decoder, image, label_field, group, seen, apart: 0, first_apart: None, kept_bytes: 0 }
     }
 
     /// Looks at an entry; breaks where the rest can't be.
@@ -275,7 +297,9 @@ impl<'a> Scanner<'a> {
         let (key, extension) = split_name(&name);
         let extension = extension.to_lowercase();
         let used = match extension.as_str() {
-            extension if is_image_extension(extension) => Use::Image,
+            extension if self.image.map_or_else(|| is_image_extension(extension), |image| extension == image) => {
+                Use::Image
+            }
             "cls" => Use::Class(0, None),
             "cls.txt" => Use::Class(1, None),
             "json" if self.label_field.is_some() => Use::Class(2, self.label_field),
@@ -303,7 +327,12 @@ impl<'a> Scanner<'a> {
             Use::Class(rank, field) => {
                 let label = field.map_or_else(|| class_index(&data), |field| class_field(&data, field));
                 match label {
-                    Ok(label) => self.group.labels[rank] = Some(label),
+                    Ok(label) => {
+                        if let Label::Name(name) = &label {
+                            self.kept_bytes += name.len();
+                        }
+                        self.group.labels[rank] = Some(label);
+                    }
                     Err(what) => self.scan.problem(Some(name), entry.offset, what),
                 }
             }
@@ -331,14 +360,18 @@ impl<'a> Scanner<'a> {
 
     fn image(&mut self, name: &str, offset: u64, data: &[u8]) {
         if let Some(other) = &self.group.image {
-            let what = format!("second image for key {:?}, besides {}", shown(&self.group.key), shown(&other.entry));
+            let what = format!(
+                "second image for key {:?}, besides {}; choose one by its extension (data.image, or --image)",
+                shown(&self.group.key),
+                shown(&other.entry)
+            );
             self.scan.problem(Some(name.to_owned()), offset, what);
             return;
         }
         let rows = self.decoder.as_mut().map_or(String::new(), |decoder| row_index(decoder, data));
         self.kept_bytes += rows.len();
         let (entry, size, check) = (name.to_owned(), data.len() as u32, Check::of(data));
-        self.group.image = Some(ScannedSample { entry, offset, size, check, label: None, rows });
+        self.group.image = Some(ScannedSample { entry, offset, size, check, label: Label::None, rows });
     }
 
     fn end_group(&mut self) {
@@ -362,7 +395,7 @@ impl<'a> Scanner<'a> {
         self.seen.insert(group.key, (group.offset, has_image || had_image));
         match group.image {
             Some(mut sample) => {
-                sample.label = group.labels.into_iter().flatten().next().flatten();
+                sample.label = group.labels.into_iter().flatten().next().unwrap_or_default();
                 for extension in group.unused {
                     *self.scan.passed_over.unused.entry(shown(&extension)).or_default() += 1;
                 }
@@ -371,6 +404,10 @@ impl<'a> Scanner<'a> {
             None if group.before.is_none() => {
                 self.scan.passed_over.without_image += 1;
                 self.scan.passed_over.first_without_image.get_or_insert_with(|| shown(&group.first_entry));
+                let is_image = |extension: &&String| extension.rsplit('.').next().is_some_and(is_image_extension);
+                let some = MAX_MAYBE_IMAGES.saturating_sub(self.scan.passed_over.maybe_images.len());
+                let maybe = group.unused.iter().filter(is_image).take(some).map(|extension| shown(extension));
+                self.scan.passed_over.maybe_images.extend(maybe);
             }
             None => {}
         }
@@ -409,10 +446,10 @@ fn read(mut contents: impl Read, kept: u64, size: u64) -> Result<Vec<u8>, String
 }
 
 /// The class index in a `.cls` entry; -1, as the field has it, is none.
-fn class_index(data: &[u8]) -> Result<Option<u32>, String> {
+fn class_index(data: &[u8]) -> Result<Label, String> {
     let text = std::str::from_utf8(data).unwrap_or_default().trim();
     match text.parse::<i64>() {
-        Ok(-1) => Ok(None),
+        Ok(-1) => Ok(Label::None),
         Ok(label) => checked_class(label),
         Err(_) => {
             let found = String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned();
@@ -421,22 +458,29 @@ fn class_index(data: &[u8]) -> Result<Option<u32>, String> {
     }
 }
 
-/// The class index in a field of a `.json` entry; none if the field is missing, null or -1.
-fn class_field(data: &[u8], field: &str) -> Result<Option<u32>, String> {
+/// The class in a field of a `.json` entry, by index or by name; none if the field is missing, null, empty or -1.
+fn class_field(data: &[u8], field: &str) -> Result<Label, String> {
     let object: serde_json::Value = serde_json::from_slice(data).map_err(|error| format!("not JSON: {error}"))?;
     match object.get(field) {
-        None | Some(serde_json::Value::Null) => Ok(None),
+        None | Some(serde_json::Value::Null) => Ok(Label::None),
+        Some(serde_json::Value::String(name)) => match name.trim() {
+            "" => Ok(Label::None),
+            name if name.len() as u64 > MAX_CLASS_BYTES || name.contains(['\n', '\r']) => Err(format!(
+                "invalid class name in field {field:?}: expected one line of at most {MAX_CLASS_BYTES} bytes"
+            )),
+            name => Ok(Label::Name(name.to_owned())),
+        },
         Some(value) => match value.as_i64() {
-            Some(-1) => Ok(None),
+            Some(-1) => Ok(Label::None),
             Some(label) => checked_class(label),
-            None => Err(format!("invalid class index {value} in field {field:?}: expected a number")),
+            None => Err(format!("invalid class {value} in field {field:?}: expected a number or a name")),
         },
     }
 }
 
-fn checked_class(label: i64) -> Result<Option<u32>, String> {
+fn checked_class(label: i64) -> Result<Label, String> {
     match u32::try_from(label) {
-        Ok(label) if label < MAX_CLASSES => Ok(Some(label)),
+        Ok(label) if label < MAX_CLASSES => Ok(Label::Index(label)),
         _ => Err(format!("invalid class index {label}: expected a number below {MAX_CLASSES}, or -1 for no class")),
     }
 }
@@ -597,8 +641,8 @@ mod tests {
         assert_eq!(scan.samples.len(), 2);
         let b = &scan.samples[1];
         assert_eq!(
-            (b.entry.as_str(), b.label, &tar[b.offset as usize..][..b.size as usize]),
-            ("d/b.PNG", Some(0), &b"BB"[..])
+            (b.entry.as_str(), &b.label, &tar[b.offset as usize..][..b.size as usize]),
+            ("d/b.PNG", &Label::Index(0), &b"BB"[..])
         );
         assert_eq!(scan.blake3, blake3::hash(&tar).into());
     }
@@ -695,12 +739,13 @@ mod tests {
         ]);
         let scan = scan_bytes("s.tar", &tar);
         assert_eq!(scan.problems, []);
-        let seen = |scan: &ShardScan| -> Vec<(String, Option<u32>)> {
-            scan.samples.iter().map(|sample| (sample.entry.clone(), sample.label)).collect()
+        let seen = |scan: &ShardScan| -> Vec<(String, Label)> {
+            scan.samples.iter().map(|sample| (sample.entry.clone(), sample.label.clone())).collect()
         };
-        let all = |a| [("a.jpg", a), ("c.jpg", Some(1)), ("d.JPG", None), ("__e__.jpg", Some(3))];
-        let owned = |all: [(&str, Option<u32>); 4]| all.map(|(name, label)| (name.to_owned(), label)).to_vec();
-        assert_eq!(seen(&scan), owned(all(None)));
+        let all =
+            |a| [("a.jpg", a), ("c.jpg", Label::Index(1)), ("d.JPG", Label::None), ("__e__.jpg", Label::Index(3))];
+        let owned = |all: [(&str, Label); 4]| all.map(|(name, label)| (name.to_owned(), label)).to_vec();
+        assert_eq!(seen(&scan), owned(all(Label::None)));
         let passed = &scan.passed_over;
         assert_eq!(
             (passed.nobodys, passed.without_image, passed.first_without_image.as_deref()),
@@ -711,7 +756,7 @@ mod tests {
         std::fs::write(dir.path().join("s.tar"), &tar).unwrap();
         let extras = Extras { label_field: Some("label"), ..Extras::default() };
         let with_field = super::scan(&Location::File(dir.path().join("s.tar")), extras).unwrap();
-        assert_eq!((seen(&with_field), with_field.problems), (owned(all(Some(2))), vec![]));
+        assert_eq!((seen(&with_field), with_field.problems), (owned(all(Label::Index(2))), vec![]));
     }
 
     #[test]

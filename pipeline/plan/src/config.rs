@@ -12,6 +12,16 @@ use crate::order::OrderConfig;
 pub struct DataConfig {
     /// The data set: a manifest's path, or whatever else a manifest can be made of.
     pub manifest: std::path::PathBuf,
+    /// In shards: the extension of the entry that is the image, such as `input.jpg`, where a key has several; empty takes the
+    /// one whose whole extension is that of an image.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub image: String,
+    /// In shards: the field of `.json` entries that is the class, by index or by name, where there is no `.cls`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label_field: String,
+    /// A file with a name and a class on each line, which decides alone; empty takes what the data set itself says.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub labels: std::path::PathBuf,
     /// Only the first n samples of those wanted, before shuffling; 0 takes all.
     pub limit: u64,
     /// Only samples of these classes, by name or index; empty takes all. Labels stay as they are.
@@ -29,6 +39,10 @@ pub struct DataConfig {
     pub max_pixels: u64,
     /// Turn images upright as their EXIF orientation says; the field's loaders do not.
     pub exif_orientation: bool,
+}
+
+fn is_empty(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// [`DataConfig::part`] of records that know no parts.
@@ -82,6 +96,9 @@ impl StreamConfig {
             seed,
             data: DataConfig {
                 manifest: "".into(),
+                image: String::new(),
+                label_field: String::new(),
+                labels: std::path::PathBuf::new(),
                 limit: 0,
                 classes: vec![],
                 subset: "".into(),

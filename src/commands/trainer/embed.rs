@@ -77,7 +77,7 @@ impl Run for EmbedArgs {
         let loaded = &model.loaded;
         let out = self.out.clone().unwrap_or_else(|| model.folder.join(EMBEDDING));
         let data = self.data.clone().unwrap_or_else(|| model.config.data.manifest.clone());
-        let manifest = Arc::new(open::manifest(&data)?);
+        let manifest = Arc::new(open::manifest(&data, open::reading(&model.config.data))?);
         let features = encode(&model, &data, &manifest, output)?;
         let (rows, dim) = size(&features);
         let told = [

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use simclr_ground::error::{Context, Error, Result};
-use simclr_ground::location::absolute;
 use simclr_plan::STREAM_VERSION;
 use simclr_trainer::checkpoint;
 use simclr_trainer::model::{SimClr, interop};
@@ -45,7 +44,7 @@ impl Run for ImportArgs {
         }
         let found = interop::find(&self.file, self.prefix.as_deref())?;
         let mut config = self.config.load()?;
-        config.data.manifest = absolute(&config.data.manifest)?;
+        config.make_paths_absolute()?;
         (config.model.encoder, config.model.width, config.model.stem) = (found.encoder, found.width, found.stem);
         let model = SimClr::new(&config.model, config.seed, Device::Cpu, config.machine.precision)?;
         let left = found.copy_to(&model.parameters)?;

@@ -9,8 +9,11 @@ use simclr_trainer::run::model::{Chosen, Loaded, find};
 use simclr_trainer::run::{RunFolder, RunRecord};
 
 use super::runs;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Difference};
 use crate::open;
+
+/// The keys of a configuration that say how data sets are read.
+const READING: [&str; 3] = ["data.labels", "data.label_field", "data.image"];
 
 /// Which trained model.
 #[derive(Args)]
@@ -75,10 +78,14 @@ impl OpenModel {
         let recorded = record.config;
         let config = recorded.with(settings, &folder.join("run.json").display().to_string())?;
         let mut stray = recorded.differences(&config);
-        stray.retain(|difference| !difference.is_in("eval"));
+        // How labels are found changes nothing that was trained.
+        let read = |difference: &Difference| READING.contains(&difference.key.as_str());
+        stray.retain(|difference| !difference.is_in("eval") && !read(difference));
         if !stray.is_empty() {
             let stray = config::listed(&stray);
-            return Err(Error::input(format!("--set accepts only [eval] and [machine] keys here, not {stray}")));
+            return Err(Error::input(format!(
+                "--set accepts only [eval] and [machine] keys, data.labels, data.label_field and data.image here, not {stray}"
+            )));
         }
         let device = device::open(config.machine.device)?;
         device::compute_on_cpu(open::torch_threads(&config.machine, 1));

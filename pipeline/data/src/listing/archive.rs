@@ -9,12 +9,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use simclr_ground::location::Location;
-use simclr_ground::sample::belongs_to_nobody;
+use simclr_ground::sample::{belongs_to_nobody, split_name};
 
-use super::folder::folders_of;
 use super::{Bytes, Found, Image, LeftOut, ListingError, classes, expected_extensions, input, is_image};
 use crate::compression::Compression;
 use crate::tar_entries::{Entries, SPARSE, TarSource, shown};
+
+/// Whether the tar at `path`, which may be compressed, holds entries that say classes.
+///
+/// # Errors
+/// If it can't be read.
+pub fn says_classes(path: &Path) -> Result<bool, ListingError> {
+    let archive = Archive::open(path)?;
+    let entries = archive.entries(0, archive.bytes, "", &mut LeftOut::default())?;
+    let says = |entry: &Entry| matches!(split_name(&entry.name).1.to_lowercase().as_str(), "cls" | "cls.txt");
+    Ok(entries.iter().any(says))
+}
 
 /// The images in the tar at `path`, which may be compressed.
 pub(super) fn found(path: &Path, labels: Option<&Path>) -> Result<Found, ListingError> {
@@ -79,9 +89,10 @@ fn images(
     let (classes, notes) = match labels {
         Some(path) => (Some(read_labels(path, &images)?), Vec::new()),
         None => {
-            let folders: Vec<Vec<String>> = images.iter().map(|entry| folders_of(Path::new(&entry.name))).collect();
+            let folders: Vec<Vec<String>> =
+                images.iter().map(|entry| classes::folders_of(Path::new(&entry.name))).collect();
             match classes::by_folders(&folders) {
-                Ok(classes) => (Some(classes), Vec::new()),
+                Ok((_, classes)) => (Some(classes), Vec::new()),
                 Err(why) => (None, vec![format!("no labels: {why}")]),
             }
         }

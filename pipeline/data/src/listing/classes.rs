@@ -1,9 +1,10 @@
 //! Which classes follow from where images lie, and which numbers classes have.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Classes and their numbers.
-pub(super) struct Named {
+pub(crate) struct Named {
     names: Vec<String>,
     numbers: BTreeMap<String, u32>,
     /// Given classes that no image has.
@@ -37,6 +38,17 @@ impl Named {
         Ok(Self { names, numbers, empty })
     }
 
+    /// The classes with these names, whoever has images.
+    pub fn given(names: &[String]) -> Self {
+        let numbers = names.iter().enumerate().map(|(i, name)| (name.clone(), i as u32)).collect();
+        Self { names: names.to_vec(), numbers, empty: 0 }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
     /// The number of a class that was seen.
     pub fn number(&self, class: &str) -> u32 {
         self.numbers[class]
@@ -59,8 +71,8 @@ fn number(name: &str) -> Option<u64> {
 
 /// The class of each image, by the folders that it lies in: the one folder in which the images differ, if all lie equally
 /// deep. `cat/1.jpg` and `train/cat/images/1.jpg` are of class `cat` among others of their kind; folders of years and
-/// months, and images beside folders, give no classes. The error says why there are none.
-pub(super) fn by_folders(folders: &[Vec<String>]) -> Result<Vec<String>, &'static str> {
+/// months, and images beside folders, give no classes. The error says why there are none, the depth which folder it is.
+pub(crate) fn by_folders(folders: &[Vec<String>]) -> Result<(usize, Vec<String>), &'static str> {
     let depth = folders.first().map_or(0, Vec::len);
     if folders.iter().any(|parts| parts.len() != depth) {
         return Err("the images lie at different depths");
@@ -79,5 +91,11 @@ pub(super) fn by_folders(folders: &[Vec<String>]) -> Result<Vec<String>, &'stati
             }
         }
     };
-    Ok(folders.iter().map(|parts| parts[level].clone()).collect())
+    Ok((level, folders.iter().map(|parts| parts[level].clone()).collect()))
+}
+
+/// The folders that an image lies in.
+pub(crate) fn folders_of(path: &Path) -> Vec<String> {
+    let parent = path.parent().unwrap_or(Path::new(""));
+    parent.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
 }

@@ -14,9 +14,9 @@ pub(super) fn found(source: &Path) -> Result<Found, ListingError> {
     let mut walk = Walk::default();
     walk.visit(source, &PathBuf::new(), &mut Vec::new())?;
     let Walk { images: paths, left_out, mut notes, top_folders } = walk;
-    let folders: Vec<Vec<String>> = paths.iter().map(|path| folders_of(path)).collect();
+    let folders: Vec<Vec<String>> = paths.iter().map(|path| classes::folders_of(path)).collect();
     let (classes, origin) = match classes::by_folders(&folders) {
-        Ok(classes) => (Some(classes), "class folders"),
+        Ok((_, classes)) => (Some(classes), "class folders"),
         Err(why) => {
             if !paths.is_empty() {
                 notes.push(format!("no labels: {why}"));
@@ -52,12 +52,6 @@ fn some(names: &[&str]) -> String {
     const SHOWN: usize = 5;
     let more = if names.len() > SHOWN { ", …" } else { "" };
     format!("{}{more}", names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", "))
-}
-
-/// The folders that an image lies in.
-pub(super) fn folders_of(path: &Path) -> Vec<String> {
-    let parent = path.parent().unwrap_or(Path::new(""));
-    parent.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
 }
 
 #[derive(Default)]

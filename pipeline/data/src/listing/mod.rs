@@ -4,8 +4,9 @@
 //! images lie, and numbers them. Knows neither shards nor manifests.
 
 mod archive;
-mod classes;
+pub(crate) mod classes;
 mod folder;
+mod labels;
 mod list;
 
 use std::collections::BTreeSet;
@@ -14,10 +15,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use simclr_ground::error::{Classify, ErrorClass};
-use simclr_ground::sample::{IMAGE_EXTENSIONS, is_image_extension};
+use simclr_ground::error::{Classify, Error, ErrorClass};
+use simclr_ground::sample::{IMAGE_EXTENSIONS, is_image_extension, split_name};
 
 use classes::Named;
+pub use labels::LabelFile;
 
 use crate::shard::MAX_ENTRY_BYTES;
 
@@ -41,9 +43,31 @@ enum Bytes {
         offset: u64,
         size: u64,
     },
+    /// A sample of a data set that has a manifest already, by its number.
+    Sample(Arc<dyn ReadSample>, u64),
+}
+
+/// A data set whose samples can be read by their numbers.
+pub trait ReadSample: Send + Sync {
+    /// The bytes of an image.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    fn read(&self, number: u64) -> Result<Vec<u8>, Error>;
 }
 
 impl Item {
+    /// Sample `number` of a data set, whose entry has this name.
+    pub fn of_sample(set: Arc<dyn ReadSample>, number: u64, entry: &str, label: Option<u32>) -> Self {
+        let extension = extension(Path::new(entry));
+        Self { key: split_name(entry).0.to_owned(), extension, label, bytes: Bytes::Sample(set, number) }
+    }
+
+    /// Gives it another key where one of these is the same, and adds it to them.
+    pub fn make_unlike(&mut self, keys: &mut BTreeSet<String>) {
+        self.key = free(keys, std::mem::take(&mut self.key));
+    }
+
     /// The image's bytes.
     ///
     /// # Errors
@@ -54,6 +78,7 @@ impl Item {
             move |source| ListingError::Io { path, what: "cannot read", source }
         };
         match &self.bytes {
+            Bytes::Sample(set, number) => set.read(*number).map_err(ListingError::Sample),
             Bytes::File(path) => std::fs::read(path).map_err(error(path)),
             Bytes::Within { archive, offset, size } => {
                 if *size > MAX_ENTRY_BYTES {
@@ -71,7 +96,7 @@ impl Item {
     pub fn file(&self) -> Option<&Path> {
         match &self.bytes {
             Bytes::File(path) => Some(path),
-            Bytes::Within { .. } => None,
+            Bytes::Within { .. } | Bytes::Sample(..) => None,
         }
     }
 }
@@ -115,6 +140,9 @@ impl LeftOut {
 /// Why a source can't be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum ListingError {
+    /// A sample of a data set can't be read.
+    #[error("{0:#}")]
+    Sample(Error),
     /// It is not one, or something in it is not as it should be.
     #[error("{}: {why}", path.display())]
     Input {
@@ -141,6 +169,7 @@ impl Classify for ListingError {
         match self {
             Self::Input { .. } => ErrorClass::Input,
             Self::Io { source, .. } => source.class(),
+            Self::Sample(error) => error.class(),
         }
     }
 }
@@ -148,12 +177,15 @@ impl Classify for ListingError {
 /// What is said of a source beside its place.
 #[derive(Debug, Clone, Default)]
 pub struct ListingOptions {
-    /// For a tar of images: the file with the class of each.
+    /// The file with the class of each image. For a tar it may be a list of classes alone, in the order of names.
     pub labels: Option<PathBuf>,
     /// The names of the classes in the order of their numbers, of which some may have no image; `None` numbers the classes
     /// that are there.
     pub classes: Option<Vec<String>>,
 }
+
+/// Whether a tar on this machine holds entries that say classes, as shards do.
+pub use archive::says_classes;
 
 /// Whether a file is a list of images, by its extension.
 pub fn is_list(path: &Path) -> bool {
@@ -165,21 +197,18 @@ pub fn is_list(path: &Path) -> bool {
 /// # Errors
 /// If it is none of them, holds no image, or something in it is not as it should be.
 pub fn list(source: &Path, options: &ListingOptions) -> Result<Listing, ListingError> {
-    let of_no_use = |kind: &str| match &options.labels {
-        Some(path) => Err(input(path, format!("a label file applies only to a tar of images; {kind}"))),
-        None => Ok(()),
-    };
-    let found = if source.is_dir() {
-        of_no_use("folders already define the classes")?;
+    let mut found = if source.is_dir() {
         folder::found(source)?
     } else if !source.is_file() {
         return Err(input(source, "no such file or directory"));
     } else if is_list(source) {
-        of_no_use("a list already defines the classes")?;
         list::found(source)?
     } else {
         archive::found(source, options.labels.as_deref())?
     };
+    if let Some(labels) = options.labels.as_deref().filter(|_| source.is_dir() || is_list(source)) {
+        found.label(labels)?;
+    }
     found.numbered(source, options.classes.as_deref())
 }
 
@@ -202,6 +231,19 @@ struct Image {
 }
 
 impl Found {
+    /// Takes the classes from a file, and none from where the images lie.
+    fn label(&mut self, path: &Path) -> Result<(), ListingError> {
+        let file = LabelFile::read(path)?;
+        let (classes, notes) = file.classes_of(path, self.images.iter().map(|image| image.path.to_string_lossy()))?;
+        let classes: Vec<Option<String>> = classes.into_iter().map(|class| class.map(str::to_owned)).collect();
+        for (image, class) in self.images.iter_mut().zip(classes) {
+            (image.class, image.by_class) = (class, false);
+        }
+        self.notes.retain(|note| !note.starts_with("no labels"));
+        self.notes.extend(notes);
+        Ok(())
+    }
+
     fn numbered(self, source: &Path, classes: Option<&[String]>) -> Result<Listing, ListingError> {
         let Self { images, left_out, mut notes, origin } = self;
         if images.is_empty() {
@@ -236,19 +278,26 @@ fn free_key(keys: &mut BTreeSet<String>, image: &Image) -> Result<String, Listin
         (Some(class), true) => plain(class),
         _ => {
             let parent = image.path.parent().unwrap_or(Path::new(""));
-            let parts: Vec<String> =
-                parent.components().map(|part| Ok(plain(&text(Some(part.as_os_str()))?))).collect::<Result<_, _>>()?;
+            let parts: Vec<String> = parent
+                .components()
+                .map(|part| Ok(plain(&text(Some(part.as_os_str()))?)))
+                .collect::<Result<_, ListingError>>()?;
             parts.join("/")
         }
     };
     let base = if folders.is_empty() { stem } else { format!("{folders}/{stem}") };
+    Ok(free(keys, base))
+}
+
+/// `base`, or the first key like it that is free.
+fn free(keys: &mut BTreeSet<String>, base: String) -> String {
     let mut key = base.clone();
     let mut copy = 1;
     while !keys.insert(key.clone()) {
         copy += 1;
         key = format!("{base}-{copy}");
     }
-    Ok(key)
+    key
 }
 
 /// The extension of a file, in lower case.
@@ -270,7 +319,7 @@ fn expected_extensions() -> String {
     format!("expected files ending in .{}", IMAGE_EXTENSIONS.join(" ."))
 }
 
-fn input(path: &Path, why: impl Into<String>) -> ListingError {
+pub(crate) fn input(path: &Path, why: impl Into<String>) -> ListingError {
     ListingError::Input { path: path.to_owned(), why: why.into() }
 }
 

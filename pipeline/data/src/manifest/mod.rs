@@ -61,6 +61,12 @@ pub struct Manifest {
     pub source: String,
     /// The name of class `i`; empty if the classes have no names.
     pub classes: Vec<String>,
+    /// The extension of the entries that are images, where it was chosen among several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Where labels come from, if not from `.cls` entries beside the images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels_from: Option<String>,
     /// The shards, in order.
     pub shards: Vec<Shard>,
     /// The folder that relative locations start from.
@@ -310,7 +316,9 @@ impl Manifest {
     pub fn new(source: String, classes: Vec<String>, shards: Vec<Shard>, base: Location) -> Self {
         let samples = shards.iter().map(|shard| shard.num_samples() as u64).sum();
         let (kind, version) = (KIND.to_owned(), VERSION);
-        let mut manifest = Self { kind, version, digest: String::new(), samples, source, classes, shards, base };
+        let (image, labels_from) = (None, None);
+        let digest = String::new();
+        let mut manifest = Self { kind, version, digest, samples, source, classes, image, labels_from, shards, base };
         manifest.digest = manifest.content_digest();
         manifest
     }

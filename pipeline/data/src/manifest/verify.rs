@@ -8,7 +8,7 @@ use simclr_ground::sample::split_name;
 use super::problem::Problem;
 use super::scan::scan_all;
 use super::{Manifest, ManifestError, Shard};
-use crate::shard::{self, Extras, ShardProblem, ShardScan};
+use crate::shard::{self, Extras, Label, ShardProblem, ShardScan};
 use crate::tar_entries::shown;
 
 /// Re-reads every shard of `manifest`, `threads` at a time, and returns all differences (none for a sound set).
@@ -36,7 +36,8 @@ pub fn verify(
             let what = format!("cannot read: {error}");
             ShardScan { problems: vec![ShardProblem { entry: None, offset: 0, what }], ..ShardScan::default() }
         };
-        Ok(shard::scan(place, Extras { rows, ..Extras::default() }).unwrap_or_else(unreadable))
+        Ok(shard::scan(place, Extras { rows, image: manifest.image.as_deref(), ..Extras::default() })
+            .unwrap_or_else(unreadable))
     })?;
     let mut problems = Vec::new();
     for i in loose {
@@ -49,12 +50,13 @@ pub fn verify(
         problems.push(Problem { shard: manifest.shards[i].location.clone(), entry: None, offset: 0, what });
     }
     for (&i, scan) in present.iter().zip(&scans) {
-        compare(&manifest.shards[i], scan, &mut problems);
+        compare(&manifest.shards[i], scan, manifest.labels_from.is_some(), &mut problems);
     }
     Ok(problems)
 }
 
-fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
+/// Compares a shard with what is in its file; `labeled_elsewhere`, its entries do not say the classes.
+fn compare(shard: &Shard, scan: &ShardScan, labeled_elsewhere: bool, problems: &mut Vec<Problem>) {
     let before = problems.len();
     let mut problem = |entry: Option<&str>, offset: u64, what: String| {
         problems.push(Problem { shard: shard.location.clone(), entry: entry.map(str::to_owned), offset, what });
@@ -85,7 +87,12 @@ fn compare(shard: &Shard, scan: &ShardScan, problems: &mut Vec<Problem>) {
         if sample.offset != shard.offsets[i] {
             moved.push((entry, sample.offset, shard.offsets[i]));
         }
-        match (sample.label, shard.label(i)) {
+        let found = match sample.label {
+            Label::Index(label) => Some(label),
+            _ => None,
+        };
+        match (found, shard.label(i)) {
+            _ if labeled_elsewhere => {}
             (found, expected) if found == expected => {}
             (Some(found), Some(expected)) => {
                 problem(Some(entry), sample.offset, format!("class {found}, expected {expected}"))

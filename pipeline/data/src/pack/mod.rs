@@ -19,6 +19,7 @@ use simclr_ground::location::Location;
 use simclr_ground::rng::{Draws, Purpose};
 use simclr_image::decode::decode_bytes;
 
+use crate::dataset::Reading;
 use crate::decode_memory::DECODE_MEMORY;
 use crate::frames::{FRAME_BYTES, Frames};
 use crate::listing::{Item, LeftOut, Listing, ListingError, ListingOptions, list};
@@ -37,8 +38,6 @@ pub struct PackOptions<'a> {
     pub seed: u64,
     /// Make the pictures smaller; `None` keeps their bytes as they are.
     pub resize: Option<Resize>,
-    /// What is said of the source.
-    pub listing: ListingOptions,
     /// How many threads work.
     pub threads: usize,
     /// Called with samples written and samples in all.
@@ -47,15 +46,7 @@ pub struct PackOptions<'a> {
 
 impl Default for PackOptions<'_> {
     fn default() -> Self {
-        Self {
-            shard_bytes: 256 << 20,
-            zstd: None,
-            seed: 1,
-            resize: None,
-            listing: ListingOptions::default(),
-            threads: 1,
-            progress: &|_, _| {},
-        }
+        Self { shard_bytes: 256 << 20, zstd: None, seed: 1, resize: None, threads: 1, progress: &|_, _| {} }
     }
 }
 
@@ -123,17 +114,11 @@ impl Classify for PackError {
     }
 }
 
-/// Packs `source` into `out/shard-NNNNNN.tar[.zst]`, `out/manifest.json` and `out/classes.txt`.
-///
-/// A source is a folder of images in any shape, whose classes are its folders if every image lies in one of a kind; a tar
-/// of class tars, as ILSVRC2012's training set comes; a tar of images, with folders or a label list for classes; or a text
-/// file with a path, and perhaps a class, on each line. Classes are numbered in the order of their names. A sample's key is
-/// `<class>/<file stem>`, or its path where that says no class, dots made underscores, since a key ends at the first dot. Samples are written in an order drawn from the seed, so that every shard holds
-/// a mixture of classes. Everything is written to a hidden folder beside `out`, read back, and renamed at the end.
+/// Whether there is a free place, and the options can be followed; before hours of looking at the source.
 ///
 /// # Errors
-/// If the source is none of these or contains no images, if `out` exists, or if the disk fails.
-pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Packed, PackError> {
+/// If not.
+pub fn check(out: &Path, options: &PackOptions<'_>) -> Result<(), PackError> {
     let input = |path: &Path, why: String| PackError::Input { path: path.to_owned(), why };
     if std::fs::symlink_metadata(out).is_ok() && std::fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
         return Err(input(out, "output directory already exists".into()));
@@ -153,7 +138,32 @@ pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pack
             format!("invalid value {level} for the zstd level: expected {} to {}", range.start(), range.end()),
         ));
     }
-    let Listing { classes, mut items, left_out, notes, origin } = list(source, &options.listing)?;
+    Ok(())
+}
+
+/// Packs `source` into `out/shard-NNNNNN.tar[.zst]`, `out/manifest.json` and `out/classes.txt`.
+///
+/// A source is a folder of images in any shape, whose classes are its folders if every image lies in one of a kind; a tar
+/// of class tars, as ILSVRC2012's training set comes; a tar of images, with folders or a label list for classes; or a text
+/// file with a path, and perhaps a class, on each line. Classes are numbered in the order of their names. A sample's key is
+/// `<class>/<file stem>`, or its path where that says no class, dots made underscores, since a key ends at the first dot. Samples are written in an order drawn from the seed, so that every shard holds
+/// a mixture of classes. Everything is written to a hidden folder beside `out`, read back, and renamed at the end.
+///
+/// # Errors
+/// If the source is none of these or contains no images, if `out` exists, or if the disk fails.
+pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Packed, PackError> {
+    check(out, options)?;
+    pack_listing(list(source, &ListingOptions::default())?, out, options)
+}
+
+/// Packs what is listed, as [`pack`] does.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_listing(listing: Listing, out: &Path, options: &PackOptions<'_>) -> Result<Packed, PackError> {
+    check(out, options)?;
+    let Listing { classes, mut items, left_out, notes, origin } = listing;
+    let input = |path: &Path, why: String| PackError::Input { path: path.to_owned(), why };
     Draws::new(options.seed, Purpose::PackOrder, &[]).shuffle(&mut items);
 
     let absolute = std::path::absolute(out).map_err(io(out, "cannot resolve the path"))?;
@@ -179,7 +189,8 @@ pub fn pack(source: &Path, out: &Path, options: &PackOptions<'_>) -> Result<Pack
         base: Location::File(aside.path().to_owned()),
         source: format!("packed from {origin}, seed {}{resized}", options.seed),
         classes,
-        label_field: None,
+        reading: Reading::default(),
+        folder_classes: false,
         exclude: Default::default(),
         rows: true,
         threads: options.threads,

@@ -66,7 +66,8 @@ impl<'a> ManifestData<'a> {
         runtime: &'a tokio::runtime::Handle,
         output: Output,
     ) -> Result<Self> {
-        let (voters, mut asked) = (open::manifest(train)?, open::manifest(test)?);
+        let reading = || open::reading(&config.data);
+        let (voters, mut asked) = (open::manifest(train, reading())?, open::manifest(test, reading())?);
         match_by_name((train, &voters), (test, &mut asked))?;
         let set = |path: &Path, manifest: Manifest| {
             let (labelled, all) = (manifest.num_labelled(), manifest.samples);

@@ -13,7 +13,6 @@ use clap::Args;
 use serde_json::json;
 use simclr_data::source::DamagePolicy;
 use simclr_ground::error::{Error, Result};
-use simclr_ground::location::absolute;
 use simclr_service::server::Guard;
 use simclr_trainer::device;
 use simclr_trainer::distributed::{self, Meeting, Place, World};
@@ -135,7 +134,7 @@ fn train_and_show(
 fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     if !folder.holds_run() {
         let mut config = args.config.load()?;
-        config.data.manifest = absolute(&config.data.manifest)?;
+        config.make_paths_absolute()?;
         args.feed.apply(&mut config.machine.feed);
         return Ok(config);
     }
@@ -151,7 +150,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
         Some(_) => args.config.load()?,
         None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
     };
-    config.data.manifest = absolute(&config.data.manifest)?;
+    config.make_paths_absolute()?;
     // What fits itself did so when the run began.
     if config.batch.size == 0 {
         config.batch.size = recorded.batch.size;
