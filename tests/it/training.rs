@@ -171,6 +171,13 @@ fn an_encoder_goes_out_and_comes_back_and_is_trained_on() {
         let through_head = ["eval", "knn", "--run", &run, "--head-layer", "1"];
         world.fails(&[&through_head[..], &sets].concat(), 2, &["--head-layer 1", "random weights", &file]);
     }
+    // The head goes along when it is asked for.
+    world.done(&["export", "--run", "run", "--head", "--out", "whole.safetensors"]);
+    let said = world.done(&[&["import", "whole.safetensors", "--run", "whole"], TINY].concat());
+    assert_eq!((said["head_layers"].as_u64(), said["shortcuts"].as_str()), (Some(2), Some("every_group")), "{said}");
+    let of =
+        |run| world.done(&[&["eval", "knn", "--run", run, "--head-layer", "1"], &sets[..]].concat())["top1"].clone();
+    assert_eq!(of("whole"), of("run"));
     // Fine-tuning without the head leaves it as random as it was.
     let tune = ["eval", "finetune", "--run", "back-from-torchvision", "--epochs", "0.2", "--save", "tuned"];
     world.done(&[&tune[..], &sets].concat());

@@ -27,6 +27,10 @@ pub struct ExportArgs {
     /// Output .safetensors file (the model card is written next to it).
     #[arg(long)]
     pub out: PathBuf,
+    /// Export the projection head as well (head.0.weight, head.0.bn.weight, …), to import it or to fine-tune from one of
+    /// its layers.
+    #[arg(long)]
+    pub head: bool,
     /// Parameter naming scheme.
     #[arg(long, value_enum, default_value = "torchvision")]
     pub names: ExportNames,
@@ -63,7 +67,7 @@ impl Run for ExportArgs {
             ExportNames::HuggingFace => Names::HuggingFace,
         };
         let about = about(&record, step);
-        let tensors = interop::export(&model.parameters, names, step, &about, &self.out)?;
+        let tensors = interop::export(&model.parameters, (names, self.head), step, &about, &self.out)?;
         let card = PathBuf::from(format!("{}.md", self.out.display()));
         let text = card_text(&folder, config, &about, model.encoder.dim(), self)?;
         write_whole(&card, text.as_bytes()).with_context(|| format!("cannot write {}", card.display()))?;
@@ -120,6 +124,9 @@ fn card_text(
         shape.push(
             "It starts with a 3×3 convolution of stride 1 and has no max pooling: replace `conv1` and `maxpool`.",
         );
+    }
+    if !config.model.shortcuts.is_default() {
+        shape.push("The first block of every group has a convolution in its shortcut, as in the official code: add `downsample` to `layer1.0`.");
     }
     if config.model.width != 1.0 {
         shape.push("Its width is not the standard one: build the model with this width.");

@@ -45,7 +45,12 @@ impl Run for ImportArgs {
         let found = interop::find(&self.file, self.prefix.as_deref())?;
         let mut config = self.config.load()?;
         config.make_paths_absolute()?;
-        (config.model.encoder, config.model.width, config.model.stem) = (found.encoder, found.width, found.stem);
+        let shape = found.shape;
+        (config.model.encoder, config.model.width) = (shape.encoder, shape.width);
+        (config.model.stem, config.model.shortcuts) = (shape.stem, shape.shortcuts);
+        if let Some(head) = &found.head {
+            config.model.head = head.clone();
+        }
         let model = SimClr::new(&config.model, config.seed, Device::Cpu, config.machine.precision)?;
         let left = found.copy_to(&model.parameters)?;
         let bytes = std::fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
@@ -53,7 +58,7 @@ impl Run for ImportArgs {
             file: self.file.clone(),
             digest: simclr_ground::files::digest(&bytes),
             names: found.names.clone(),
-            head_layers: Some(0),
+            head_layers: Some(found.head.as_ref().map_or(0, |head| head.layers as usize)),
         };
         let _lock = folder.lock()?;
         let optimizer = Optimizer::new(&config.optimizer, &model.parameters);
@@ -64,12 +69,14 @@ impl Run for ImportArgs {
         }
         let object = json!({
             "out": self.run, "checkpoint": checkpoint, "encoder": config.model.encoder, "width": config.model.width,
-            "stem": config.model.stem, "dim": model.encoder.dim(), "names": found.names, "left_out": left,
+            "stem": config.model.stem, "shortcuts": config.model.shortcuts, "head_layers": found.head.as_ref().map_or(0, |head| head.layers),
+            "dim": model.encoder.dim(), "names": found.names, "left_out": left,
         });
         output.result(&object, || {
             let name = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
+            let head = found.head.as_ref().map_or(String::new(), |head| format!(", head of {} layers", head.layers));
             format!(
-                "imported {}, width {}, {} stem ({} parameter names); ignored {} tensors\n{}",
+                "imported {}, width {}, {} stem{head} ({} parameter names); ignored {} tensors\n{}",
                 name("encoder"),
                 config.model.width,
                 name("stem"),

@@ -121,7 +121,7 @@ mod tests {
     use crate::device::Precision;
     use crate::model::ModelConfig;
     use crate::model::projection_head::HeadConfig;
-    use crate::model::resnet::{Encoder, Initialization, Stem};
+    use crate::model::resnet::{Encoder, Initialization, Shortcuts, Stem};
 
     #[test]
     fn a_classifier_sits_where_it_is_told_and_leaves_the_model_as_it_was() {
@@ -129,6 +129,7 @@ mod tests {
             encoder: Encoder::Resnet18,
             width: 0.125,
             stem: Stem::Cifar,
+            shortcuts: Shortcuts::default(),
             initialization: Initialization::He,
             head: HeadConfig { layers: 2, hidden: 24, dim: 16 },
         };

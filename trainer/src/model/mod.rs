@@ -16,7 +16,7 @@ use crate::distributed::World;
 use crate::error::TrainError;
 use crate::model::parameters::Parameters;
 use crate::model::projection_head::{HeadConfig, ProjectionHead};
-use crate::model::resnet::{Encoder, Initialization, ResNet, Statistics, Stem};
+use crate::model::resnet::{Encoder, Initialization, ResNet, ResNetShape, Shortcuts, Statistics, Stem};
 
 /// The shape of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,10 +28,20 @@ pub struct ModelConfig {
     pub width: f64,
     /// How the encoder begins.
     pub stem: Stem,
+    /// Which blocks of the encoder have a convolution in their shortcut.
+    #[serde(default, skip_serializing_if = "Shortcuts::is_default")]
+    pub shortcuts: Shortcuts,
     /// How the encoder's weights begin.
     pub initialization: Initialization,
     /// The projection head.
     pub head: HeadConfig,
+}
+
+impl ModelConfig {
+    /// The shape of the encoder.
+    pub fn shape(&self) -> ResNetShape {
+        ResNetShape { encoder: self.encoder, width: self.width, stem: self.stem, shortcuts: self.shortcuts }
+    }
 }
 
 /// An encoder with its projection head.
@@ -67,7 +77,7 @@ impl SimClr {
     ) -> Result<Self, TrainError> {
         device::set_precision(precision)?;
         let mut parameters = Parameters::of_ranks(device, seed, world);
-        let encoder = ResNet::new(&mut parameters, config.encoder, config.width, config.stem, config.initialization)?;
+        let encoder = ResNet::new(&mut parameters, config.shape(), config.initialization)?;
         let head = ProjectionHead::new(&mut parameters, encoder.dim(), &config.head)?;
         Ok(Self { encoder, head, parameters, precision })
     }

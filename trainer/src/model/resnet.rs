@@ -43,6 +43,38 @@ pub enum Stem {
     Cifar,
 }
 
+/// Which blocks have a convolution in their shortcut.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shortcuts {
+    /// Those whose shape changes, as in torchvision and in the paper by He et al.
+    #[default]
+    ShapeChanges,
+    /// The first of each group, as in the official code (`use_projection=True`): it differs for ResNet-18 and -34, whose
+    /// first group keeps its shape.
+    EveryGroup,
+}
+
+impl Shortcuts {
+    /// Whether it is the default, which records leave out.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The shape of a ResNet.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ResNetShape {
+    /// Depth.
+    pub encoder: Encoder,
+    /// Multiplies the channels.
+    pub width: f64,
+    /// How it begins.
+    pub stem: Stem,
+    /// Which blocks have a convolution in their shortcut.
+    pub shortcuts: Shortcuts,
+}
+
 /// How a convolution's weights begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,13 +116,8 @@ impl ResNet {
     ///
     /// # Errors
     /// If `width` is not positive.
-    pub fn new(
-        parameters: &mut Parameters,
-        encoder: Encoder,
-        width: f64,
-        stem: Stem,
-        start: Initialization,
-    ) -> Result<Self, TrainError> {
+    pub fn new(parameters: &mut Parameters, shape: ResNetShape, start: Initialization) -> Result<Self, TrainError> {
+        let ResNetShape { encoder, width, stem, shortcuts } = shape;
         if !(width > 0.0 && width <= 16.0) {
             let wanted = "expected a number above 0 and at most 16 (1 = standard width)";
             return Err(InvalidValue::new("model.width", width, wanted).into());
@@ -117,7 +144,10 @@ impl ResNet {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let name = format!("layer{}.{index}", stage + 1);
                 let planes = channels(64 << stage);
-                let block = Block::new(p, &name, inputs, planes, stride, bottleneck);
+                let outputs = if bottleneck { 4 * planes } else { planes };
+                let shape_changes = stride != 1 || inputs != outputs;
+                let projects = shape_changes || (index == 0 && shortcuts == Shortcuts::EveryGroup);
+                let block = Block::new(p, &name, (inputs, planes, outputs), stride, projects);
                 inputs = block.outputs;
                 blocks.push(block);
             }
@@ -159,10 +189,16 @@ struct Block {
 }
 
 impl Block {
-    fn new(p: &mut Builder<'_>, name: &str, inputs: i64, planes: i64, stride: i64, bottleneck: bool) -> Self {
-        let outputs = if bottleneck { 4 * planes } else { planes };
+    /// A block with these channels at its input, in its middle and at its output; `projects`, its shortcut is a convolution.
+    fn new(
+        p: &mut Builder<'_>,
+        name: &str,
+        (inputs, planes, outputs): (i64, i64, i64),
+        stride: i64,
+        projects: bool,
+    ) -> Self {
         // Kernel, stride and output channels of each convolution.
-        let shapes = if bottleneck {
+        let shapes = if planes != outputs {
             vec![(1, 1, planes), (3, stride, planes), (1, 1, outputs)]
         } else {
             vec![(3, stride, planes), (3, 1, outputs)]
@@ -176,7 +212,7 @@ impl Block {
             layers.push((conv, BatchNorm::new(p.parameters, format!("{name}.bn{}", i + 1), to, gamma)));
             from = to;
         }
-        let downsample = (stride != 1 || inputs != outputs).then(|| {
+        let downsample = projects.then(|| {
             let conv = Conv::new(p, format!("{name}.downsample.0"), inputs, outputs, 1, stride);
             (conv, BatchNorm::new(p.parameters, format!("{name}.downsample.1"), outputs, 1.0))
         });
@@ -281,7 +317,8 @@ pub(crate) mod tests {
 
     fn build_with(encoder: Encoder, width: f64, stem: Stem, seed: u64, start: Initialization) -> (ResNet, Parameters) {
         let mut parameters = Parameters::new(Device::Cpu, seed);
-        let resnet = ResNet::new(&mut parameters, encoder, width, stem, start).unwrap();
+        let shape = ResNetShape { encoder, width, stem, shortcuts: Shortcuts::default() };
+        let resnet = ResNet::new(&mut parameters, shape, start).unwrap();
         (resnet, parameters)
     }
 

@@ -65,7 +65,7 @@ mod tests {
     use crate::loss::{LossKind, LossShared, NtXent};
     use crate::model::ModelConfig;
     use crate::model::projection_head::HeadConfig;
-    use crate::model::resnet::{Encoder, Initialization, Stem};
+    use crate::model::resnet::{Encoder, Initialization, Shortcuts, Stem};
     use tch::{Device, Kind};
 
     fn model() -> SimClr {
@@ -73,6 +73,7 @@ mod tests {
             encoder: Encoder::Resnet18,
             width: 0.125,
             stem: Stem::Cifar,
+            shortcuts: Shortcuts::default(),
             initialization: Initialization::He,
             head: HeadConfig { layers: 2, hidden: 0, dim: 16 },
         };

@@ -11,20 +11,20 @@ use super::{HEAD, Names};
 use crate::error::TrainError;
 use crate::model::parameters::Parameters;
 
-/// Writes the encoder's tensors to a safetensors file, in f32, batch norm's `num_batches_tracked` among them (`steps`,
+/// Writes the encoder's tensors, and those of its projection head by our own names if `head` is set, to a safetensors file, in f32, batch norm's `num_batches_tracked` among them (`steps`,
 /// as torch counts), and `about` as its metadata.
 ///
 /// # Errors
 /// If the file can't be written.
 pub fn export(
     parameters: &Parameters,
-    names: Names,
+    (names, head): (Names, bool),
     steps: u64,
     about: &BTreeMap<String, String>,
     path: &Path,
 ) -> Result<usize, TrainError> {
     let mut tensors: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = Vec::new();
-    for parameter in parameters.entries().iter().filter(|p| !p.name.starts_with(HEAD)) {
+    for parameter in parameters.entries().iter().filter(|p| head || !p.name.starts_with(HEAD)) {
         let values = parameter.tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous().flatten(0, -1);
         let bytes = Vec::<f32>::try_from(values)?.into_iter().flat_map(f32::to_le_bytes).collect();
         let shape = parameter.tensor.size().iter().map(|&n| n as usize).collect();
@@ -49,7 +49,7 @@ pub fn export(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::resnet::{Encoder, Initialization, ResNet, Stem};
+    use crate::model::resnet::{Encoder, Initialization, ResNet, ResNetShape, Shortcuts, Stem};
 
     /// The names in `golden/resnet.json` are those of torchvision's models.
     #[test]
@@ -60,9 +60,10 @@ mod tests {
         for case in &golden["cases"].as_array().unwrap()[..3] {
             let encoder: Encoder = serde_json::from_value(case["encoder"].clone()).unwrap();
             let mut parameters = Parameters::new(Device::Cpu, 1);
-            ResNet::new(&mut parameters, encoder, 1.0, Stem::Imagenet, Initialization::He).unwrap();
+            let shape = ResNetShape { encoder, width: 1.0, stem: Stem::Imagenet, shortcuts: Shortcuts::default() };
+            ResNet::new(&mut parameters, shape, Initialization::He).unwrap();
             let about = BTreeMap::from([("seed".to_owned(), "1".to_owned())]);
-            let count = export(&parameters, Names::Torchvision, 7, &about, &path).unwrap();
+            let count = export(&parameters, (Names::Torchvision, false), 7, &about, &path).unwrap();
             let bytes = std::fs::read(&path).unwrap();
             let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
             let metadata = header.metadata().as_ref().unwrap();

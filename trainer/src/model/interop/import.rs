@@ -5,6 +5,9 @@
 //! TensorFlow code; before them may stand whatever a trainer puts there (`backbone.`, `module.encoder_q.`, …).
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
@@ -12,16 +15,15 @@ use tch::{Kind, Tensor};
 use super::hugging_face;
 use crate::error::TrainError;
 use crate::model::parameters::Parameters;
-use crate::model::resnet::{Encoder, Stem};
+use crate::model::projection_head::HeadConfig;
+use crate::model::resnet::{Encoder, ResNetShape, Shortcuts, Stem};
 
 /// An encoder in a file.
 pub struct Found {
-    /// Its depth.
-    pub encoder: Encoder,
-    /// Its channels, as a multiple of the usual ones.
-    pub width: f64,
-    /// How it begins.
-    pub stem: Stem,
+    /// Its shape.
+    pub shape: ResNetShape,
+    /// The projection head behind it, if there is one that is built as ours.
+    pub head: Option<HeadConfig>,
     /// Whose names its tensors have, in words, with what stands before them.
     pub names: String,
     style: Style,
@@ -51,8 +53,10 @@ const FOLLOWERS: [&str; 5] = ["encoder_k", "momentum", "teacher", "target", "ema
 /// If the file can't be read, or holds no encoder, or several.
 pub fn find(path: &Path, prefix: Option<&str>) -> Result<Found, TrainError> {
     let wrong = |what: String| TrainError::Checkpoint { path: path.to_owned(), what };
-    let tensors = Tensor::read_safetensors(path)
-        .map_err(|error| wrong(format!("not a safetensors file ({error}); convert .pth and .ckpt files first")))?;
+    if let Some(what) = no_safetensors(path).map_err(|error| wrong(format!("cannot read: {error}")))? {
+        return Err(wrong(what));
+    }
+    let tensors = Tensor::read_safetensors(path).map_err(|error| wrong(format!("not a safetensors file: {error}")))?;
     let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
     let mut all: Vec<Beginning<'_>> =
         tensors.iter().filter_map(|(name, tensor)| beginning(name, tensor, &tensors)).collect();
@@ -90,16 +94,18 @@ pub fn find(path: &Path, prefix: Option<&str>) -> Result<Found, TrainError> {
         .filter(|(name, _)| style != Style::TensorFlow || name.ends_with(&format!("/kernel{suffix}")))
         .count();
     // Blocks times their convolutions, the first one, and one for each stage that changes the channels.
-    let encoder = match convolutions {
-        20 => Encoder::Resnet18,
-        36 => Encoder::Resnet34,
-        53 => Encoder::Resnet50,
-        104 => Encoder::Resnet101,
-        155 => Encoder::Resnet152,
+    let (encoder, shortcuts) = match convolutions {
+        20 => (Encoder::Resnet18, Shortcuts::ShapeChanges),
+        21 => (Encoder::Resnet18, Shortcuts::EveryGroup),
+        36 => (Encoder::Resnet34, Shortcuts::ShapeChanges),
+        37 => (Encoder::Resnet34, Shortcuts::EveryGroup),
+        53 => (Encoder::Resnet50, Shortcuts::ShapeChanges),
+        104 => (Encoder::Resnet101, Shortcuts::ShapeChanges),
+        155 => (Encoder::Resnet152, Shortcuts::ShapeChanges),
         _ => {
             return Err(wrong(format!(
                 "found {convolutions} convolutions with the prefix {prefix:?}; ResNet-18, -34, -50, -101 and -152 have 20, 36, \
-                 53, 104 and 155"
+                 53, 104 and 155, and one more with the official code's shortcuts"
             )));
         }
     };
@@ -110,7 +116,93 @@ pub fn find(path: &Path, prefix: Option<&str>) -> Result<Found, TrainError> {
         Style::TensorFlow => "the official TensorFlow code's",
     };
     let names = if prefix.is_empty() { names.to_owned() } else { format!("{names} with prefix {prefix:?}") };
-    Ok(Found { encoder, width, stem, names, style, prefix, suffix, tensors, path: path.to_owned() })
+    let shape = ResNetShape { encoder, width, stem, shortcuts };
+    let head = head(&tensors, style, &suffix);
+    Ok(Found { shape, head, names, style, prefix, suffix, tensors, path: path.to_owned() })
+}
+
+/// What makes a safetensors file of one that `torch.save` wrote; Python alone reads those, since they are programs.
+const CONVERT: &str = r#"python3 -c 'import sys, torch; from safetensors.torch import save_file; s = torch.load(sys.argv[1], "cpu", weights_only=True); s = s.get("state_dict", s); save_file({k: v.contiguous().clone() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])'"#;
+
+/// The longest header that a safetensors file may have.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// What a file is instead of a whole safetensors file, and what would be right; `None` for one that may be read.
+fn no_safetensors(path: &Path) -> std::io::Result<Option<String>> {
+    let meta = std::fs::metadata(path)?;
+    if !meta.is_file() {
+        return Ok(Some("not a file; expected a .safetensors file".into()));
+    }
+    let mut start = Vec::new();
+    File::open(path)?.take(512).read_to_end(&mut start)?;
+    let text = String::from_utf8_lossy(&start).trim_start().to_lowercase();
+    let convert = || {
+        let out = path.with_extension("safetensors");
+        format!("convert it with\n  {CONVERT} {} {}", path.display(), out.display())
+    };
+    let is = |what: &str| Ok(Some(format!("{what}; expected a safetensors file")));
+    match start.get(..4) {
+        _ if start.is_empty() => return is("empty"),
+        _ if text.starts_with("version https://git-lfs") => {
+            return Ok(Some("a Git LFS pointer, not the weights themselves; download them with `git lfs pull`".into()));
+        }
+        _ if text.starts_with("<!doctype") || text.starts_with("<html") => {
+            return is("an HTML page, perhaps of a download that needs a login");
+        }
+        Some(b"PK\x03\x04") => {
+            return Ok(Some(format!("a PyTorch checkpoint (torch.save), not safetensors; {}", convert())));
+        }
+        Some([0x80, 2..=5, ..]) => {
+            return Ok(Some(format!("a Python pickle (an old PyTorch checkpoint), not safetensors; {}", convert())));
+        }
+        Some(b"\x89HDF") => return is("an HDF5 file (Keras)"),
+        Some([0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd]) => return is("a compressed file"),
+        _ => {}
+    }
+    let Some(header) = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)) else {
+        return is(&format!("not a safetensors file: only {} bytes", start.len()));
+    };
+    if header > MAX_HEADER_BYTES || start.get(8) != Some(&b'{') {
+        return is("not a safetensors file: it does not begin with the length of a JSON header");
+    }
+    if header > meta.len() - 8 {
+        let (there, needed) = (meta.len() - 8, header);
+        return Ok(Some(format!(
+            "truncated: {there} bytes follow the length of its header, which has {needed}; download it again"
+        )));
+    }
+    let mut json = vec![0; header as usize];
+    File::open(path)?.read_exact_at(&mut json, 8)?;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+    let end = |tensor: &serde_json::Value| tensor["data_offsets"][1].as_u64();
+    let needed = json.as_object().into_iter().flatten().filter_map(|(_, tensor)| end(tensor)).max().unwrap_or(0);
+    let there = meta.len() - 8 - header;
+    Ok((needed > there)
+        .then(|| format!("truncated: it holds {there} bytes of tensors, its header lists {needed}; download it again")))
+}
+
+/// A projection head among the tensors: as the official code builds it, by its names or by ours.
+fn head(tensors: &BTreeMap<String, Tensor>, style: Style, suffix: &str) -> Option<HeadConfig> {
+    let sizes = |layer: usize| {
+        let size = |name: &String| tensors.get(name).filter(|tensor| tensor.dim() == 2).map(Tensor::size);
+        match style {
+            // Inputs come first there.
+            Style::TensorFlow => head_scopes(layer)
+                .iter()
+                .find_map(|scope| size(&format!("{scope}/dense/kernel{suffix}")))
+                .map(|size| [size[1], size[0]]),
+            _ => size(&format!("{}{layer}.weight", super::HEAD)).map(|size| [size[0], size[1]]),
+        }
+    };
+    let layers: Vec<[i64; 2]> = (0..).map_while(sizes).collect();
+    let [dim, hidden] = *layers.last()?;
+    let hidden = if layers.len() > 1 { hidden } else { 0 };
+    Some(HeadConfig { layers: layers.len() as u32, hidden: hidden as u32, dim: dim as u32 })
+}
+
+/// Where the official code keeps layer `i` of its head: of several layers, and of one alone.
+fn head_scopes(i: usize) -> [String; 2] {
+    [format!("head_contrastive/nl_{i}"), format!("head_contrastive/l_{i}")]
 }
 
 /// A beginning of an encoder: style, prefix, suffix and first convolution.
@@ -140,7 +232,7 @@ fn beginning<'a>(name: &str, tensor: &'a Tensor, all: &BTreeMap<String, Tensor>)
 }
 
 impl Found {
-    /// Copies the encoder into a model of its shape; the names of the file's tensors that were not needed.
+    /// Copies the encoder, and the head if there is one, into a model of its shape; the names of the file's tensors that were not needed.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
@@ -149,13 +241,19 @@ impl Found {
         let ours: Vec<&str> = parameters.entries().iter().map(|p| p.name.as_str()).collect();
         let numbers = tensorflow_numbers(&ours);
         let mut left: Vec<String> = self.tensors.keys().cloned().collect();
-        for parameter in parameters.entries().iter().filter(|p| !p.name.starts_with(super::HEAD)) {
-            let name = self.name_of(&parameter.name, &numbers);
+        for parameter in parameters.entries() {
+            let name = match parameter.name.strip_prefix(super::HEAD) {
+                Some(_) if self.head.is_none() => continue,
+                Some(rest) => self.name_in_head(rest),
+                None => self.name_of(&parameter.name, &numbers),
+            };
             let source = self.tensors.get(&name).ok_or_else(|| {
-                wrong(format!("tensor {name} is missing ({} of a {:?})", parameter.name, self.encoder))
+                wrong(format!("tensor {name} is missing ({} of a {:?})", parameter.name, self.shape.encoder))
             })?;
             let source = if self.style == Style::TensorFlow && source.dim() == 4 {
                 from_tensorflow(source)
+            } else if self.style == Style::TensorFlow && source.dim() == 2 {
+                source.transpose(0, 1)
             } else {
                 source.shallow_clone()
             };
@@ -169,6 +267,24 @@ impl Found {
         // Counters of batches that batch norm has seen are no weights.
         left.retain(|name| !name.ends_with("num_batches_tracked"));
         Ok(left)
+    }
+
+    /// The file's name of a tensor of the head, which is `rest` behind [`HEAD`](super::HEAD).
+    fn name_in_head(&self, rest: &str) -> String {
+        if self.style != Style::TensorFlow {
+            return format!("{}{rest}", super::HEAD);
+        }
+        let (layer, value) = rest.split_once('.').expect("a layer and its value");
+        let value = match value {
+            "weight" => "dense/kernel",
+            "bn.weight" => "batch_normalization/gamma",
+            "bn.bias" => "batch_normalization/beta",
+            "bn.running_mean" => "batch_normalization/moving_mean",
+            _ => "batch_normalization/moving_variance",
+        };
+        let scopes = head_scopes(layer.parse().expect("layers are numbered"));
+        let name = |scope: &String| format!("{scope}/{value}{}", self.suffix);
+        scopes.iter().map(name).find(|name| self.tensors.contains_key(name)).unwrap_or_else(|| name(&scopes[0]))
     }
 
     /// The file's name of the tensor that torchvision calls `name`.
@@ -246,12 +362,14 @@ fn from_tensorflow(kernel: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::projection_head::ProjectionHead;
     use crate::model::resnet::{Initialization, ResNet};
     use tch::Device;
 
     fn encoder(depth: Encoder, width: f64, stem: Stem, seed: u64) -> Parameters {
         let mut parameters = Parameters::new(Device::Cpu, seed);
-        ResNet::new(&mut parameters, depth, width, stem, Initialization::He).unwrap();
+        let shape = ResNetShape { encoder: depth, width, stem, shortcuts: Shortcuts::default() };
+        ResNet::new(&mut parameters, shape, Initialization::He).unwrap();
         parameters
     }
 
@@ -273,7 +391,7 @@ mod tests {
         let named: Vec<(&str, Tensor)> = tensors.iter().map(|(name, x)| (name.as_str(), x.contiguous())).collect();
         Tensor::write_safetensors(&named, &path).unwrap();
         let found = find(&path, None).unwrap();
-        assert_eq!((found.encoder, found.width, found.stem), (depth, 0.125, stem));
+        assert_eq!((found.shape.encoder, found.shape.width, found.shape.stem), (depth, 0.125, stem));
         let target = encoder(depth, 0.125, stem, 2);
         let left = found.copy_to(&target).unwrap();
         for (a, b) in source.entries().iter().zip(target.entries()) {
@@ -351,6 +469,96 @@ mod tests {
             (format!("base_model/{layer}{number}/{value}:0"), x)
         };
         check(Encoder::Resnet50, Stem::Imagenet, &named, &["head_contrastive/nl_0/dense/kernel:0"]);
+    }
+
+    /// The official code's names and shapes (its `model_util.py`, `resnet.py`), and ours.
+    #[test]
+    fn heads_and_the_official_shortcuts_come_with_their_encoder() {
+        let model = |seed, layers| {
+            let shape = ResNetShape {
+                encoder: Encoder::Resnet18,
+                width: 0.125,
+                stem: Stem::Cifar,
+                shortcuts: Shortcuts::EveryGroup,
+            };
+            let mut parameters = Parameters::new(Device::Cpu, seed);
+            ResNet::new(&mut parameters, shape, Initialization::VarianceScaling).unwrap();
+            let head = HeadConfig { layers, hidden: if layers > 1 { 64 } else { 0 }, dim: 16 };
+            ProjectionHead::new(&mut parameters, 64, &head).unwrap();
+            (parameters, shape, head)
+        };
+        let official = |name: &str, x: &Tensor, numbers: &BTreeMap<String, usize>, layers: u32| -> (String, Tensor) {
+            let (place, kind) = name.rsplit_once('.').unwrap();
+            let value = match kind {
+                "weight" => "gamma",
+                "bias" => "beta",
+                "running_mean" => "moving_mean",
+                _ => "moving_variance",
+            };
+            if let Some(rest) = name.strip_prefix("head.") {
+                let scope = if layers == 1 { "l_" } else { "nl_" };
+                let layer = rest.split('.').next().unwrap();
+                return match x.dim() {
+                    2 => (format!("head_contrastive/{scope}{layer}/dense/kernel"), x.transpose(0, 1)),
+                    _ => (format!("head_contrastive/{scope}{layer}/batch_normalization/{value}"), x.shallow_clone()),
+                };
+            }
+            let number = if numbers[place] == 0 { String::new() } else { format!("_{}", numbers[place]) };
+            match x.dim() {
+                4 => (format!("base_model/conv2d{number}/kernel"), x.permute([2, 3, 1, 0])),
+                _ => (format!("base_model/batch_normalization{number}/{value}"), x.shallow_clone()),
+            }
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.safetensors");
+        for layers in [1, 2, 3] {
+            let (source, shape, head) = model(1, layers);
+            let ours: Vec<&str> = source.entries().iter().map(|p| p.name.as_str()).collect();
+            let numbers = tensorflow_numbers(&ours);
+            for is_official in [false, true] {
+                let named = source.entries().iter().map(|p| match is_official {
+                    true => official(&p.name, &p.tensor.detach(), &numbers, layers),
+                    false => (p.name.clone(), p.tensor.detach()),
+                });
+                let named: Vec<(String, Tensor)> = named.map(|(name, x)| (name, x.contiguous())).collect();
+                let named: Vec<(&str, &Tensor)> = named.iter().map(|(name, x)| (name.as_str(), x)).collect();
+                Tensor::write_safetensors(&named, &path).unwrap();
+                let found = find(&path, None).unwrap();
+                assert_eq!((found.shape, found.head.as_ref()), (shape, Some(&head)), "{}", found.names);
+                let (target, ..) = model(2, layers);
+                assert_eq!(found.copy_to(&target).unwrap(), Vec::<String>::new());
+                for (a, b) in source.entries().iter().zip(target.entries()) {
+                    assert!(a.tensor.equal(&b.tensor), "{} of {layers} layers through {}", a.name, found.names);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_safetensors_file_is_called_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.pth");
+        let header = br#"{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+        let whole = |bytes: usize| [&(header.len() as u64).to_le_bytes()[..], header, &vec![0; bytes]].concat();
+        for (bytes, wanted) in [
+            (b"".to_vec(), "empty"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n".to_vec(), "git lfs pull"),
+            (b"\n<!DOCTYPE html><html>".to_vec(), "HTML"),
+            (b"PK\x03\x04rest".to_vec(), "torch.load"),
+            (b"\x80\x02}q\0.".to_vec(), "torch.load"),
+            (b"\x89HDF\r\n".to_vec(), "HDF5"),
+            (b"short".to_vec(), "only 5 bytes"),
+            (whole(15), "holds 15 bytes of tensors, its header lists 16"),
+            (whole(0)[..20].to_vec(), "truncated"),
+            (whole(16), "no ResNet"),
+        ] {
+            std::fs::write(&path, &bytes).unwrap();
+            let found = find(&path, None).err().unwrap().to_string();
+            assert!(found.contains(wanted) && found.contains("weights.pth"), "{wanted}: {found}");
+        }
+        let found = find(folder.path(), None).err().unwrap().to_string();
+        assert!(found.contains("not a file"), "{found}");
+        assert!(find(&folder.path().join("none"), None).err().unwrap().to_string().contains("No such file"));
     }
 
     #[test]
