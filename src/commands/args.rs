@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use simclr_data::dataset::Reading;
+use simclr_data::listing::Reading;
 use simclr_ground::error::Result;
 use simclr_service::reach::FeedConfig;
 

@@ -1,6 +1,7 @@
 //! `bench`: how fast the loader is on the user's shards, what each stage costs, and what limits it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -18,10 +19,11 @@ use simclr_ground::sample::SampleRef;
 use simclr_ground::stall::Waited;
 use simclr_image::augment::Op;
 use simclr_image::decode::{decode, decode_bytes};
-use simclr_plan::Traversal;
+use simclr_plan::{StreamConfig, Traversal};
 
 use super::Run;
 use super::args::ConfigArgs;
+use crate::config::{Config, MachineConfig};
 use crate::open;
 use crate::output::ExitStatus;
 use crate::output::Output;
@@ -78,7 +80,32 @@ impl Run for BenchArgs {
         }
         let threads = if self.threads == 0 { open::cores() } else { self.threads };
         let manifest = open::fitted(&mut config)?;
-        let samples = manifest.samples;
+        let stream = self.stream(&config, manifest.samples);
+        let source = match self.no_metrics {
+            true => {
+                let storage = open::store_options(&config.machine);
+                Source::open(manifest, stream, &storage, DamagePolicy::Budget, PipelineMetrics::silent())?
+            }
+            false => open::source_over(manifest, stream, &config.machine, DamagePolicy::Budget)?,
+        };
+        let run = self.measure(&source, &config.machine, threads)?;
+        if self.no_metrics {
+            let (rate, cpu) = (run.images_per_second(), run.cpu_per_image());
+            let object = json!({ "images_per_second": rate, "cpu_seconds_per_image": cpu, "threads": threads });
+            output.result(&object, || {
+                format!("{rate:.1} images/s on {threads} threads, {:.3} ms of CPU per image", 1e3 * cpu)
+            })?;
+            return Ok(ExitStatus::Success);
+        }
+        let findings = Findings::new(self, &source, &config.machine, run);
+        output.result(&findings.object(self, &source), || findings.text(self.feed.unwrap_or(1000.0)))?;
+        Ok(ExitStatus::Success)
+    }
+}
+
+impl BenchArgs {
+    /// The stream that is read: the configuration's, in batches of few images and with as much of the recipe as asked for.
+    fn stream(&self, config: &Config, samples: u64) -> StreamConfig {
         let mut wanted = config.stream();
         wanted.batch.size = BATCH.min(if wanted.data.limit > 0 { wanted.data.limit } else { samples }) as u32;
         if let Traversal::Shuffled(order) = &mut wanted.traversal {
@@ -89,23 +116,20 @@ impl Run for BenchArgs {
             wanted.recipe.branches.clear();
             wanted.recipe.ops.retain(|op| matches!(op, Op::RandomResizedCrop(_) | Op::HorizontalFlip(_)));
         }
-        let views = wanted.recipe.count();
-        let source = match self.no_metrics {
-            true => {
-                let storage = open::store_options(&config.machine);
-                Source::open(manifest, wanted, &storage, DamagePolicy::Budget, PipelineMetrics::silent())?
-            }
-            false => open::source_over(manifest, wanted, &config.machine, DamagePolicy::Budget)?,
-        };
+        wanted
+    }
+
+    /// Reads the images, and measures what that takes.
+    fn measure(&self, source: &Arc<Source>, machine: &MachineConfig, threads: usize) -> Result<Measured> {
         let runtime = open::runtime()?;
         let (before, began) = (cpu_seconds(), Instant::now());
         let mut waited = Waited::default();
         let images = match self.variant {
-            Variant::Decode => decode_all(&source, self.images, threads, runtime.handle())?,
+            Variant::Decode => decode_all(source, self.images, threads, runtime.handle())?,
             _ => {
                 let batches = self.images.div_ceil(source.plan.config.batch.size.into());
                 let options = LoaderOptions { threads, from_batch: 0, to_batch: Some(batches), share: Share::ALL };
-                let slabs = open::plain_slabs(&source.plan, &config.machine, options.share)?;
+                let slabs = open::plain_slabs(&source.plan, machine, options.share)?;
                 let mut loader = Loader::start(source.clone(), slabs, options, runtime.handle())?;
                 let mut images = 0;
                 while let Some(batch) = loader.next_batch()? {
@@ -116,83 +140,129 @@ impl Run for BenchArgs {
             }
         };
         let seconds = began.elapsed().as_secs_f64();
-        let cpu_per_image = (cpu_seconds() - before) / images as f64;
-        let per_second = images as f64 / seconds;
-        if self.no_metrics {
-            let object =
-                json!({ "images_per_second": per_second, "cpu_seconds_per_image": cpu_per_image, "threads": threads });
-            output.result(&object, || {
-                format!("{per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image", 1e3 * cpu_per_image)
-            })?;
-            return Ok(ExitStatus::Success);
-        }
-        let busy = Stage::ALL.map(|stage| (stage, source.metrics.busy_seconds(stage) / images as f64));
-        let starved = source.metrics.wait_seconds(Waiting::ForWork) / (threads as f64 * seconds);
-        let bottleneck = bottleneck(&source, starved);
-        // The bare chain is decoding and augmenting alone.
+        Ok(Measured { threads, images, seconds, cpu_seconds: cpu_seconds() - before, waited })
+    }
+}
+
+/// What reading the images took.
+struct Measured {
+    threads: usize,
+    images: u64,
+    seconds: f64,
+    /// Of all threads together.
+    cpu_seconds: f64,
+    waited: Waited,
+}
+
+impl Measured {
+    fn images_per_second(&self) -> f64 {
+        self.images as f64 / self.seconds
+    }
+
+    fn cpu_per_image(&self) -> f64 {
+        self.cpu_seconds / self.images as f64
+    }
+}
+
+/// What the measurements say of the loader.
+struct Findings {
+    run: Measured,
+    variant: &'static str,
+    /// CPU seconds that an image takes in each stage.
+    busy: Vec<(Stage, f64)>,
+    /// The share of their time for which workers had nothing to do.
+    starved: f64,
+    bottleneck: &'static str,
+    /// All CPU time over that of decoding and augmenting alone.
+    overhead: f64,
+    slabs: usize,
+    slab_bytes: usize,
+    peak_memory: u64,
+}
+
+impl Findings {
+    fn new(args: &BenchArgs, source: &Source, machine: &MachineConfig, run: Measured) -> Self {
+        let busy = Stage::ALL.map(|stage| (stage, source.metrics.busy_seconds(stage) / run.images as f64));
+        let starved = source.metrics.wait_seconds(Waiting::ForWork) / (run.threads as f64 * run.seconds);
         let bare: f64 = busy.iter().filter(|(stage, _)| *stage != Stage::Read).map(|(_, seconds)| seconds).sum();
-        let overhead = cpu_per_image / bare;
-        let slab_bytes = if self.variant == Variant::Decode { 0 } else { source.plan.slab_bytes(Share::ALL) };
-        let slabs = config.machine.batches_ahead + 1;
-        let memory = peak_memory();
-        let cores = self.feed.map(|wanted| (wanted * cpu_per_image).ceil());
-        let name = match self.variant {
+        let variant = match args.variant {
             Variant::Decode => "decode",
             Variant::Rrc1 => "rrc1",
             Variant::Rrc2 => "rrc2",
             Variant::Simclr => "simclr",
         };
+        Self {
+            variant,
+            starved,
+            bottleneck: bottleneck(source, starved),
+            overhead: run.cpu_per_image() / bare,
+            slabs: machine.batches_ahead + 1,
+            slab_bytes: if args.variant == Variant::Decode { 0 } else { source.plan.slab_bytes(Share::ALL) },
+            peak_memory: peak_memory(),
+            busy: busy.to_vec(),
+            run,
+        }
+    }
+
+    /// How many cores like these make so many images a second.
+    fn cores_for(&self, images_per_second: f64) -> f64 {
+        (images_per_second * self.run.cpu_per_image()).ceil()
+    }
+
+    fn object(&self, args: &BenchArgs, source: &Source) -> serde_json::Value {
+        let Self { run, busy, .. } = self;
         let stages: serde_json::Map<_, _> = busy.iter().map(|(stage, x)| (stage.name().to_owned(), json!(x))).collect();
-        let object = json!({
-            "variant": name, "threads": threads, "images": images, "views": views, "seconds": seconds, "images_per_second": per_second,
-            "cpu_seconds_per_image": cpu_per_image, "stages": stages, "cpu_per_bare_chain": overhead, "workers_waiting": starved,
-            "bottleneck": bottleneck, "waited_for": waited.causes().into_iter().collect::<BTreeMap<_, _>>(), "peak_memory_bytes": memory, "slabs": slabs, "slab_bytes": slab_bytes,
-            "feed_images_per_second": self.feed, "cores_to_feed": cores, "damaged": source.quarantine.entries().len(),
-        });
-        output.result(&object, || {
-            let mut text = format!(
-                "{name}: {per_second:.1} images/s on {threads} threads, {:.3} ms of CPU per image\n",
-                1e3 * cpu_per_image
-            );
-            for (stage, seconds) in busy {
-                text += &format!("  {:8} {:7.3} ms per image\n", stage.name(), 1e3 * seconds);
+        json!({
+            "variant": self.variant, "threads": run.threads, "images": run.images,
+            "views": source.plan.config.recipe.count(), "seconds": run.seconds,
+            "images_per_second": run.images_per_second(), "cpu_seconds_per_image": run.cpu_per_image(),
+            "stages": stages, "cpu_per_bare_chain": self.overhead, "workers_waiting": self.starved,
+            "bottleneck": self.bottleneck, "waited_for": run.waited.causes().into_iter().collect::<BTreeMap<_, _>>(),
+            "peak_memory_bytes": self.peak_memory, "slabs": self.slabs, "slab_bytes": self.slab_bytes,
+            "feed_images_per_second": args.feed, "cores_to_feed": args.feed.map(|wanted| self.cores_for(wanted)),
+            "damaged": source.quarantine.entries().len(),
+        })
+    }
+
+    /// It for people, and how many cores `wanted` images a second need.
+    fn text(&self, wanted: f64) -> String {
+        let Self { run, slabs, .. } = self;
+        let mut text = format!(
+            "{}: {:.1} images/s on {} threads, {:.3} ms of CPU per image\n",
+            self.variant,
+            run.images_per_second(),
+            run.threads,
+            1e3 * run.cpu_per_image()
+        );
+        for (stage, seconds) in &self.busy {
+            text += &format!("  {:8} {:7.3} ms per image\n", stage.name(), 1e3 * seconds);
+        }
+        let overhead = self.overhead;
+        text +=
+            &format!("  {:8} {overhead:7.2}x decode + augment (overhead: reading, ordering, hand-off)\n", "all CPU");
+        let (peak, slab) = (self.peak_memory as f64 / 1e6, self.slab_bytes as f64 / 1e6);
+        text += &format!("memory: {peak:.0} MB peak, including {slabs} batches of {slab:.0} MB\n");
+        let mut causes: Vec<_> = run.waited.causes().into_iter().filter(|(cause, _)| *cause != "start").collect();
+        causes.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let total: f64 = causes.iter().map(|(_, seconds)| seconds).sum();
+        if total > 0.0 {
+            let shares = causes.iter().map(|(cause, seconds)| (cause, 100.0 * seconds / total));
+            let shares =
+                shares.filter(|(_, share)| *share >= 0.5).map(|(cause, share)| format!("{cause} {share:.0} %"));
+            text += &format!("a faster consumer would be limited by: {}\n", shares.collect::<Vec<_>>().join(", "));
+        }
+        text += &format!("{wanted:.0} images/s needs about {:.0} cores like these\n", self.cores_for(wanted));
+        let waiting = 100.0 * self.starved;
+        text + &match self.bottleneck {
+            "storage" => {
+                format!("bottleneck: storage (workers spend {waiting:.0}% of their time waiting for data)")
             }
-            text += &format!(
-                "  {:8} {:7.2}x decode + augment (overhead: reading, ordering, hand-off)\n",
-                "all CPU", overhead
-            );
-            text += &format!(
-                "memory: {:.0} MB peak, including {slabs} batches of {:.0} MB\n",
-                memory as f64 / 1e6,
-                slab_bytes as f64 / 1e6
-            );
-            let mut causes: Vec<_> = waited.causes().into_iter().filter(|(cause, _)| *cause != "start").collect();
-            causes.sort_by(|a, b| b.1.total_cmp(&a.1));
-            let total: f64 = causes.iter().map(|(_, seconds)| seconds).sum();
-            if total > 0.0 {
-                let shares = causes.iter().map(|(cause, seconds)| (cause, 100.0 * seconds / total));
-                let shares =
-                    shares.filter(|(_, share)| *share >= 0.5).map(|(cause, share)| format!("{cause} {share:.0} %"));
-                text += &format!(
-                    "a faster consumer would be limited by: {}\n",
-                    shares.collect::<Vec<_>>().join(", ")
-                );
-            }
-            let wanted = self.feed.unwrap_or(1000.0);
-            let cores = (wanted * cpu_per_image).ceil();
-            text += &format!("{wanted:.0} images/s needs about {cores:.0} cores like these\n");
-            text + &match bottleneck {
-                "storage" => format!("bottleneck: storage (workers spend {:.0}% of their time waiting for data)", 100.0 * starved),
-                "slabs" => format!(
-                    "bottleneck: free batches (workers spend {:.0}% of their time waiting for one; increase machine.batches_ahead)",
-                    100.0 * starved
-                ),
-                stage => {
-                    format!("bottleneck: CPU (workers are busy, mostly with {stage}; add threads or cores)")
-                }
-            }
-        })?;
-        Ok(ExitStatus::Success)
+            "slabs" => format!(
+                "bottleneck: free batches (workers spend {waiting:.0}% of their time waiting for one; increase \
+                 machine.batches_ahead)"
+            ),
+            stage => format!("bottleneck: CPU (workers are busy, mostly with {stage}; add threads or cores)"),
+        }
     }
 }
 

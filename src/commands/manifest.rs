@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::json;
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::{BuildOptions, Manifest, NamedShard, build, expand, verify, wids};
@@ -30,172 +30,203 @@ use crate::terminal::row;
 #[derive(Subcommand)]
 pub enum ManifestCommand {
     /// Scan shards and write a manifest.
-    Build {
-        /// Paths, URLs (s3, gs, az, https), globs or brace ranges (name-{000..012}.tar), plain or .zst; or another
-        /// tool's index: a wids .json, or a dataset's _info.json#split.
-        #[arg(required = true)]
-        shards: Vec<String>,
-        /// Manifest file to write.
-        #[arg(long)]
-        out: PathBuf,
-        /// Class names, one per line, in label order [default: classes.txt next to the first shard, if present].
-        #[arg(long)]
-        classes: Option<PathBuf>,
-        /// Exclude samples listed in a run's quarantine.jsonl.
-        #[arg(long, value_name = "FILE")]
-        exclude: Option<PathBuf>,
-        /// Do not index JPEG entry points: smaller manifest, faster to build, slightly slower crops.
-        #[arg(long)]
-        no_row_index: bool,
-        #[command(flatten)]
-        reading: ReadingArgs,
-    },
+    Build(BuildArgs),
     /// Verify all shards or files against the manifest and report every mismatch.
-    Verify {
-        /// A manifest, or whatever else --data takes.
-        manifest: PathBuf,
-        #[command(flatten)]
-        reading: ReadingArgs,
-        /// Decode every image as well.
-        #[arg(long)]
-        decode: bool,
-        /// Write images that cannot be decoded to this file, as a run's quarantine.jsonl has them (with --decode).
-        #[arg(long, value_name = "FILE", requires = "decode")]
-        quarantine: Option<PathBuf>,
-    },
+    Verify(VerifyArgs),
     /// Show what a data set holds.
-    Show {
-        /// A manifest, or whatever else --data takes.
-        manifest: PathBuf,
-        #[command(flatten)]
-        reading: ReadingArgs,
-        /// Take classes from this file: a name and a class on each line.
-        #[arg(long, value_name = "FILE")]
-        labels: Option<PathBuf>,
-        /// Measure shuffle quality and read amplification across ranks.
-        #[arg(long)]
-        shuffle: bool,
-        /// Config that provides batch size, order and seed (with --shuffle).
-        #[arg(long, value_name = "FILE|PRESET", requires = "shuffle")]
-        config: Option<String>,
-        /// Override a value of that config (with --shuffle, repeatable).
-        #[arg(long = "set", value_name = "TABLE.KEY=VALUE", requires = "shuffle")]
-        settings: Vec<String>,
-    },
+    Show(ShowArgs),
     /// Convert a manifest to a wids index (webdataset).
-    Convert {
-        /// The manifest.
-        manifest: PathBuf,
-        /// Index file to write.
-        #[arg(long)]
-        wids: PathBuf,
-    },
+    Convert(ConvertArgs),
 }
 
 impl Run for ManifestCommand {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         match self {
-            ManifestCommand::Build { shards, out, classes, exclude, no_row_index, reading } => {
-                let named = expand(shards)?;
-                let classes = classes_of(classes.as_deref(), &named)?;
-                let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                let base = Location::File(base.to_owned());
-                let source = format!("built from {}", shards.join(" "));
-                let exclude = exclude.as_deref().map(quarantined).transpose()?.unwrap_or_default();
-                let asked = exclude.len();
-                let (manifest, passed_over) = with_progress("reading", named.len(), output, |progress| {
-                    build(
-                        &named,
-                        BuildOptions {
-                            base,
-                            source,
-                            classes,
-                            reading: reading.reading(None),
-                            folder_classes: true,
-                            exclude,
-                            rows: !no_row_index,
-                            threads: cores(),
-                            progress,
-                        },
-                    )
-                })?;
-                for line in passed_over.told().iter().filter(|_| !output.quiet) {
-                    say(line);
-                }
-                if passed_over.unused.contains_key("json") && manifest.num_labelled() == 0 && !output.quiet {
-                    say("hint: --label-field NAME takes labels from a field of .json");
-                }
-                let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
-                if excluded < asked {
-                    let none = asked - excluded;
-                    tracing::warn!("{none} of {asked} samples to exclude were not found in the shards");
-                }
-                manifest.write(out)?;
-                report(&manifest, out, output)?;
-                Ok(ExitStatus::Success)
-            }
-            ManifestCommand::Verify { manifest: path, reading, decode, quarantine } => {
-                let manifest = open::manifest(path, reading.reading(None))?;
-                let problems = with_progress("verifying", manifest.shards.len(), output, |progress| {
-                    verify(&manifest, cores(), progress)
-                })?;
-                let (samples, shards, digest) = (manifest.samples, manifest.shards.len(), manifest.digest.clone());
-                let damaged = match *decode && problems.is_empty() {
-                    true => decode_all(path, manifest, quarantine.as_deref(), output)?,
-                    false => Vec::new(),
-                };
-                let object = json!({
-                    "samples": samples, "shards": shards, "digest": digest, "problems": problems, "damaged": damaged,
-                });
-                output.result(&object, || match problems.len() {
-                    0 if !damaged.is_empty() => {
-                        let line = |one: &QuarantineEntry| {
-                            row(&format!("{} in {}: {}: {}", one.entry, one.shard, one.reason, one.detail))
-                        };
-                        let lines: Vec<String> = damaged.iter().take(SHOWN).map(line).collect();
-                        let more = if damaged.len() > SHOWN { "\n…" } else { "" };
-                        format!("{}{more}\n{} of {samples} images cannot be decoded", lines.join("\n"), damaged.len())
-                    }
-                    0 if *decode => {
-                        format!("{samples} samples in {shards} shards match the manifest and can be decoded")
-                    }
-                    0 => format!("{samples} samples in {shards} shards match the manifest"),
-                    n => {
-                        let lines: Vec<String> = problems.iter().map(|problem| row(&problem.to_string())).collect();
-                        format!("{}\n{n} problems", lines.join("\n"))
-                    }
-                })?;
-                let sound = problems.is_empty() && damaged.is_empty();
-                Ok(if sound { ExitStatus::Success } else { ExitStatus::ProblemsFound })
-            }
-            ManifestCommand::Show { manifest: path, reading, labels, shuffle: false, .. } => {
-                report(&open::manifest(path, reading.reading(labels.as_ref()))?, path, output)?;
-                Ok(ExitStatus::Success)
-            }
-            ManifestCommand::Show { manifest: path, reading, labels, config, settings, .. } => {
-                let mut config = Config::load(config.as_deref(), settings)?;
-                let manifest = open::manifest(path, reading.reading(labels.as_ref()))?;
-                config.fit(manifest.samples);
-                let plan = Plan::new(&manifest, config.stream())?;
-                let quality = ShuffleQuality::measure(&plan, &manifest);
-                let object = serde_json::to_value(&quality).expect("numbers are plain data");
-                output.result(&object, || describe(&quality))?;
-                Ok(ExitStatus::Success)
-            }
-            ManifestCommand::Convert { manifest: path, wids: out } => {
-                let manifest = Manifest::read(path)?;
-                let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-                let index = with_progress("reading", manifest.shards.len(), output, |progress| {
-                    wids(&manifest, &name, cores(), progress)
-                })?;
-                let text = serde_json::to_vec_pretty(&index).expect("an index is plain data");
-                simclr_ground::files::write_whole(out, &text)
-                    .map_err(|error| Error::input(format!("cannot write {}: {error}", out.display())))?;
-                let object = json!({ "out": out, "samples": manifest.samples, "shards": manifest.shards.len() });
-                output.result(&object, || out.display().to_string())?;
-                Ok(ExitStatus::Success)
-            }
+            Self::Build(args) => args.run(output),
+            Self::Verify(args) => args.run(output),
+            Self::Show(args) => args.run(output),
+            Self::Convert(args) => args.run(output),
         }
+    }
+}
+
+#[derive(Args)]
+pub struct BuildArgs {
+    /// Paths, URLs (s3, gs, az, https), globs or brace ranges (name-{000..012}.tar), plain or .zst; or another
+    /// tool's index: a wids .json, or a dataset's _info.json#split.
+    #[arg(required = true)]
+    pub shards: Vec<String>,
+    /// Manifest file to write.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Class names, one per line, in label order [default: classes.txt next to the first shard, if present].
+    #[arg(long)]
+    pub classes: Option<PathBuf>,
+    /// Exclude samples listed in a run's quarantine.jsonl.
+    #[arg(long, value_name = "FILE")]
+    pub exclude: Option<PathBuf>,
+    /// Do not index JPEG entry points: smaller manifest, faster to build, slightly slower crops.
+    #[arg(long)]
+    pub no_row_index: bool,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+}
+
+impl Run for BuildArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let Self { shards, out, classes, exclude, no_row_index, reading } = self;
+        let named = expand(shards)?;
+        let classes = classes_of(classes.as_deref(), &named)?;
+        let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let base = Location::File(base.to_owned());
+        let source = format!("built from {}", shards.join(" "));
+        let exclude = exclude.as_deref().map(quarantined).transpose()?.unwrap_or_default();
+        let asked = exclude.len();
+        let (manifest, passed_over) = with_progress("reading", named.len(), output, |progress| {
+            build(
+                &named,
+                BuildOptions {
+                    base,
+                    source,
+                    classes,
+                    reading: reading.reading(None),
+                    folder_classes: true,
+                    exclude,
+                    rows: !no_row_index,
+                    threads: cores(),
+                    progress,
+                },
+            )
+        })?;
+        for line in passed_over.told().iter().filter(|_| !output.quiet) {
+            say(line);
+        }
+        if passed_over.unused.contains_key("json") && manifest.num_labelled() == 0 && !output.quiet {
+            say("hint: --label-field NAME takes labels from a field of .json");
+        }
+        let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
+        if excluded < asked {
+            let none = asked - excluded;
+            tracing::warn!("{none} of {asked} samples to exclude were not found in the shards");
+        }
+        manifest.write(out)?;
+        report(&manifest, out, output)?;
+        Ok(ExitStatus::Success)
+    }
+}
+
+#[derive(Args)]
+pub struct VerifyArgs {
+    /// A manifest, or whatever else --data takes.
+    pub manifest: PathBuf,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+    /// Decode every image as well.
+    #[arg(long)]
+    pub decode: bool,
+    /// Write images that cannot be decoded to this file, as a run's quarantine.jsonl has them (with --decode).
+    #[arg(long, value_name = "FILE", requires = "decode")]
+    pub quarantine: Option<PathBuf>,
+}
+
+impl Run for VerifyArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let Self { manifest: path, reading, decode, quarantine } = self;
+        let manifest = open::manifest(path, reading.reading(None))?;
+        let problems =
+            with_progress("verifying", manifest.shards.len(), output, |progress| verify(&manifest, cores(), progress))?;
+        let (samples, shards, digest) = (manifest.samples, manifest.shards.len(), manifest.digest.clone());
+        let damaged = match *decode && problems.is_empty() {
+            true => decode_all(path, manifest, quarantine.as_deref(), output)?,
+            false => Vec::new(),
+        };
+        let object = json!({
+            "samples": samples, "shards": shards, "digest": digest, "problems": problems, "damaged": damaged,
+        });
+        output.result(&object, || match problems.len() {
+            0 if !damaged.is_empty() => {
+                let line = |one: &QuarantineEntry| {
+                    row(&format!("{} in {}: {}: {}", one.entry, one.shard, one.reason, one.detail))
+                };
+                let lines: Vec<String> = damaged.iter().take(SHOWN).map(line).collect();
+                let more = if damaged.len() > SHOWN { "\n…" } else { "" };
+                format!("{}{more}\n{} of {samples} images cannot be decoded", lines.join("\n"), damaged.len())
+            }
+            0 if *decode => {
+                format!("{samples} samples in {shards} shards match the manifest and can be decoded")
+            }
+            0 => format!("{samples} samples in {shards} shards match the manifest"),
+            n => {
+                let lines: Vec<String> = problems.iter().map(|problem| row(&problem.to_string())).collect();
+                format!("{}\n{n} problems", lines.join("\n"))
+            }
+        })?;
+        let sound = problems.is_empty() && damaged.is_empty();
+        Ok(if sound { ExitStatus::Success } else { ExitStatus::ProblemsFound })
+    }
+}
+
+#[derive(Args)]
+pub struct ShowArgs {
+    /// A manifest, or whatever else --data takes.
+    pub manifest: PathBuf,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+    /// Take classes from this file: a name and a class on each line.
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// Measure shuffle quality and read amplification across ranks.
+    #[arg(long)]
+    pub shuffle: bool,
+    /// Config that provides batch size, order and seed (with --shuffle).
+    #[arg(long, value_name = "FILE|PRESET", requires = "shuffle")]
+    pub config: Option<String>,
+    /// Override a value of that config (with --shuffle, repeatable).
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE", requires = "shuffle")]
+    pub settings: Vec<String>,
+}
+
+impl Run for ShowArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let Self { manifest: path, reading, labels, shuffle, config, settings } = self;
+        if !shuffle {
+            report(&open::manifest(path, reading.reading(labels.as_ref()))?, path, output)?;
+            return Ok(ExitStatus::Success);
+        }
+        let mut config = Config::load(config.as_deref(), settings)?;
+        let manifest = open::manifest(path, reading.reading(labels.as_ref()))?;
+        config.fit(manifest.samples);
+        let plan = Plan::new(&manifest, config.stream())?;
+        let quality = ShuffleQuality::measure(&plan, &manifest);
+        let object = serde_json::to_value(&quality).expect("numbers are plain data");
+        output.result(&object, || describe(&quality))?;
+        Ok(ExitStatus::Success)
+    }
+}
+
+#[derive(Args)]
+pub struct ConvertArgs {
+    /// The manifest.
+    pub manifest: PathBuf,
+    /// Index file to write.
+    #[arg(long)]
+    pub wids: PathBuf,
+}
+
+impl Run for ConvertArgs {
+    fn run(&self, output: Output) -> Result<ExitStatus> {
+        let Self { manifest: path, wids: out } = self;
+        let manifest = Manifest::read(path)?;
+        let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+        let index = with_progress("reading", manifest.shards.len(), output, |progress| {
+            wids(&manifest, &name, cores(), progress)
+        })?;
+        let text = serde_json::to_vec_pretty(&index).expect("an index is plain data");
+        simclr_ground::files::write_whole(out, &text)
+            .map_err(|error| Error::input(format!("cannot write {}: {error}", out.display())))?;
+        let object = json!({ "out": out, "samples": manifest.samples, "shards": manifest.shards.len() });
+        output.result(&object, || out.display().to_string())?;
+        Ok(ExitStatus::Success)
     }
 }
 

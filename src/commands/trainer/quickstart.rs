@@ -94,28 +94,12 @@ impl Run for QuickstartArgs {
         write_whole(&folder.join("preview.png"), &drawn::png(&sheet)).context("cannot write the contact sheet")?;
 
         let model = SimClr::new(&config.model, config.seed, device, config.machine.precision)?;
-        let metrics = TrainerMetrics::register();
-        let evaluate = |model: &SimClr, step: u64| -> Result<(f64, f64)> {
-            let represent = |views: &Tensor| model.represent(views, 0).to_device(Device::Cpu);
-            let data = ManifestData::open(&config, &train_set, &test_set, runtime.handle(), output)?;
-            let encode = |set, what| encode(&represent, &data, &StreamRequest::centers(set, config.seed), device, what);
-            let (train, test) = (encode(SetRole::Train, "train set")?, encode(SetRole::Test, "test set")?);
-            let neighbours = knn(&train.halves(), &test.halves(), &config.eval.knn)?.measure()?;
-            let settings = LinearConfig { epochs: 30, batch: 256, seed: config.seed, ..LinearConfig::default() };
-            let probe = linear(&train, &test, &settings)?.answers.measure()?;
-            metrics.knn_accuracy.set(neighbours.top1);
-            for (name, top1, top5) in [("knn", neighbours.top1, neighbours.top5), ("linear", probe.top1, probe.top5)] {
-                folder.add_evaluation(&json!({
-                    "evaluation": name, "step": step, "top1": top1, "top5": top5, "train": train_set, "test": test_set,
-                    "train_images": train.labels.size()[0], "test_images": test.labels.size()[0],
-                }))?;
-            }
-            Ok((neighbours.top1, probe.top1))
-        };
+        let sets = Sets { train: &train_set, test: &test_set, metrics: TrainerMetrics::register() };
+        let evaluate = |step: u64| sets.evaluate((&model, step), &config, &folder, runtime.handle(), output);
         if stop.is_asked() {
             return Ok(ExitStatus::Interrupted);
         }
-        let (knn_before, linear_before) = evaluate(&model, 0)?;
+        let (knn_before, linear_before) = evaluate(0)?;
         if stop.is_asked() {
             return Ok(ExitStatus::Interrupted);
         }
@@ -130,7 +114,7 @@ impl Run for QuickstartArgs {
         let (newest, _) = folder.checkpoints().newest();
         let (newest, _) = newest.ok_or_else(|| Error::runtime("the run wrote no checkpoint"))?;
         checkpoint::load(&newest, &model.parameters, None)?;
-        let (knn_after, linear_after) = evaluate(&model, outcome.step)?;
+        let (knn_after, linear_after) = evaluate(outcome.step)?;
         if stop.is_asked() {
             return Ok(ExitStatus::Interrupted);
         }
@@ -148,6 +132,42 @@ impl Run for QuickstartArgs {
             )
         })?;
         Ok(ExitStatus::Success)
+    }
+}
+
+/// The two sets that were drawn.
+struct Sets<'a> {
+    train: &'a Path,
+    test: &'a Path,
+    metrics: TrainerMetrics,
+}
+
+impl Sets<'_> {
+    /// Top-1 accuracy of nearest neighbors and of a linear classifier, noted in the run's folder.
+    fn evaluate(
+        &self,
+        (model, step): (&SimClr, u64),
+        config: &Config,
+        folder: &RunFolder,
+        runtime: &tokio::runtime::Handle,
+        output: Output,
+    ) -> Result<(f64, f64)> {
+        let device = model.parameters.device();
+        let represent = |views: &Tensor| model.represent(views, 0).to_device(Device::Cpu);
+        let data = ManifestData::open(config, self.train, self.test, runtime, output)?;
+        let encode = |set, what| encode(&represent, &data, &StreamRequest::centers(set, config.seed), device, what);
+        let (train, test) = (encode(SetRole::Train, "train set")?, encode(SetRole::Test, "test set")?);
+        let neighbors = knn(&train.halves(), &test.halves(), &config.eval.knn)?.measure()?;
+        let settings = LinearConfig { epochs: 30, batch: 256, seed: config.seed, ..LinearConfig::default() };
+        let probe = linear(&train, &test, &settings)?.answers.measure()?;
+        self.metrics.knn_accuracy.set(neighbors.top1);
+        for (name, top1, top5) in [("knn", neighbors.top1, neighbors.top5), ("linear", probe.top1, probe.top5)] {
+            folder.add_evaluation(&json!({
+                "evaluation": name, "step": step, "top1": top1, "top5": top5, "train": self.train, "test": self.test,
+                "train_images": train.labels.size()[0], "test_images": test.labels.size()[0],
+            }))?;
+        }
+        Ok((neighbors.top1, probe.top1))
     }
 }
 

@@ -49,6 +49,11 @@ impl Parameters {
         Self { device, seed, world, entries: Vec::new() }
     }
 
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// The ranks whose images batch norm takes together.
     pub fn world(&self) -> &Rc<World> {
         &self.world

@@ -64,10 +64,10 @@ impl Live {
 
     /// The pages that show it.
     pub fn pages(self: &Arc<Self>, guard: Guard, names: Vec<String>) -> Pages {
-        let (status, source) = (self.clone(), self.clone());
+        let (ready, status, source) = (self.clone(), self.clone(), self.clone());
         Pages {
             alive: Arc::new(|| Ok(())),
-            ready: Arc::new(|| Ok(())),
+            ready: Arc::new(move || ready.state().ready()),
             status: Arc::new(move || status.state().status()),
             source: Arc::new(move || source.state().source.clone()),
             guard,
@@ -91,9 +91,18 @@ impl State {
         sentence(&self.spent, &Load { cpu_per_image, ..self.load })
     }
 
+    /// Whether it does what it was started for; else why not.
+    fn ready(&self) -> Result<(), String> {
+        match (&self.line, self.doing) {
+            (Some(_), _) | (None, "done" | "evaluating") => Ok(()),
+            (None, "") => Err("starting: the data set and the model are being opened".into()),
+            (None, _) => Err("no step has been taken yet".into()),
+        }
+    }
+
     fn status(&self) -> Value {
         let mut status = json!({
-            "kind": "train", "version": env!("CARGO_PKG_VERSION"), "ready": true,
+            "kind": "train", "version": env!("CARGO_PKG_VERSION"), "ready": self.ready().is_ok(),
             "state": if self.doing.is_empty() { "starting" } else { self.doing },
         });
         let Some(source) = &self.source else { return status };
@@ -126,4 +135,21 @@ fn curves() -> Value {
     let curve =
         |metric: &StepMetric| metric.curve.map(|(name, unit)| json!({ "key": metric.key, "name": name, "unit": unit }));
     drawn.filter_map(curve).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trainer_is_ready_once_it_takes_steps() {
+        let live = Arc::new(Live::default());
+        let pages = live.pages(Guard::default(), Vec::new());
+        let ready = || ((pages.ready)().is_ok(), (pages.status)()["ready"].as_bool());
+        assert_eq!(ready(), (false, Some(false)), "it opens its data");
+        live.turn_to("training");
+        assert!((pages.ready)().unwrap_err().contains("no step"));
+        live.turn_to("done");
+        assert_eq!(ready(), (true, Some(true)), "there was nothing left to do");
+    }
 }

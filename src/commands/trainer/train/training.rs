@@ -1,9 +1,11 @@
 //! A training in its folder: what is opened for it, what is written of it, what it may cost the machine.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::json;
@@ -11,8 +13,9 @@ use simclr_data::dataset::MANIFEST;
 use simclr_data::loader::LoaderOptions;
 use simclr_data::manifest::{Manifest, changes};
 use simclr_data::source::{DamagePolicy, Source};
-use simclr_ground::batch_stream::StreamSummary;
+use simclr_ground::batch_stream::{BatchStream, StreamSummary};
 use simclr_ground::error::{Context, Error, Result};
+use simclr_ground::position::Share;
 use simclr_plan::STREAM_VERSION;
 use simclr_trainer::checkpoint;
 use simclr_trainer::device::{self, DeviceSlab, Local};
@@ -67,164 +70,273 @@ pub fn train(
     runtime: &tokio::runtime::Handle,
     output: Output,
 ) -> Result<Outcome> {
-    let place = meeting.map(|meeting| meeting.place());
-    let local =
-        place.map_or(Local::ALONE, |place| Local { rank: place.local_rank as usize, size: place.local_world as usize });
-    let device = device::open_for(config.machine.device, local)?;
-    device::compute_on_cpu(open::torch_threads(&config.machine, local.size));
-    let share = distributed::share(place);
-    let ledger = folder.ledger(share.rank);
-    let mut config = config.clone();
-    let manifest = open::fitted(&mut config).map_err(|error| match resume && folder.holds_run() {
-        true => error.context("if the data has moved, name its new place with --data (or --manifest)"),
-        false => error,
-    })?;
-    let config = &config;
-    let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Ledger(&ledger))?;
-    source.plan.check_share(share)?;
-    let stream = summary(&source);
-    let world = match meeting {
-        Some(meeting) => distributed::join(meeting, config, &source.plan.digest, device, |one: &Config, other| {
-            let mut differences = one.differences(other);
-            differences.retain(|difference| !MAY_DIFFER.contains(&difference.key.as_str()));
-            differences.iter().map(ToString::to_string).collect()
-        })?,
-        None => World::alone(),
-    };
-    let mut training = new_training(config, &stream, device, world.clone())?;
-    if config.eval.every > 0 && config.eval.test.as_os_str().is_empty() {
-        let wanted = "eval.every requires eval.test: the manifest of a labeled test set";
-        return Err(Error::input(wanted));
-    }
-    let _lock = if world.leads() { Some(folder.lock()?) } else { None };
-    let checkpoints = folder.checkpoints();
-    if resume && world.leads() {
-        go_on(&mut training, folder, (&stream, source.store.manifest()), output)?;
-    }
-    training.follow_leader()?;
-    let plan = &source.plan;
-    metrics::describe_gauge!("simclr_run_info", "The run's plan, this process's rank and the world size; always 1.");
-    let [rank, ranks] = [world.rank(), world.size()].map(|number| number.to_string());
-    metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned(), "rank" => rank, "world" => ranks)
-        .set(1.0);
-    let threads = loader_threads(&config.machine, device.is_cuda(), local.size);
-    let options = LoaderOptions {
-        threads,
-        from_batch: training.step,
-        to_batch: Some(training.last_step().max(training.step)),
-        share,
-    };
-    // The one in use, and beside a GPU the one on its way to it.
-    let in_use = if device.is_cuda() { 2 } else { 1 };
-    open::check_memory(plan, &config.machine, share, in_use)?;
-    let slabs = DeviceSlab::allocate(config.machine.batches_ahead + in_use, plan.slab_bytes(share), device)
-        .map_err(|error| open::no_memory_because(plan, &config.machine, share, in_use, &error))?;
-    let mut batches = open::batches(&source, slabs, &config.machine, options, runtime)?;
+    let mut opened = Opened::new(config, folder, resume, meeting, output)?;
+    let mut batches = opened.batches(runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
-    let mut lines = None;
-    if world.leads() {
-        folder.start(config, &stream, Versions::current(STREAM_VERSION))?;
-        // What was trained on is known even when the folder of images is another one by then.
-        let manifest = source.store.manifest();
-        if manifest.shards.iter().any(|shard| shard.loose) && !folder.join(MANIFEST).exists() {
-            manifest.write(&folder.join(MANIFEST))?;
-        }
-        lines = Some(folder.metrics_after(training.step)?);
-    }
-    tracing::info!(
-        excluded = training.optimizer.excluded().len(),
-        "tensors without weight decay: {}",
-        training.optimizer.excluded().join(" ")
-    );
-    tracing::info!(device = ?device, threads, parameters = training.model.parameters.num_trainable(), plan = %plan.digest, "training started");
-
-    let (first, last) = (training.step, training.last_step());
-    let fed = !config.machine.feed.nodes.is_empty();
-    let load = Load { threads: if fed { 0 } else { threads }, fed, ..Load::default() };
-    live.begin(folder.path(), format!("{device:?}").to_lowercase(), source.clone(), (first, last), load);
-    let progress = Progress::new("training", first, last, output.quiet);
-    let (mut loss, mut smooth, mut failed) = (None, None::<(f64, f64)>, None);
-    let mut events = match config.machine.tensorboard && world.leads() {
-        true => Some(Events::create(&folder.join("tensorboard"), first).with_context(|| {
-            format!(
-                "cannot write {}; set machine.tensorboard = false to disable TensorBoard",
-                folder.join("tensorboard").display()
-            )
-        })?),
-        false => None,
-    };
-    let events = &RefCell::new(&mut events);
-    let write_events = |step: u64, values: &[(&str, f64)]| match &mut **events.borrow_mut() {
-        Some(events) => events.scalars(step, values.iter().copied()),
-        None => Ok(()),
-    };
+    let lines = if opened.world.leads() { Some(opened.start(folder)?) } else { None };
+    live.begin(folder.path(), opened.told_device(), opened.source.clone(), opened.steps(), opened.load());
+    let journal = RefCell::new(Journal::new(&opened, folder, lines, (stop, live), output)?);
+    let Opened { config, source, stream, world, training, device, share, .. } = &mut opened;
     let mut evaluate = |model: &SimClr, step: u64| {
         live.turn_to("evaluating");
-        let evaluated = evaluate_neighbours(config, folder, (model, step), device, (runtime, stop));
+        let evaluated = evaluate_neighbours(config, folder, (model, step), *device, (runtime, stop));
         live.turn_to("training");
-        let top1 = evaluated?;
-        if let Err(error) = write_events(step, &[("evaluation/knn_top1", top1)]) {
-            tracing::warn!("cannot write the TensorBoard event file: {error}");
-        }
+        journal.borrow_mut().evaluated(step, evaluated?);
         Ok(())
     };
-    let every = u64::from(config.eval.every) * plan.batches_per_epoch();
-    let mut on_step = |report: &StepReport| {
-        let line = MetricsLine::new(report);
-        let value = |key| report.values.get(key);
-        loss = Some(value("loss"));
-        let (rate, waited) = (value("images_per_second"), value("data_wait_share"));
-        let (rate, wait) =
-            smooth.map_or((rate, waited), |(known, wait)| (0.95 * known + 0.05 * rate, 0.95 * wait + 0.05 * waited));
-        smooth = Some((rate, wait));
-        let left = (last - report.step) as f64 * report.images as f64 / rate;
-        live.step(&line, report.images as u64 / u64::from(world.size()), &report.spent, rate, left);
-        if report.step.is_multiple_of(config.train.log_every) || report.step == last {
-            let text = serde_json::to_string(&line).expect("a line is plain data");
-            let mut write = || match &mut lines {
-                Some(lines) => writeln!(lines, "{text}").and_then(|()| write_events(line.step, &line.scalars())),
-                None => Ok(()),
-            };
-            let written = write();
-            if let Err(error) = written {
-                failed = Some(error);
-                stop.flag().store(true, Ordering::Relaxed);
-            }
-        }
-        progress.set(report.step, last, || {
-            format!("{rate:.0} img/s, loss {:.3}, data wait {:.0}%, ETA {left:.0} s", value("loss"), 100.0 * wait)
-        });
-    };
+    let every = u64::from(config.eval.every) * source.plan.batches_per_epoch();
     let evaluation = (every > 0).then_some((every, &mut evaluate as Evaluate<'_>));
+    let mut on_step = |report: &StepReport| journal.borrow_mut().step(report);
     let between = Between { step: &mut on_step, evaluation };
     stop.in_order();
-    let end = training.run(&mut *batches, &stream, &checkpoints, stop.flag(), between);
+    let end = training.run(&mut *batches, stream, &folder.checkpoints(), stop.flag(), between);
     stop.at_once();
     let end = end?;
     world.leave()?;
-    progress.finish();
     live.turn_to(if end == End::Interrupted { "interrupted" } else { "done" });
-    if let Some(error) = failed {
-        return Err(error).with_context(|| format!("cannot write {}", folder.path().display()));
+    let (loss, images_per_second) = journal.into_inner().finish(folder)?;
+    tell_damage(source, folder, *share, output);
+    Ok(Outcome { end, step: training.step, loss, images_per_second, spent: training.spent })
+}
+
+/// A training that may begin: what it reads, what it trains, where, and with whom.
+struct Opened {
+    config: Config,
+    source: Arc<Source>,
+    stream: StreamSummary,
+    world: Rc<World>,
+    training: Training,
+    device: Device,
+    local: Local,
+    share: Share,
+    /// Held by the rank that writes.
+    _lock: Option<File>,
+}
+
+impl Opened {
+    /// Opens the data and the device, meets the other ranks, and goes on from the newest checkpoint if there is one.
+    fn new(
+        config: &Config,
+        folder: &RunFolder,
+        resume: bool,
+        meeting: Option<&Rc<Meeting>>,
+        output: Output,
+    ) -> Result<Self> {
+        let place = meeting.map(|meeting| meeting.place());
+        let local = place
+            .map_or(Local::ALONE, |place| Local { rank: place.local_rank as usize, size: place.local_world as usize });
+        let device = device::open_for(config.machine.device, local)?;
+        device::compute_on_cpu(open::torch_threads(&config.machine, local.size));
+        let share = distributed::share(place);
+        let ledger = folder.ledger(share.rank);
+        let mut config = config.clone();
+        let manifest = open::fitted(&mut config).map_err(|error| match resume && folder.holds_run() {
+            true => error.context("if the data has moved, name its new place with --data (or --manifest)"),
+            false => error,
+        })?;
+        let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Ledger(&ledger))?;
+        source.plan.check_share(share)?;
+        let stream = summary(&source);
+        let world = match meeting {
+            Some(meeting) => {
+                distributed::join(meeting, &config, &source.plan.digest, device, |one: &Config, other| {
+                    let mut differences = one.differences(other);
+                    differences.retain(|difference| !MAY_DIFFER.contains(&difference.key.as_str()));
+                    differences.iter().map(ToString::to_string).collect()
+                })?
+            }
+            None => World::alone(),
+        };
+        let mut training = new_training(&config, &stream, device, world.clone())?;
+        if config.eval.every > 0 && config.eval.test.as_os_str().is_empty() {
+            return Err(Error::input("eval.every requires eval.test: the manifest of a labeled test set"));
+        }
+        let lock = if world.leads() { Some(folder.lock()?) } else { None };
+        if resume && world.leads() {
+            go_on(&mut training, folder, (&stream, source.store.manifest()), output)?;
+        }
+        training.follow_leader()?;
+        Ok(Self { config, source, stream, world, training, device, local, share, _lock: lock })
     }
+
+    /// The batches that are still to come, from here or from the nodes that make them.
+    fn batches(&self, runtime: &tokio::runtime::Handle) -> Result<Box<dyn BatchStream<DeviceSlab>>> {
+        let Self { config, source, training, share, .. } = self;
+        let (plan, machine) = (&source.plan, &config.machine);
+        let options = LoaderOptions {
+            threads: self.threads(),
+            from_batch: training.step,
+            to_batch: Some(training.last_step().max(training.step)),
+            share: *share,
+        };
+        // The one in use, and beside a GPU the one on its way to it.
+        let in_use = if self.device.is_cuda() { 2 } else { 1 };
+        open::check_memory(plan, machine, *share, in_use)?;
+        let slabs = DeviceSlab::allocate(machine.batches_ahead + in_use, plan.slab_bytes(*share), self.device)
+            .map_err(|error| open::no_memory_because(plan, machine, *share, in_use, &error))?;
+        open::batches(source, slabs, machine, options, runtime)
+    }
+
+    fn threads(&self) -> usize {
+        loader_threads(&self.config.machine, self.device.is_cuda(), self.local.size)
+    }
+
+    /// Writes down what begins here, and opens the file that gets a line a step.
+    fn start(&self, folder: &RunFolder) -> Result<File> {
+        folder.start(&self.config, &self.stream, Versions::current(STREAM_VERSION))?;
+        // What was trained on is known even when the folder of images is another one by then.
+        let manifest = self.source.store.manifest();
+        if manifest.shards.iter().any(|shard| shard.loose) && !folder.join(MANIFEST).exists() {
+            manifest.write(&folder.join(MANIFEST))?;
+        }
+        folder.metrics_after(self.training.step)
+    }
+
+    /// The steps that it has taken, and that it takes in all.
+    fn steps(&self) -> (u64, u64) {
+        (self.training.step, self.training.last_step())
+    }
+
+    fn load(&self) -> Load {
+        let fed = !self.config.machine.feed.nodes.is_empty();
+        Load { threads: if fed { 0 } else { self.threads() }, fed, ..Load::default() }
+    }
+
+    /// The device in words, after the log and the metrics have been told what begins.
+    fn told_device(&self) -> String {
+        let (plan, optimizer) = (&self.source.plan, &self.training.optimizer);
+        metrics::describe_gauge!(
+            "simclr_run_info",
+            "The run's plan, this process's rank and the world size; always 1."
+        );
+        let [rank, ranks] = [self.world.rank(), self.world.size()].map(|number| number.to_string());
+        metrics::gauge!("simclr_run_info", "plan" => plan.digest[..16].to_owned(), "rank" => rank, "world" => ranks)
+            .set(1.0);
+        tracing::debug!(
+            excluded = optimizer.excluded().len(),
+            "tensors without weight decay: {}",
+            optimizer.excluded().join(" ")
+        );
+        tracing::info!(
+            device = ?self.device, threads = self.threads(), plan = %plan.digest,
+            parameters = self.training.model.parameters.num_trainable(), "training started"
+        );
+        format!("{:?}", self.device).to_lowercase()
+    }
+}
+
+/// What is written and shown of a training while it goes on.
+struct Journal<'a> {
+    live: &'a Live,
+    stop: &'a Stop,
+    progress: Progress,
+    /// Written by the rank that leads.
+    lines: Option<File>,
+    events: Option<Events>,
+    log_every: u64,
+    last_step: u64,
+    ranks: u64,
+    loss: Option<f64>,
+    /// Images a second and the share of waiting for data, over some steps.
+    smooth: Option<(f64, f64)>,
+    /// Why a line could not be written.
+    failed: Option<std::io::Error>,
+}
+
+impl<'a> Journal<'a> {
+    fn new(
+        opened: &Opened,
+        folder: &RunFolder,
+        lines: Option<File>,
+        (stop, live): (&'a Stop, &'a Live),
+        output: Output,
+    ) -> Result<Self> {
+        let (first, last) = opened.steps();
+        let path = folder.join("tensorboard");
+        let events = match opened.config.machine.tensorboard && opened.world.leads() {
+            true => Some(Events::create(&path, first).with_context(|| {
+                let path = path.display();
+                format!("cannot write {path}; set machine.tensorboard = false to disable TensorBoard")
+            })?),
+            false => None,
+        };
+        Ok(Self {
+            live,
+            stop,
+            progress: Progress::new("training", first, last, output.quiet),
+            lines,
+            events,
+            log_every: opened.config.train.log_every,
+            last_step: last,
+            ranks: opened.world.size().into(),
+            loss: None,
+            smooth: None,
+            failed: None,
+        })
+    }
+
+    /// Notes a step.
+    fn step(&mut self, report: &StepReport) {
+        let line = MetricsLine::new(report);
+        let value = |key| report.values.get(key);
+        self.loss = Some(value("loss"));
+        let (rate, waited) = (value("images_per_second"), value("data_wait_share"));
+        let smoothed = |(known, wait)| (0.95 * known + 0.05 * rate, 0.95 * wait + 0.05 * waited);
+        let (rate, wait) = self.smooth.map_or((rate, waited), smoothed);
+        self.smooth = Some((rate, wait));
+        let left = (self.last_step - report.step) as f64 * report.images as f64 / rate;
+        self.live.step(&line, report.images as u64 / self.ranks, &report.spent, rate, left);
+        if (report.step.is_multiple_of(self.log_every) || report.step == self.last_step)
+            && let Err(error) = self.write(&line)
+        {
+            self.failed = Some(error);
+            self.stop.flag().store(true, Ordering::Relaxed);
+        }
+        self.progress.set(report.step, self.last_step, || {
+            format!("{rate:.0} img/s, loss {:.3}, data wait {:.0}%, ETA {left:.0} s", value("loss"), 100.0 * wait)
+        });
+    }
+
+    fn write(&mut self, line: &MetricsLine) -> std::io::Result<()> {
+        let Some(lines) = &mut self.lines else { return Ok(()) };
+        writeln!(lines, "{}", serde_json::to_string(line).expect("a line is plain data"))?;
+        self.scalars(line.step, &line.scalars())
+    }
+
+    fn scalars(&mut self, step: u64, values: &[(&'static str, f64)]) -> std::io::Result<()> {
+        self.events.as_mut().map_or(Ok(()), |events| events.scalars(step, values.iter().copied()))
+    }
+
+    /// Notes an evaluation.
+    fn evaluated(&mut self, step: u64, top1: f64) {
+        if let Err(error) = self.scalars(step, &[("evaluation/knn_top1", top1)]) {
+            tracing::warn!("cannot write the TensorBoard event file: {error}");
+        }
+    }
+
+    /// The last loss, and images a second; an error if not all could be written.
+    fn finish(self, folder: &RunFolder) -> Result<(Option<f64>, Option<f64>)> {
+        self.progress.finish();
+        if let Some(error) = self.failed {
+            return Err(error).with_context(|| format!("cannot write {}", folder.path().display()));
+        }
+        // A run that was done already has its last loss on record.
+        let loss = match self.loss {
+            Some(loss) => Some(loss),
+            None => folder.metrics()?.last().map(|line| line.values.get("loss")),
+        };
+        Ok((loss, self.smooth.map(|(rate, _)| rate)))
+    }
+}
+
+/// Says how many samples were damaged, and where they are listed.
+fn tell_damage(source: &Source, folder: &RunFolder, share: Share, output: Output) {
     let damaged = source.quarantine.damaged();
     if damaged > 0 && !output.quiet {
         let own = folder.ledger(0);
         let ledgers = if share.world > 1 { own.with_file_name("quarantine*.jsonl") } else { own };
         say(&format!("{damaged} damaged samples were replaced; listed in {}", ledgers.display()));
     }
-    // A run that was done already has its last loss on record.
-    let loss = match loss {
-        Some(loss) => Some(loss),
-        None => folder.metrics()?.last().map(|line| line.values.get("loss")),
-    };
-    Ok(Outcome {
-        end,
-        step: training.step,
-        loss,
-        images_per_second: smooth.map(|(rate, _)| rate),
-        spent: training.spent,
-    })
 }
 
 /// Takes the newest checkpoint that is whole, if there is one.
