@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_channel::{Receiver, Sender, bounded};
 use simclr_data::promise::{Promise, Promises};
+use simclr_data::quarantine::QuarantineEntry;
 use simclr_data::source::{LoadError, Source};
 use simclr_data::workers::Making;
 use simclr_ground::batch::{Filled, NO_LABEL, Part, Slab, split};
@@ -246,6 +247,23 @@ impl Receiving {
         }
     }
 
+    /// Writes down what a node found damaged. The ledger is a file, which a disk may keep waiting.
+    async fn record(&self, damaged: Vec<QuarantineEntry>) -> Result<(), LoadError> {
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let source = self.source.clone();
+        let recorded = tokio::task::spawn_blocking(move || {
+            damaged.into_iter().try_for_each(|entry| source.quarantine.record(entry))
+        });
+        match recorded.await {
+            Ok(recorded) => Ok(recorded?),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is being shut down, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     async fn open(&self, link: &Link, number: u64) -> Result<Incoming, String> {
         let count = self.to_batch.map(|to| to - number);
         let ticket = Ticket::new(&self.source.plan, self.share, number, count);
@@ -295,11 +313,7 @@ impl Receiving {
                 }
             });
             if info.last {
-                for entry in &info.damaged {
-                    let recorded = self.source.quarantine.record(entry.clone());
-                    recorded.map_err(|spent| Failure::Run(spent.into()))?;
-                }
-                return Ok(());
+                return self.record(arrived.info.damaged).await.map_err(Failure::Run);
             }
         }
     }

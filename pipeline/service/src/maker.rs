@@ -7,7 +7,8 @@ use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use async_channel::{Sender, bounded};
 use futures::future::{BoxFuture, Shared, WeakShared};
@@ -43,6 +44,7 @@ pub(super) struct Maker {
     pub source: Arc<Source>,
     memory: Arc<Memory>,
     work: Sender<Work<Lent>>,
+    workers: Vec<thread::JoinHandle<()>>,
     runtime: tokio::runtime::Handle,
     state: Mutex<State>,
 }
@@ -58,6 +60,25 @@ struct State {
     streams: HashMap<(u32, u32), usize>,
 }
 
+/// How long the workers may take to finish what they are at when the maker is dropped. One that waits for storage is left
+/// behind: the process ends with or without it.
+const LEAVING: Duration = Duration::from_secs(1);
+
+impl Drop for Maker {
+    fn drop(&mut self) {
+        // Each ends by itself then.
+        self.work.close();
+        let until = Instant::now() + LEAVING;
+        while Instant::now() < until && !self.workers.iter().all(thread::JoinHandle::is_finished) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        for worker in self.workers.drain(..).filter(thread::JoinHandle::is_finished) {
+            // A panic was told where it happened.
+            let _ = worker.join();
+        }
+    }
+}
+
 /// Memory that is promised to a stream of a share; dropping it gives it back.
 pub(super) struct Reservation {
     maker: Arc<Maker>,
@@ -69,10 +90,9 @@ impl Maker {
     /// Starts the threads. They end when the maker is dropped.
     pub fn start(source: Arc<Source>, threads: usize, memory: u64, runtime: &tokio::runtime::Handle) -> Arc<Self> {
         let (work, coming) = bounded(2 * threads);
-        // Each thread ends by itself when `work` is closed.
-        drop(workers::start(&source, threads, &coming, runtime));
+        let workers = workers::start(&source, threads, &coming, runtime);
         let (memory, runtime, state) = (Memory::new(memory), runtime.clone(), Mutex::default());
-        Arc::new(Self { source, memory, work, runtime, state })
+        Arc::new(Self { source, memory, work, workers, runtime, state })
     }
 
     /// Bytes of one share of a batch.

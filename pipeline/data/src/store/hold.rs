@@ -13,6 +13,7 @@ use simclr_ground::location::Location;
 use simclr_ground::patience::LongWait;
 
 use super::StoreError;
+use super::blocking;
 use super::cache::{DiskCache, Reserved, Writing};
 use super::error::fetch_error;
 use super::files::open_checked;
@@ -62,7 +63,7 @@ struct Fetcher {
     places: Vec<Location>,
     remote: Arc<Remote>,
     memory_bytes: u64,
-    cache: Option<DiskCache>,
+    cache: Option<Arc<DiskCache>>,
     metrics: PipelineMetrics,
 }
 
@@ -75,6 +76,7 @@ impl Holder {
         cache: Option<DiskCache>,
         metrics: PipelineMetrics,
     ) -> Self {
+        let cache = cache.map(Arc::new);
         let fetcher = Fetcher { manifest, places, remote, memory_bytes, cache, metrics };
         Self { fetcher: Arc::new(fetcher), state: Mutex::default() }
     }
@@ -173,6 +175,14 @@ impl State {
     }
 }
 
+/// What the disk cache has of a shard.
+enum Reservation {
+    /// The shard.
+    Held(File),
+    /// A place for it, or why there is none.
+    Place(Reserved),
+}
+
 impl Fetcher {
     /// The shard, if the disk cache has it already.
     fn cached(&self, shard: usize) -> Option<Held> {
@@ -203,10 +213,16 @@ impl Fetcher {
         let Some(cache) = &self.cache else { return self.fill(shard, None).await.map(|filled| filled.held) };
         let mut long = LongWait::default();
         loop {
-            let reserved = match cache.get(digest) {
-                Ok(Some(file)) => return Ok(Held::File(file)),
-                Ok(None) => cache.reserve(digest, self.manifest.shards[shard].tar_bytes),
-                Err(error) => Err(error),
+            // Locks are waited for and folders are read: not by a thread that others wait for too.
+            let (cache_of, digest, bytes) = (cache.clone(), digest.clone(), self.manifest.shards[shard].tar_bytes);
+            let reserved = blocking(move || match cache_of.get(&digest)? {
+                Some(file) => Ok(Reservation::Held(file)),
+                None => cache_of.reserve(&digest, bytes).map(Reservation::Place),
+            });
+            let reserved = match reserved.await {
+                Ok(Reservation::Held(file)) => return Ok(Held::File(file)),
+                Ok(Reservation::Place(reserved)) => Ok(reserved),
+                Err(error) => Err::<_, std::io::Error>(error),
             };
             match reserved {
                 Ok(Reserved::There) => {}
