@@ -2,6 +2,7 @@
 
 mod dashboards;
 mod data;
+mod dependencies;
 mod doors;
 mod errors;
 mod layers;

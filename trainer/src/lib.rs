@@ -10,6 +10,37 @@
 //!
 //! What tch lacks of libtorch is in `simclr-torch`. Nothing here knows a tar, a JPEG, tokio or a command line: batches come
 //! from whatever implements [`simclr_ground::batch_stream::BatchStream`].
+//!
+//! A model and its loss, without anything around them:
+//!
+//! ```
+//! use simclr_trainer::device::Precision;
+//! use simclr_trainer::distributed::World;
+//! use simclr_trainer::loss::{LossConfig, LossKind, LossShared, NtXent};
+//! use simclr_trainer::model::projection_head::HeadConfig;
+//! use simclr_trainer::model::resnet::{Encoder, Initialization, Shortcuts, Statistics, Stem};
+//! use simclr_trainer::model::{ModelConfig, SimClr};
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let config = ModelConfig {
+//!     encoder: Encoder::Resnet18,
+//!     width: 0.125,
+//!     stem: Stem::Cifar,
+//!     shortcuts: Shortcuts::ShapeChanges,
+//!     initialization: Initialization::He,
+//!     head: HeadConfig { layers: 2, hidden: 0, dim: 16 },
+//! };
+//! let model = SimClr::new(&config, 1, Device::Cpu, Precision::Fp32)?;
+//!
+//! // The first views of four images, then the second views of the same four.
+//! let views = Tensor::rand([8, 3, 32, 32], (Kind::Float, Device::Cpu));
+//! let z = model.project(&views, Statistics::Update);
+//! assert_eq!(z.size(), [8, 16]);
+//! let loss = LossConfig { kind: LossKind::NtXent(NtXent { temperature: 0.5 }), shared: LossShared::default() };
+//! let contrast = loss.contrast(&z, &World::alone())?;
+//! assert!(contrast.loss.double_value(&[]).is_finite());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod device;
 mod memory;

@@ -7,6 +7,23 @@
 //! - [`patience`] says when a wait is worth a word.
 //! - [`error`] says whose an error is; [`files`] writes files whole or not at all; [`mod@kinds`] reads tables whose `kind`
 //!   decides which keys they have.
+//!
+//! Randomness has no state: whoever knows what a number is for can have it, in any order.
+//!
+//! ```
+//! use simclr_ground::rng::{Draws, Permutation, Purpose};
+//!
+//! // The order of shards in epoch 3 of a run with seed 7, and the same once more.
+//! let mut order = Draws::new(7, Purpose::ShardOrder, &[3]);
+//! let permutation = Permutation::new(&mut order, 1000);
+//! let again = Permutation::new(&mut Draws::new(7, Purpose::ShardOrder, &[3]), 1000);
+//! assert_eq!(permutation.apply(41), again.apply(41));
+//!
+//! // Each place is taken once.
+//! let mut all: Vec<u64> = (0..1000).map(|i| permutation.apply(i)).collect();
+//! all.sort();
+//! assert_eq!(all, (0..1000).collect::<Vec<_>>());
+//! ```
 
 pub mod rng;
 pub mod sample;

@@ -5,6 +5,30 @@
 //! `nodes`), and asks another node when one is lost; it receives (`receive`) straight into the trainer's memory. A node
 //! ([`server`]) makes what is asked for (`maker`, within `memory`), once for all who ask, and sends it (`stream`, `do_get`)
 //! in the format of [`wire`]. Nothing here knows command lines, web pages or tensors.
+//!
+//! What is asked for is a ticket: JSON that any Flight client can write.
+//!
+//! ```
+//! use simclr_ground::position::Share;
+//! use simclr_image::augment::RecipeConfig;
+//! use simclr_plan::{Plan, SampleCounts, StreamConfig};
+//! use simclr_service::ticket::Ticket;
+//!
+//! let plan = |seed| {
+//!     let config = StreamConfig::shuffled(seed, 64, 8, RecipeConfig::simclr(32));
+//!     Plan::new(&SampleCounts(vec![100; 20]), config).unwrap()
+//! };
+//! let served = plan(1);
+//! let text = format!(r#"{{"plan_digest": "{}", "first_batch": 4, "stride": 2, "count": 3}}"#, served.digest);
+//! let ticket = Ticket::read(text.as_bytes(), &served)?;
+//! assert_eq!(ticket.batches().collect::<Vec<_>>(), [4, 6, 8]);
+//!
+//! // A plan that is not served is refused, with what differs.
+//! let other = Ticket::new(&plan(2), Share::ALL, 0, Some(1));
+//! let refusal = Ticket::read(&serde_json::to_vec(&other)?, &served).unwrap_err().to_string();
+//! assert!(refusal.contains("seed"), "{refusal}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod client;
 mod connection;
