@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use simclr_data::dataset::{self, OpenOptions, Opened, Reading, Told};
-use simclr_data::listing::Listing;
+use simclr_data::dataset::{self, OpenOptions, Opened, Told};
+use simclr_data::listing::{Listing, Reading};
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::Manifest;
 use simclr_data::metrics::PipelineMetrics;

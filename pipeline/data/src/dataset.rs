@@ -17,7 +17,7 @@ use simclr_ground::location::Location;
 use simclr_ground::sample::SampleRef;
 
 use crate::listing::classes::Named;
-use crate::listing::{self, Item, LabelFile, LeftOut, Listing, ListingError, ListingOptions, ReadSample};
+use crate::listing::{self, Item, LabelFile, LeftOut, Listing, ListingError, ListingOptions, ReadSample, Reading};
 use crate::manifest::{BuildOptions, KnownFiles, Manifest, ManifestError, NamedShard, build, expand, loose};
 use crate::metrics::PipelineMetrics;
 use crate::store::{Store, StoreOptions};
@@ -41,17 +41,6 @@ pub enum Told {
         /// How many bytes were read.
         bytes: u64,
     },
-}
-
-/// Which of a sample's entries are its image and its class, where that does not follow from their names.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Reading {
-    /// In shards: the extension of the image among several of a key, such as `input.jpg`.
-    pub image: Option<String>,
-    /// In shards: the field of `.json` entries that is the class, by index or by name, where there is no `.cls`.
-    pub label_field: Option<String>,
-    /// A file with a name and a class on each line, which decides alone.
-    pub labels: Option<PathBuf>,
 }
 
 /// How to look at a data set.

@@ -64,6 +64,8 @@ pub struct ShardScan {
     pub samples: Vec<ScannedSample>,
     /// What the shard holds beside its samples.
     pub passed_over: PassedOver,
+    /// Whether nothing behind some place could be read.
+    pub is_broken_off: bool,
     /// Everything that is not as it should be; empty for a sound shard.
     pub problems: Vec<ShardProblem>,
 }
@@ -315,6 +317,7 @@ impl<'a> Scanner<'a> {
         let data = match read(contents, kept, entry.size) {
             Ok(data) => data,
             Err(what) => {
+                self.scan.is_broken_off = true;
                 self.scan.problem(Some(name), entry.offset, what);
                 return ControlFlow::Break(());
             }
@@ -426,6 +429,7 @@ impl<'a> Scanner<'a> {
 
     /// Notes that there is no next entry to be read after `offset`.
     fn stopped(&mut self, offset: u64, error: &io::Error) {
+        self.scan.is_broken_off = true;
         let how = if error.kind() == io::ErrorKind::InvalidData { "malformed" } else { "truncated" };
         let after = match self.group.first_entry.as_str() {
             "" => String::new(),

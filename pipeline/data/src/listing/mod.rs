@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Serialize;
 use simclr_ground::error::{Classify, Error, ErrorClass};
 use simclr_ground::sample::{IMAGE_EXTENSIONS, is_image_extension, split_name};
 
@@ -172,6 +173,17 @@ impl Classify for ListingError {
             Self::Sample(error) => error.class(),
         }
     }
+}
+
+/// Which of a sample's entries are its image and its class, where that does not follow from their names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Reading {
+    /// In shards: the extension of the image among several of a key, such as `input.jpg`.
+    pub image: Option<String>,
+    /// In shards: the field of `.json` entries that is the class, by index or by name, where there is no `.cls`.
+    pub label_field: Option<String>,
+    /// A file with a name and a class on each line, which decides alone.
+    pub labels: Option<PathBuf>,
 }
 
 /// What is said of a source beside its place.

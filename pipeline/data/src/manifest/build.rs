@@ -8,7 +8,7 @@ use super::problem::Problem;
 use super::scan::scan_all;
 use super::{Manifest, ManifestError, NamedShard, Shard};
 use crate::compression::Compression;
-use crate::dataset::Reading;
+use crate::listing::Reading;
 use crate::listing::classes::{Named, by_folders, folders_of};
 use crate::shard::{self, Extras, Label, PassedOver, ScannedSample, ShardScan};
 

@@ -68,7 +68,6 @@ fn compare(shard: &Shard, scan: &ShardScan, labeled_elsewhere: bool, problems: &
         return;
     }
     let found: BTreeMap<&str, usize> = scan.samples.iter().enumerate().map(|(i, s)| (s.entry.as_str(), i)).collect();
-    let broken_off = scan.problems.iter().any(|p| ["truncated", "malformed"].iter().any(|word| p.what.contains(word)));
     let (mut lost, mut moved) = (Vec::new(), Vec::new());
     for (i, entry) in shard.entries.iter().enumerate() {
         let Some(&at) = found.get(entry.as_str()) else {
@@ -117,7 +116,7 @@ fn compare(shard: &Shard, scan: &ShardScan, labeled_elsewhere: bool, problems: &
         problem(Some(entry), *found, format!("starts at byte {found}, expected {expected}{others}"));
     }
     if let Some((entry, offset)) = lost.first() {
-        if broken_off && lost.len() > 1 {
+        if scan.is_broken_off && lost.len() > 1 {
             let what = format!("unreadable, with the {} samples after it (the shard is truncated)", lost.len() - 1);
             problem(Some(entry), *offset, what);
         } else {

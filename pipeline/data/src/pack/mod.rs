@@ -19,10 +19,9 @@ use simclr_ground::location::Location;
 use simclr_ground::rng::{Draws, Purpose};
 use simclr_image::decode::decode_bytes;
 
-use crate::dataset::Reading;
 use crate::decode_memory::DECODE_MEMORY;
 use crate::frames::{FRAME_BYTES, Frames};
-use crate::listing::{Item, LeftOut, Listing, ListingError, ListingOptions, list};
+use crate::listing::{Item, LeftOut, Listing, ListingError, ListingOptions, Reading, list};
 use crate::manifest::{BuildOptions, Manifest, ManifestError, NamedShard, build};
 
 /// Images that are read, and resized, at the same time, while those before them are written.

@@ -65,17 +65,8 @@ impl Entropy {
             }
             **index = RowIndex::of(rows);
         }
-        let n = header.components.len();
-        // A row of units is needed if it holds a wanted block of any component.
-        let needed_rows = (0..n)
-            .map(|i| {
-                let (_, v) = header.components[i].sampling;
-                wanted[i].1.start / v..wanted[i].1.end.div_ceil(v)
-            })
-            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
-            .ok_or(Unknown)?;
-        let needed_columns = (0..n).map(|i| wanted[i].0.end.div_ceil(header.components[i].sampling.0)).max();
-        let needed_columns = needed_columns.ok_or(Unknown)?.min(columns);
+        let (needed_columns, needed_rows) = needed_units(header, wanted).ok_or(Unknown)?;
+        let needed_columns = needed_columns.min(columns);
         // Restart intervals, which need not end with a row, have no place in an index.
         let known = known.filter(|known| header.restart_interval == 0 && known.fits(rows));
         let (mut first, mut end, mut bit, mut predictions) = (0, rows, 0, [0i32; 3]);
@@ -214,6 +205,14 @@ impl Entropy {
 struct Interval {
     left: u32,
     number: usize,
+}
+
+/// How many columns of units are needed, from the first on, and which rows: those that hold a wanted block of any component.
+fn needed_units(header: &Header<'_>, wanted: &[Wanted; 3]) -> Option<(u32, Range<u32>)> {
+    let components = || header.components.iter().map(|component| component.sampling).zip(wanted);
+    let columns = components().map(|((h, _), (columns, _))| columns.end.div_ceil(h)).max()?;
+    let rows = components().map(|((_, v), (_, rows))| rows.start / v..rows.end.div_ceil(v));
+    Some((columns, rows.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))?))
 }
 
 /// A place in the scan's bits.
