@@ -14,7 +14,7 @@ use simclr_data::store::{Store, StoreOptions};
 use simclr_ground::sample::SampleRef;
 use simclr_image::augment::{DecodePath, HorizontalFlip, Interpolation, Mode, Op, RandomResizedCrop, RecipeConfig};
 use simclr_image::views::{Key, ViewMaker};
-use simclr_plan::{BatchConfig, DataConfig, StreamConfig, Traversal};
+use simclr_plan::{StreamConfig, Traversal};
 
 const SIZE: u32 = 224;
 const VIEWS: u32 = 2;
@@ -61,22 +61,8 @@ fn pictures(path: &std::path::Path) -> Vec<(String, Vec<u8>)> {
 fn config(mode: Mode, interpolation: Interpolation, decode: DecodePath) -> StreamConfig {
     let crop = RandomResizedCrop { interpolation, ..RandomResizedCrop::default() };
     let ops = vec![Op::RandomResizedCrop(crop), Op::HorizontalFlip(HorizontalFlip { probability: 0.5 })];
-    StreamConfig {
-        seed: 1,
-        data: DataConfig {
-            manifest: Default::default(),
-            limit: 0,
-            classes: vec![],
-            subset: Default::default(),
-            part: [0.0, 1.0],
-            max_damaged: 1.0,
-            max_pixels: 1 << 30,
-            exif_orientation: false,
-        },
-        traversal: Traversal::Sequential,
-        batch: BatchConfig { size: 1 },
-        recipe: RecipeConfig { mode, decode, size: SIZE, views: VIEWS, ops, branches: vec![] },
-    }
+    let recipe = RecipeConfig { mode, decode, size: SIZE, views: VIEWS, ops, branches: vec![] };
+    StreamConfig { traversal: Traversal::Sequential, ..StreamConfig::shuffled(1, 1, 1, recipe) }
 }
 
 /// PSNR in dB of each view of each pair of images that both can be decoded, sorted.

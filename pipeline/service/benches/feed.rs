@@ -12,14 +12,12 @@ use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::Manifest;
 use simclr_data::metrics::PipelineMetrics;
 use simclr_data::pack::{PackOptions, pack};
-use simclr_data::quarantine::Quarantine;
-use simclr_data::source::Source;
-use simclr_data::store::{Store, StoreOptions};
+use simclr_data::source::{DamagePolicy, Source};
+use simclr_data::store::StoreOptions;
 use simclr_ground::batch_stream::BatchStream;
 use simclr_ground::position::Share;
 use simclr_image::augment::RecipeConfig;
-use simclr_plan::OrderConfig;
-use simclr_plan::{BatchConfig, DataConfig, Plan, StreamConfig, Traversal};
+use simclr_plan::StreamConfig;
 use simclr_service::client::Feed;
 use simclr_service::reach::FeedConfig;
 use simclr_service::{Service, ServiceConfig, server};
@@ -75,24 +73,11 @@ fn source(manifest: &Path, size: u32, batch: u32) -> Arc<Source> {
         ],
     });
     let recipe: RecipeConfig = serde_json::from_value(recipe).unwrap();
-    let data = DataConfig {
-        manifest: manifest.into(),
-        limit: 0,
-        classes: vec![],
-        subset: "".into(),
-        part: [0.0, 1.0],
-        max_damaged: 1.0,
-        max_pixels: 1 << 26,
-        exif_orientation: false,
-    };
-    let traversal = Traversal::Shuffled(OrderConfig { lanes: 8, shuffle_block_shards: 2 });
-    let config = StreamConfig { seed: 1, data, traversal, batch: BatchConfig { size: batch }, recipe };
+    let mut config = StreamConfig::shuffled(1, batch, 8, recipe);
+    (config.data.manifest, config.data.max_damaged) = (manifest.into(), 1.0);
     let manifest = Manifest::read(manifest).unwrap();
-    let plan = Plan::new(&manifest, config).unwrap();
-    let metrics = PipelineMetrics::register();
     let options = StoreOptions { memory_bytes: 2 << 30, ..StoreOptions::default() };
-    let store = Store::new(Arc::new(manifest), &options, metrics.clone()).unwrap();
-    Arc::new(Source { quarantine: Quarantine::new(u64::MAX, metrics.clone()), plan, store, metrics })
+    Source::open(manifest, config, &options, DamagePolicy::Any, PipelineMetrics::register()).unwrap()
 }
 
 /// What a round took.
