@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use simclr_data::dataset::{self, OpenOptions, Opened, Told};
+use simclr_data::dataset::{self, OpenOptions, Opened, ScanProgress};
 use simclr_data::listing::{Listing, Reading};
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::Manifest;
@@ -46,11 +46,11 @@ pub fn manifest(what: &Path, reading: Reading) -> Result<Manifest> {
 fn with_progress<T>(what: &Path, reading: Reading, look: impl FnOnce(&OpenOptions<'_>) -> Result<T>) -> Result<T> {
     let quiet = logging::is_quiet();
     let progress: Mutex<Option<Progress>> = Mutex::new(None);
-    let told = |told: Told| match told {
-        Told::Waiting => tracing::warn!("waiting for another process that scans {}", what.display()),
+    let told = |told: ScanProgress| match told {
+        ScanProgress::Waiting => tracing::warn!("waiting for another process that scans {}", what.display()),
         // What is known already needs no bar.
-        Told::Scanned { bytes: 0, .. } => {}
-        Told::Scanned { unit, done, total, bytes } => {
+        ScanProgress::Scanned { bytes: 0, .. } => {}
+        ScanProgress::Scanned { unit, done, total, bytes } => {
             let mut progress = progress.lock().expect("no panic while held");
             let progress = progress.get_or_insert_with(|| Progress::new("scanning", 0, total, quiet));
             progress.set(done, total, || format!("{unit}, {:.1} MB read", bytes as f64 / 1e6));

@@ -171,20 +171,20 @@ fn memory(config: &Config) -> Finding {
 /// How fast one core decodes a generated image, about as large as an ImageNet photo.
 fn decoding() -> Result<Finding> {
     const FOR: Duration = Duration::from_millis(300);
-    let picture = simclr_image::drawn::picture(1, 3, 1, 448);
-    let jpeg = Resize { short_side: 0, quality: 90, subsample: true }.apply(&simclr_image::drawn::png(&picture));
+    let image = simclr_image::drawn::image(1, 3, 1, 448);
+    let jpeg = Resize { short_side: 0, quality: 90, subsample: true }.apply(&simclr_image::drawn::png(&image));
     let jpeg = jpeg.map_err(|damage| Error::runtime(format!("cannot encode a generated image: {damage}")))?;
     let mut decoder = Decoder::default();
-    let whole = Region { left: 0, top: 0, width: picture.width, height: picture.height };
-    let (began, mut pictures) = (Instant::now(), 0u32);
+    let whole = Region { left: 0, top: 0, width: image.width, height: image.height };
+    let (began, mut images) = (Instant::now(), 0u32);
     while began.elapsed() < FOR {
         let jpeg = Jpeg::parse(&jpeg).and_then(|jpeg| decoder.decode(&jpeg, whole).map(|planes| planes.width));
         if jpeg.is_err() {
             return Err(Error::runtime("cannot decode a generated image"));
         }
-        pictures += 1;
+        images += 1;
     }
-    let each = 1e3 * began.elapsed().as_secs_f64() / f64::from(pictures);
+    let each = 1e3 * began.elapsed().as_secs_f64() / f64::from(images);
     let found = format!("{each:.2} ms per generated 448×448 JPEG on one core");
     Ok(Finding::new(
         "decoding",

@@ -58,7 +58,7 @@ impl Run for ServeArgs {
         }
         let manifest = open::fitted(&mut config)?;
         let machine = &config.machine;
-        let doors = server::Doors::open(&machine.service)?;
+        let doors = server::ServerSecurity::open(&machine.service)?;
         // How much damage a run bears is the trainer's to say; the service tells it what it met.
         let source = open::source_over(manifest, config.stream(), machine, DamagePolicy::Any)?;
         let runtime = open::runtime()?;

@@ -50,12 +50,12 @@ impl Canvas {
         }
     }
 
-    /// Puts `picture` into the square of `side` pixels at (x, y): scaled to fit, centered.
-    pub fn put(&mut self, picture: &RgbImage, x: u32, y: u32, side: u32) {
-        let scale = f64::from(side) / f64::from(picture.width.max(picture.height));
-        let width = ((f64::from(picture.width) * scale).round() as u32).clamp(1, side);
-        let height = ((f64::from(picture.height) * scale).round() as u32).clamp(1, side);
-        let source = image::RgbImage::from_raw(picture.width, picture.height, picture.pixels.clone())
+    /// Puts `image` into the square of `side` pixels at (x, y): scaled to fit, centered.
+    pub fn put(&mut self, image: &RgbImage, x: u32, y: u32, side: u32) {
+        let scale = f64::from(side) / f64::from(image.width.max(image.height));
+        let width = ((f64::from(image.width) * scale).round() as u32).clamp(1, side);
+        let height = ((f64::from(image.height) * scale).round() as u32).clamp(1, side);
+        let source = image::RgbImage::from_raw(image.width, image.height, image.pixels.clone())
             .expect("an image has all its pixels");
         // Small images are shown as the pixels they are.
         let filter = if scale >= 1.0 { image::imageops::Nearest } else { image::imageops::CatmullRom };

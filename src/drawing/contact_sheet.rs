@@ -26,15 +26,15 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> Result<RgbIm
     let sizes: Vec<u32> = recipe.sizes().collect();
     let largest = sizes.iter().copied().max().expect("a recipe has views");
     let side = if largest >= 160 { largest } else { largest * 160u32.div_ceil(largest) };
-    let pictures = 1 + sizes.len() as u32;
-    let columns = if images > 3 && pictures <= 3 { 2 } else { 1 };
+    let panels = 1 + sizes.len() as u32;
+    let columns = if images > 3 && panels <= 3 { 2 } else { 1 };
     let rows = (images as u32).div_ceil(columns);
     let storage = crate::open::runtime()?;
     let mut inspector = Inspector::new(source, batch, storage.handle().clone());
     let all = (0..images).map(|image| inspector.look(image)).collect::<Result<Vec<_>, _>>()?;
     let drawn = all.iter().filter_map(|image| image.seen.as_ref().ok()).flat_map(|seen| &seen.views);
     let lines = drawn.map(|(_, steps)| captions(steps).len() as u32).max().unwrap_or(0);
-    let card_width = pictures * side + (pictures + 1) * GAP;
+    let card_width = panels * side + (panels + 1) * GAP;
     let card_height = 30 + side + GAP + lines * LINE + GAP;
     let width = 2 * MARGIN + columns * card_width + (columns - 1) * GAP * 2;
     let header = 74;
@@ -69,9 +69,9 @@ pub fn contact_sheet(source: &Source, batch: u64, images: usize) -> Result<RgbIm
                 canvas.put(&original, x + GAP, top, side);
                 let size = format!("{}×{}, {:.0} kB", original.width, original.height, place.bytes as f64 / 1e3);
                 canvas.write(&size, x + GAP, top + side + GAP, side, 12.0, Face::Mono, FAINT);
-                for (view, (picture, steps)) in views.iter().enumerate() {
+                for (view, (image, steps)) in views.iter().enumerate() {
                     let left = x + GAP + (view as u32 + 1) * (side + GAP);
-                    canvas.put(picture, left, top, side);
+                    canvas.put(image, left, top, side);
                     for (line, text) in captions(steps).iter().enumerate() {
                         let y = top + side + GAP + line as u32 * LINE;
                         canvas.write(text, left, y, side, 12.0, Face::Mono, FAINT);

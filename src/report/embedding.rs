@@ -84,10 +84,10 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
         }
         page.push_str("</p>");
     }
-    let picture = base64(&drawn::png(&neighbours(&embedding, &source)?));
+    let image = base64(&drawn::png(&neighbours(&embedding, &source)?));
     write!(
         page,
-        "<h2>Nearest neighbors</h2><p class=\"faint\">Each image and its {NEIGHBOURS} nearest neighbors by representation; a green mark means the same class.</p><img alt=\"images with their nearest neighbors\" src=\"data:image/png;base64,{picture}\">"
+        "<h2>Nearest neighbors</h2><p class=\"faint\">Each image and its {NEIGHBOURS} nearest neighbors by representation; a green mark means the same class.</p><img alt=\"images with their nearest neighbors\" src=\"data:image/png;base64,{image}\">"
     )?;
     Ok(())
 }
@@ -221,8 +221,8 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
             let x = GAP + column as u32 * (SIDE + GAP) + if column > 0 { GAP } else { 0 };
             let bytes = source.store.read(&[pick(embedding.ids[place as usize])?], storage.handle())?.remove(0);
             let _room = DECODE_MEMORY.room(decode_bytes(&bytes));
-            if let Ok(picture) = decode(&bytes, source.plan.config.data.max_pixels) {
-                canvas.put(&picture, x, y, SIDE);
+            if let Ok(image) = decode(&bytes, source.plan.config.data.max_pixels) {
+                canvas.put(&image, x, y, SIDE);
             }
             let label = embedding.labels[place as usize];
             let name = label.and_then(|label| manifest.classes.get(label as usize)).map_or("", String::as_str);

@@ -88,11 +88,11 @@ pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> Result
     if let Some(embedding) = embedding {
         embedding::write(&mut page, embedding, &record.config)?;
     }
-    if let Ok(picture) = std::fs::read(folder.join("preview.png")) {
+    if let Ok(image) = std::fs::read(folder.join("preview.png")) {
         write!(
             page,
             "<h2>What the encoder saw</h2><p class=\"faint\">Each image and its two augmented views, with the sampled parameters. The encoder learns that the two belong together; it never sees a label.</p><img alt=\"contact sheet of the first batch\" src=\"data:image/png;base64,{}\">",
-            base64(&picture)
+            base64(&image)
         )?;
     }
     let settings = toml::to_string(&record.config).map_err(Error::from_foreign)?;

@@ -36,7 +36,7 @@ pub fn describe(
 }
 
 /// An image of batch `number` as PNG: `original`, or a view by its number.
-pub fn picture(
+pub fn image(
     source: &Source,
     number: u64,
     image: usize,
@@ -66,9 +66,9 @@ fn told(image: usize, place: &Inspected) -> Value {
     });
     match &place.seen {
         Ok(seen) => {
-            let view = |(picture, steps): &(simclr_image::decode::RgbImage, Vec<simclr_image::augment::Step>)| {
+            let view = |(image, steps): &(simclr_image::decode::RgbImage, Vec<simclr_image::augment::Step>)| {
                 let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-                json!({ "side": picture.width, "steps": steps })
+                json!({ "side": image.width, "steps": steps })
             };
             told["width"] = json!(seen.original.width);
             told["height"] = json!(seen.original.height);

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use simclr_data::source::Source;
 use simclr_ground::error::{Context, Error, Result};
-use simclr_service::server::Guard;
+use simclr_service::server::TokenAuth;
 use tokio::sync::Semaphore;
 
 use crate::telemetry;
@@ -56,7 +56,7 @@ pub struct Pages {
     /// `/batch` and `/quarantine`: what is streamed, as soon as it is known.
     pub source: Arc<dyn Fn() -> Option<Arc<Source>> + Send + Sync>,
     /// Who may see samples and settings.
-    pub guard: Guard,
+    pub guard: TokenAuth,
     /// Names that this machine goes by beside its own, as `machine.service.names` lists them.
     pub names: Vec<String>,
 }
@@ -121,7 +121,7 @@ pub fn serve(key: &str, address: &str, pages: Pages, runtime: &tokio::runtime::H
         .route("/history", get(past))
         .route("/quarantine", get(quarantine))
         .route("/batch/{number}", get(look_at_batch))
-        .route("/batch/{number}/{image}/{picture}", get(look_at_picture))
+        .route("/batch/{number}/{image}/{which}", get(look_at_image))
         .layer(middleware::from_fn_with_state(shown.clone(), let_in));
     let router = Router::new()
         .route(
@@ -158,7 +158,7 @@ fn tell_who_can_reach(key: &str, bound: SocketAddr, with_token: bool) {
              in clear, the one that streams are had with; {instead}"
         ),
         false => tracing::warn!(
-            "{key} = {bound} can be reached from other machines: without machine.service.token everyone sees pictures \
+            "{key} = {bound} can be reached from other machines: without machine.service.token everyone sees images \
              and settings there; {instead}"
         ),
     }
@@ -235,14 +235,14 @@ async fn look_at_batch(
     }
 }
 
-async fn look_at_picture(
+async fn look_at_image(
     State(shown): State<Arc<Shown>>,
     Path((number, image, name)): Path<(u64, usize, String)>,
 ) -> Response {
     let Some(which) = name.strip_suffix(".png").map(str::to_owned) else {
         return (StatusCode::NOT_FOUND, "expected original.png or NUMBER.png\n").into_response();
     };
-    let look = move |source: &Source, storage| batch::picture(source, number, image, &which, storage);
+    let look = move |source: &Source, storage| batch::image(source, number, image, &which, storage);
     match shown.look(look).await {
         // A batch is a value: what is at an address never changes while this program runs.
         Ok(png) => {

@@ -118,8 +118,8 @@ fn preview_and_bench_look_at_the_same_stream() {
     let manifest = world.packed("set", 40, &[]);
     let shown = world.done(&[&["preview"], TINY, &["--manifest", &manifest, "--batch", "7", "--images", "4"]].concat());
     let png = std::fs::read(world.at(shown["out"].as_str().unwrap())).unwrap();
-    let picture = simclr_image::decode::decode(&png, 1 << 26).unwrap();
-    assert_eq!(u64::from(picture.width), shown["width"].as_u64().unwrap());
+    let image = simclr_image::decode::decode(&png, 1 << 26).unwrap();
+    assert_eq!(u64::from(image.width), shown["width"].as_u64().unwrap());
     for variant in ["decode", "rrc1", "rrc2", "simclr"] {
         let args = ["bench", "--manifest", &manifest, "--variant", variant, "--images", "50", "--threads", "2"];
         let bench = world.done(&[&args[..], &["--feed", "3000"]].concat());
@@ -162,8 +162,8 @@ fn views_may_be_of_several_kinds_and_made_by_any_ops() {
     let show = [&["preview"], TINY, &["--manifest", &manifest, "--batch", "3", "--images", "4", "--set", &branches]];
     let shown = world.done(&show.concat());
     let png = std::fs::read(world.at(shown["out"].as_str().unwrap())).unwrap();
-    let picture = simclr_image::decode::decode(&png, 1 << 26).unwrap();
-    assert!(picture.width > 9 * 160, "a picture and its eight views beside each other: {}", picture.width);
+    let image = simclr_image::decode::decode(&png, 1 << 26).unwrap();
+    assert!(image.width > 9 * 160, "a picture and its eight views beside each other: {}", image.width);
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn a_page_that_others_reach_says_what_they_can_overhear() {
     let token = ["--token", "token"];
     for (address, more, wanted) in [
         ("0.0.0.0:0", &token[..], Some("sends the token of machine.service.token in clear")),
-        ("0.0.0.0:0", &[], Some("without machine.service.token everyone sees pictures")),
+        ("0.0.0.0:0", &[], Some("without machine.service.token everyone sees images")),
         ("127.0.0.1:0", &token, None),
     ] {
         let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics", address, "--manifest", &manifest];
@@ -105,10 +105,10 @@ fn a_page_that_others_reach_says_what_they_can_overhear() {
 fn names_in_a_tar_cannot_steer_a_terminal() {
     let world = World::new();
     let mut builder = tar::Builder::new(Vec::new());
-    let picture = simclr_image::drawn::png(&simclr_image::drawn::picture(3, 0, 0, 20));
+    let image = simclr_image::drawn::png(&simclr_image::drawn::image(3, 0, 0, 20));
     for i in 0..8 {
         let name = format!("a{i}\u{1b}[2K\u{1b}[1A\r\u{9b}2J\u{202e}\nerror: forged\nwarning: forged.png");
-        let data = if i < 4 { &picture[..] } else { b"no picture" };
+        let data = if i < 4 { &image[..] } else { b"no picture" };
         let mut header = tar::Header::new_gnu();
         header.set_size(data.len() as u64);
         header.set_mode(0o644);

@@ -11,7 +11,7 @@ use crate::world::{TINY, World};
 fn flat(world: &World, folder: &str, count: u64) {
     std::fs::create_dir_all(world.at(folder)).unwrap();
     for i in 0..count {
-        let png = drawn::png(&drawn::picture(3, (i % 10) as usize, i, 20));
+        let png = drawn::png(&drawn::image(3, (i % 10) as usize, i, 20));
         std::fs::write(world.at(folder).join(format!("IMG_{i:04}.png")), png).unwrap();
     }
 }
@@ -211,7 +211,7 @@ fn tar(path: &Path, entries: &[(String, Vec<u8>)]) {
 }
 
 fn image(number: u64) -> Vec<u8> {
-    drawn::png(&drawn::picture(3, (number % 10) as usize, number, 20))
+    drawn::png(&drawn::image(3, (number % 10) as usize, number, 20))
 }
 
 /// What a manifest of shards says of classes: their names, and how many samples have one.

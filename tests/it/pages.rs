@@ -89,11 +89,11 @@ fn a_training_shows_how_it_goes_and_what_is_in_any_batch() {
         assert_eq!(images.len(), 3);
         assert_eq!((images[0]["image"].as_u64(), images[0]["width"].as_u64()), (Some(2), Some(20)));
         assert_eq!(images[0]["views"].as_array().unwrap().len(), 2);
-        let picture = |which: &str| {
+        let image = |which: &str| {
             let png = bytes(&run.address, &format!("/batch/{batch}/2/{which}.png"));
             simclr_image::decode::decode(&png, 1 << 20).unwrap_or_else(|damage| panic!("{which}: {damage}"))
         };
-        let (original, one, two) = (picture("original"), picture("0"), picture("1"));
+        let (original, one, two) = (image("original"), image("0"), image("1"));
         assert_eq!((original.width, one.width, two.width), (20, 16, 16));
         assert_ne!(one, two);
     }

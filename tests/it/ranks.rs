@@ -306,8 +306,8 @@ fn what_keeps_ranks_apart_is_said_and_names_them() {
         "rank 1 has loss.temperature: 0.9 vs 0.5",
     );
     world.draw("other-pictures", 100, 60);
-    let (pictures, packed) = (world.arg("other-pictures"), world.arg("other"));
-    world.done(&["pack", &pictures, "--out", &packed, "--shard-bytes", "60000"]);
+    let (images, packed) = (world.arg("other-pictures"), world.arg("other"));
+    world.done(&["pack", &images, "--out", &packed, "--shard-bytes", "60000"]);
     let other = world.arg("other/manifest.json");
     both([&right, &train(&other, "run", &[])], 2, "rank 1 has other data: plan ");
     assert!(!world.at("run/run.json").exists(), "nothing was begun");

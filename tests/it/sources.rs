@@ -49,7 +49,7 @@ fn the_official_archives_pack_as_their_folders_do() {
     assert_eq!((&train["samples"], &train["classes"]), (&folders["samples"], &folders["classes"]));
     assert_eq!(world.done(&["manifest", "verify", "train/manifest.json"])["problems"], serde_json::json!([]));
 
-    let pictures: Vec<(String, String, Vec<u8>)> = std::fs::read_dir(world.at("pictures"))
+    let images: Vec<(String, String, Vec<u8>)> = std::fs::read_dir(world.at("pictures"))
         .unwrap()
         .flatten()
         .flat_map(|class| {
@@ -57,14 +57,14 @@ fn the_official_archives_pack_as_their_folders_do() {
             files(&class.path()).into_iter().map(move |(file, bytes)| (file, name.clone(), bytes))
         })
         .collect();
-    let flat: Vec<_> = pictures.iter().map(|(file, _, bytes)| (file.clone(), bytes.clone())).collect();
+    let flat: Vec<_> = images.iter().map(|(file, _, bytes)| (file.clone(), bytes.clone())).collect();
     std::fs::write(world.at("val.tar"), tar_of(&flat)).unwrap();
-    let mut by_name: Vec<_> = pictures.iter().map(|(file, class, _)| (file, class)).collect();
+    let mut by_name: Vec<_> = images.iter().map(|(file, class, _)| (file, class)).collect();
     by_name.sort();
     let labels: String = by_name.iter().map(|(_, class)| format!("{class}\n")).collect();
     std::fs::write(world.at("labels.txt"), labels).unwrap();
     world.done(&["pack", "val.tar", "--labels", "labels.txt", "--out", "val", "--shard-bytes", "60000"]);
-    let list: String = pictures.iter().map(|(file, class, _)| format!("pictures/{class}/{file}\t{class}\n")).collect();
+    let list: String = images.iter().map(|(file, class, _)| format!("pictures/{class}/{file}\t{class}\n")).collect();
     std::fs::write(world.at("list.txt"), list).unwrap();
     world.done(&["pack", "list.txt", "--out", "listed", "--shard-bytes", "60000"]);
     // The same images of the same classes, whatever they came in.
@@ -90,7 +90,7 @@ fn the_official_archives_pack_as_their_folders_do() {
 }
 
 #[test]
-fn pictures_can_be_made_smaller() {
+fn images_can_be_made_smaller() {
     let world = World::new();
     world.draw("pictures", 0, 20);
     std::fs::write(world.at("pictures/disc/broken.jpg"), b"no picture").unwrap();

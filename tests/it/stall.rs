@@ -44,7 +44,7 @@ fn packed(world: &World, side: u32) -> String {
         let class = (i % 10) as usize;
         let folder = world.at("drawn").join(drawn::CLASSES[class]);
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join(format!("{i:02}.png")), drawn::png(&drawn::picture(3, class, i, side))).unwrap();
+        std::fs::write(folder.join(format!("{i:02}.png")), drawn::png(&drawn::image(3, class, i, side))).unwrap();
     }
     world.done(&["pack", "drawn", "--out", "set", "--shard-bytes", "4000000"]);
     world.arg("set/manifest.json")

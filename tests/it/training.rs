@@ -220,7 +220,7 @@ fn a_run_killed_at_twenty_random_moments_ends_as_one_that_was_not() {
     let more = ["--set", "train.steps=2400", "--set", "schedule.epochs=360.0", "--set", "checkpoint.every=3"];
     world.done(&arguments(&manifest, "whole", &more));
     let args = arguments(&manifest, "killed", &[&more[..], &["--resume"]].concat());
-    let mut draws = simclr_ground::rng::Draws::new(1, simclr_ground::rng::Purpose::Picture, &[20]);
+    let mut draws = simclr_ground::rng::Draws::new(1, simclr_ground::rng::Purpose::Image, &[20]);
     let steps_done =
         || std::fs::read_to_string(world.at("killed/metrics.jsonl")).map_or(0, |text| text.lines().count());
     let mut kills = Vec::new();

@@ -32,7 +32,7 @@ impl World {
             let class = (i % 10) as usize;
             let folder = self.at(name).join(drawn::CLASSES[class]);
             std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join(format!("{i:04}.png")), drawn::png(&drawn::picture(3, class, i, 20))).unwrap();
+            std::fs::write(folder.join(format!("{i:04}.png")), drawn::png(&drawn::image(3, class, i, 20))).unwrap();
         }
     }
 

@@ -12,8 +12,8 @@ use simclr_torch::memory::{self, HostBytes};
 use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::error::{TrainError, of_torch};
-pub use simclr_torch::streams::Moment;
-use simclr_torch::streams::SideStream;
+use simclr_torch::streams::CopyStream;
+pub use simclr_torch::streams::Event;
 
 /// The precision of convolutions and matrix products; everything else is f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,7 +214,7 @@ fn views(pixels: &Tensor, images: Range<i64>) -> Result<Tensor, TrainError> {
 
 /// The way onto the device, beside what it computes.
 pub struct Uploader {
-    gpu: Option<(usize, SideStream)>,
+    gpu: Option<(usize, CopyStream)>,
 }
 
 impl Uploader {
@@ -224,7 +224,7 @@ impl Uploader {
     /// If the GPU gives none.
     pub fn new(device: Device) -> Result<Self, TrainError> {
         let Device::Cuda(gpu) = device else { return Ok(Self { gpu: None }) };
-        Ok(Self { gpu: Some((gpu, SideStream::open(gpu).map_err(of_torch)?)) })
+        Ok(Self { gpu: Some((gpu, CopyStream::open(gpu).map_err(of_torch)?)) })
     }
 
     /// Begins to bring a batch's pixels onto the device, and does not wait for them. The batch must be kept until a step
@@ -243,15 +243,15 @@ impl Uploader {
     ///
     /// # Errors
     /// If the GPU fails.
-    pub fn now(&self) -> Result<Option<Moment>, TrainError> {
-        self.gpu.as_ref().map(|(gpu, _)| Moment::now(*gpu)).transpose().map_err(of_torch)
+    pub fn now(&self) -> Result<Option<Event>, TrainError> {
+        self.gpu.as_ref().map(|(gpu, _)| Event::now(*gpu)).transpose().map_err(of_torch)
     }
 }
 
 /// Pixels on the device, or on their way to it.
 pub struct Uploaded {
     pixels: Tensor,
-    arrival: Option<Moment>,
+    arrival: Option<Event>,
 }
 
 impl Uploaded {

@@ -8,7 +8,7 @@ use simclr_ground::error::{Classify, ErrorClass, InvalidValue};
 use simclr_ground::position::Position;
 
 /// What libtorch said through the shim.
-pub(crate) fn of_torch(said: simclr_torch::Said) -> TrainError {
+pub(crate) fn of_torch(said: simclr_torch::TorchError) -> TrainError {
     TrainError::Torch(tch::TchError::Torch(said))
 }
 

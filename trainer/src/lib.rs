@@ -18,7 +18,7 @@
 //! use simclr_trainer::distributed::World;
 //! use simclr_trainer::loss::{LossConfig, LossKind, LossShared, NtXent};
 //! use simclr_trainer::model::projection_head::HeadConfig;
-//! use simclr_trainer::model::resnet::{Encoder, Initialization, Shortcuts, Statistics, Stem};
+//! use simclr_trainer::model::resnet::{Encoder, Initialization, Shortcuts, BatchNormMode, Stem};
 //! use simclr_trainer::model::{ModelConfig, SimClr};
 //! use tch::{Device, Kind, Tensor};
 //!
@@ -34,7 +34,7 @@
 //!
 //! // The first views of four images, then the second views of the same four.
 //! let views = Tensor::rand([8, 3, 32, 32], (Kind::Float, Device::Cpu));
-//! let z = model.project(&views, Statistics::Update);
+//! let z = model.project(&views, BatchNormMode::Update);
 //! assert_eq!(z.size(), [8, 16]);
 //! let loss = LossConfig { kind: LossKind::NtXent(NtXent { temperature: 0.5 }), shared: LossShared::default() };
 //! let contrast = loss.contrast(&z, &World::alone())?;

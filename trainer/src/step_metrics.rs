@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
 use crate::gradients::Gradients;
-use crate::loss::Contrast;
+use crate::loss::LossOutput;
 use crate::model::parameters::Parameters;
 
 /// A number that each step logs.
@@ -37,7 +37,7 @@ pub enum Value {
 /// What a step made of its batch, on the device.
 pub struct StepOutput<'a> {
     /// The loss and what comes with it.
-    pub contrast: &'a Contrast,
+    pub contrast: &'a LossOutput,
     /// The gradient of everything that learns.
     pub gradients: &'a Gradients,
     /// All tensors of the model, before the step.

@@ -24,17 +24,17 @@ fn main() {
         println!("quality: set BENCH_MANIFEST to a manifest of photographs");
         return;
     };
-    let pictures = pictures(path.as_ref());
+    let images = images(path.as_ref());
     if let Some(packed) = std::env::var_os("BENCH_PACKED") {
-        let packed: HashMap<_, _> = self::pictures(packed.as_ref()).into_iter().collect();
-        let pairs = pictures.iter().filter_map(|(name, bytes)| Some((&bytes[..], &packed.get(name)?[..])));
+        let packed: HashMap<_, _> = self::images(packed.as_ref()).into_iter().collect();
+        let pairs = images.iter().filter_map(|(name, bytes)| Some((&bytes[..], &packed.get(name)?[..])));
         let config = config(Mode::Paper, Interpolation::Bicubic, DecodePath::Planar);
         report("packed", &compare(pairs, &config, &config));
         return;
     }
     for interpolation in [Interpolation::Bicubic, Interpolation::Bilinear] {
         for mode in [Mode::Torchvision, Mode::Paper] {
-            let pairs = pictures.iter().map(|(_, bytes)| (&bytes[..], &bytes[..]));
+            let pairs = images.iter().map(|(_, bytes)| (&bytes[..], &bytes[..]));
             let [planar, full] = [DecodePath::Planar, DecodePath::Full].map(|path| config(mode, interpolation, path));
             report(&format!("{mode:?} {interpolation:?}"), &compare(pairs, &planar, &full));
         }
@@ -42,20 +42,20 @@ fn main() {
 }
 
 /// Each sample's file name, without its folders and ending, and bytes.
-fn pictures(path: &std::path::Path) -> Vec<(String, Vec<u8>)> {
+fn images(path: &std::path::Path) -> Vec<(String, Vec<u8>)> {
     let manifest = Arc::new(Manifest::read(path).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let store = Store::new(manifest.clone(), &StoreOptions::default(), PipelineMetrics::register()).unwrap();
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for (shard, samples) in manifest.shards.iter().enumerate() {
         for (index, entry) in samples.entries.iter().enumerate() {
             let sample = SampleRef { shard: shard as u32, index: index as u32 };
             let bytes = store.read(&[sample], runtime.handle()).unwrap().pop().unwrap();
             let name = entry.rsplit('/').next().unwrap();
-            pictures.push((name.split('.').next().unwrap().to_owned(), bytes.to_vec()));
+            images.push((name.split('.').next().unwrap().to_owned(), bytes.to_vec()));
         }
     }
-    pictures
+    images
 }
 
 fn config(mode: Mode, interpolation: Interpolation, decode: DecodePath) -> StreamConfig {

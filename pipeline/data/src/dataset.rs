@@ -27,7 +27,7 @@ pub const MANIFEST: &str = "manifest.json";
 
 /// What is told while a data set is being looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
+pub enum ScanProgress {
     /// Another process looks at it, and this one waits for what that remembers.
     Waiting,
     /// So many of its files or shards have been looked at, so many bytes read for it.
@@ -51,8 +51,8 @@ pub struct OpenOptions<'a> {
     pub threads: usize,
     /// The folder that remembers what was read; `None` remembers nothing.
     pub memory: Option<PathBuf>,
-    /// Told how it goes on.
-    pub progress: &'a (dyn Fn(Told) + Sync),
+    /// ScanProgress how it goes on.
+    pub progress: &'a (dyn Fn(ScanProgress) + Sync),
 }
 
 /// A data set, and what a person should know of it.
@@ -291,7 +291,7 @@ fn images(what: &Path, options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
 
 fn named(listing: Listing, known: &mut KnownFiles, options: &OpenOptions<'_>) -> Result<Manifest, ManifestError> {
     loose(listing, known, options.threads, &|done, all, bytes| {
-        (options.progress)(Told::Scanned { unit: "files", done, total: all, bytes });
+        (options.progress)(ScanProgress::Scanned { unit: "files", done, total: all, bytes });
     })
 }
 
@@ -320,7 +320,7 @@ fn shards(what: &Path, patterns: &[String], options: &OpenOptions<'_>) -> Result
     let progress = |read: u64| {
         use std::sync::atomic::Ordering::Relaxed;
         let (done, bytes) = (done.fetch_add(1, Relaxed) + 1, bytes.fetch_add(read, Relaxed) + read);
-        (options.progress)(Told::Scanned { unit: "shards", done, total: all, bytes });
+        (options.progress)(ScanProgress::Scanned { unit: "shards", done, total: all, bytes });
     };
     let (manifest, passed_over) = build(
         &shards,
@@ -382,7 +382,7 @@ impl Memory {
             std::fs::create_dir_all(folder)?;
             let file = File::create(folder.join(format!("{name}.lock")))?;
             if file.try_lock().is_err() {
-                (options.progress)(Told::Waiting);
+                (options.progress)(ScanProgress::Waiting);
                 file.lock()?;
             }
             Ok(file)

@@ -27,7 +27,7 @@
 //!
 //! let photos = tempfile::tempdir()?;
 //! for i in 0..32 {
-//!     std::fs::write(photos.path().join(format!("{i}.png")), drawn::png(&drawn::picture(1, 0, i, 40)))?;
+//!     std::fs::write(photos.path().join(format!("{i}.png")), drawn::png(&drawn::image(1, 0, i, 40)))?;
 //! }
 //! let options = OpenOptions { reading: Reading::default(), threads: 1, memory: None, progress: &|_| {} };
 //! let manifest = dataset::open(photos.path(), &options)?.manifest;

@@ -14,12 +14,12 @@ use crate::metrics::Waiting;
 use crate::source::{LoadError, Source};
 
 /// Where a batch comes from when it is made.
-type Made<S> = Receiver<Result<Batch<S>, LoadError>>;
+type ReadyBatch<S> = Receiver<Result<Batch<S>, LoadError>>;
 
 /// What whoever makes batches says of the next one.
 pub enum Promise<S: Slab> {
     /// It is being made: its number, and where it will come from.
-    Batch(u64, Made<S>),
+    Batch(u64, ReadyBatch<S>),
     /// There is none. That nothing is promised any more does not say so: whoever promises may have died.
     End,
 }
@@ -30,7 +30,7 @@ pub struct Promises<S: Slab> {
     /// Where waiting for them is timed.
     runtime: Handle,
     /// The batch that is waited for.
-    next: Option<(u64, Made<S>)>,
+    next: Option<(u64, ReadyBatch<S>)>,
     /// Since when a batch is waited for, and what had been done until then.
     waiting: Option<(Instant, Spent)>,
     source: Arc<Source>,

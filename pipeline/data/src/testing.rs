@@ -41,7 +41,7 @@ impl Set {
             let class = (i % 10) as usize;
             let dir = folder.path().join("images").join(drawn::CLASSES[class]);
             std::fs::create_dir_all(&dir).unwrap();
-            let mut bytes = drawn::png(&drawn::picture(1, class, i, side));
+            let mut bytes = drawn::png(&drawn::image(1, class, i, side));
             change(i, &mut bytes);
             std::fs::write(dir.join(format!("{i:03}.png")), bytes).unwrap();
         }

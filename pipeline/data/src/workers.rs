@@ -64,7 +64,7 @@ pub fn begin<S: Slab>(
         replaced: Vec::new(),
         waited_there: None,
     };
-    let making = Arc::new(Making::new(filled, done, home, &source.metrics));
+    let making = Arc::new(PendingBatch::new(filled, done, home, &source.metrics));
     let samples = samples.to_vec();
     split(slab, layout, PART_IMAGES).into_iter().map(move |part| {
         let samples = samples[part.images.clone()].to_vec();
@@ -77,7 +77,7 @@ pub struct NextPart<S: Slab> {
     part: Part<S>,
     /// They, in their places.
     pub samples: Vec<SampleRef>,
-    making: Arc<Making<S>>,
+    making: Arc<PendingBatch<S>>,
 }
 
 impl<S: Slab> NextPart<S> {
@@ -97,11 +97,11 @@ pub struct Work<S: Slab> {
     part: Part<S>,
     samples: Vec<SampleRef>,
     located: Vec<Located>,
-    batch: Arc<Making<S>>,
+    batch: Arc<PendingBatch<S>>,
 }
 
 /// A batch that several are making.
-pub struct Making<S: Slab> {
+pub struct PendingBatch<S: Slab> {
     epoch: u64,
     filled: Mutex<Option<Filled>>,
     done: Sender<Result<Batch<S>, LoadError>>,
@@ -109,7 +109,7 @@ pub struct Making<S: Slab> {
     metrics: PipelineMetrics,
 }
 
-impl<S: Slab> Making<S> {
+impl<S: Slab> PendingBatch<S> {
     /// A batch that goes to `done` when it is finished, and its slab in the end to `home`.
     pub fn new(
         filled: Filled,
@@ -261,7 +261,7 @@ impl Worker {
     }
 }
 
-/// Does what must not end a worker: a picture that a decoder has no answer to is damaged, as far as a stream is concerned.
+/// Does what must not end a worker: an image that a decoder has no answer to is damaged, as far as a stream is concerned.
 fn shielded<T>(work: impl FnOnce() -> T) -> Result<T, Damage> {
     let gave_up = |_| Damage::new(DamageReason::Corrupt, "the decoder gave up on it");
     catch_unwind(AssertUnwindSafe(work)).map_err(gave_up)
@@ -281,6 +281,6 @@ fn entry(source: &Source, sample: SampleRef, damage: Damage) -> QuarantineEntry 
 
 #[cfg(test)]
 pub(crate) mod tests {
-    /// A picture that our decoder is not up to.
+    /// An image that our decoder is not up to.
     pub const FAULT: &[u8] = b"a fault of the decoder's";
 }

@@ -18,7 +18,7 @@ pub enum Purpose {
     /// The order in which `pack` writes samples.
     PackOrder,
     /// A drawn image.
-    Picture,
+    Image,
     /// The initial weights of a network.
     Weights,
     /// A training procedure of an evaluation (its batch order, its validation split).
@@ -34,7 +34,7 @@ impl Purpose {
             Purpose::SampleOrder => b"sample order",
             Purpose::Augment => b"augment",
             Purpose::PackOrder => b"pack order",
-            Purpose::Picture => b"picture",
+            Purpose::Image => b"picture",
             Purpose::Weights => b"weights",
             Purpose::Evaluation => b"evaluation",
         }
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn unit_is_uniform() {
-        let mut draws = Draws::new(7, Purpose::Picture, &[]);
+        let mut draws = Draws::new(7, Purpose::Image, &[]);
         let values: Vec<f64> = (0..20_000).map(|_| draws.unit()).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         assert!((mean - 0.5).abs() < 0.01, "mean {mean}");

@@ -4,7 +4,7 @@
 //! a file of yours.
 
 use divan::Bencher;
-use simclr_image::augment::{Augmenter, BlurStep, Change, CropStep, Interpolation, Mode, Picture, Step};
+use simclr_image::augment::{Augmenter, BlurStep, Change, CropStep, Image, Interpolation, Mode, Step};
 use simclr_image::decode::jpeg::{Decoder, Jpeg, Planes, Region};
 
 fn main() {
@@ -73,7 +73,7 @@ fn view(bencher: Bencher, what: &str) {
     let interpolation = if what == "crop bilinear" { Interpolation::Bilinear } else { Interpolation::Bicubic };
     let crop = CropStep { left: 90, top: 40, width: 320, height: 280, interpolation };
     let jitter = |changes: &[Change]| Step::Colors(changes.to_vec());
-    let all = [Change::Brightness(1.3), Change::Contrast(0.6), Change::Saturation(1.4), Change::Hue(0.1)];
+    let all = [Change::Brightness(1.3), Change::LossOutput(0.6), Change::Saturation(1.4), Change::Hue(0.1)];
     let mut steps = vec![Step::Crop(crop)];
     steps.extend(match what {
         "brightness" => Some(jitter(&all[..1])),
@@ -88,5 +88,5 @@ fn view(bencher: Bencher, what: &str) {
     });
     let mut augmenter = Augmenter::new(mode);
     let mut out = vec![0; 224 * 224 * 3];
-    bencher.bench_local(|| augmenter.apply(Picture::Planes(&planes), &steps, 224, &mut out));
+    bencher.bench_local(|| augmenter.apply(Image::Planes(&planes), &steps, 224, &mut out));
 }

@@ -15,9 +15,9 @@ pub const CLASSES: [&str; 10] =
 ///
 /// # Panics
 /// If the label is not one of [`CLASSES`].
-pub fn picture(seed: u64, label: usize, index: u64, size: u32) -> RgbImage {
+pub fn image(seed: u64, label: usize, index: u64, size: u32) -> RgbImage {
     assert!(label < CLASSES.len(), "label {label} of {} classes", CLASSES.len());
-    let mut draws = Draws::new(seed, Purpose::Picture, &[label as u64, index]);
+    let mut draws = Draws::new(seed, Purpose::Image, &[label as u64, index]);
     let draws = &mut draws;
     // Two colors that differ enough in brightness for the shape to be seen in gray.
     let (ground, figure) = loop {
@@ -114,7 +114,7 @@ mod tests {
     fn mean_colour_does_not_tell_the_class() {
         // The classes' mean brightness must differ by much less than the images of one class do.
         let mean = |label, index| {
-            let image = picture(1, label, index, 16);
+            let image = image(1, label, index, 16);
             image.pixels.iter().map(|&p| f64::from(p)).sum::<f64>() / image.pixels.len() as f64
         };
         let classes: Vec<Vec<f64>> = (0..10).map(|label| (0..60).map(|i| mean(label, i)).collect()).collect();
@@ -125,6 +125,6 @@ mod tests {
             (average(&values.iter().map(|v| (v - centre) * (v - centre)).collect::<Vec<_>>())).sqrt()
         };
         let within = average(&classes.iter().map(|values| spread(values)).collect::<Vec<_>>());
-        assert!(spread(&means) < within / 3.0, "classes spread {}, pictures {within}", spread(&means));
+        assert!(spread(&means) < within / 3.0, "classes spread {}, images {within}", spread(&means));
     }
 }

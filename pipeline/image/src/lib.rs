@@ -15,7 +15,7 @@
 //! use simclr_image::views::{DecodeLimits, Key, ViewMaker};
 //!
 //! // A drawn triangle as PNG; the bytes of any JPEG, PNG or WebP would do.
-//! let png = drawn::png(&drawn::picture(1, 3, 0, 64));
+//! let png = drawn::png(&drawn::image(1, 3, 0, 64));
 //!
 //! // The paper's recipe: two views of 32 pixels.
 //! let recipe = RecipeConfig::simclr(32);

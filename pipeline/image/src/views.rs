@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::augment::{Augmenter, DecodePath, Picture, RecipeConfig, Step};
+use crate::augment::{Augmenter, DecodePath, Image, RecipeConfig, Step};
 use crate::damage::Damage;
 use crate::decode::jpeg::Region;
 use crate::decode::{PlanarDecoder, RgbImage, Rows, decode, decode_upright};
@@ -75,11 +75,11 @@ impl ViewMaker {
 
     /// Writes view `view` of the sample decoded last to `out` (`size × size × 3` u8).
     pub fn write(&mut self, view: usize, out: &mut [u8]) {
-        let picture = match self.recipe.decode {
-            DecodePath::Planar => Picture::Planes(self.planar.planes()),
-            DecodePath::Full => Picture::Rgb(&self.whole),
+        let image = match self.recipe.decode {
+            DecodePath::Planar => Image::Planes(self.planar.planes()),
+            DecodePath::Full => Image::Rgb(&self.whole),
         };
-        self.augmenter.apply(picture, &self.steps[view], self.sizes[view] as usize, out);
+        self.augmenter.apply(image, &self.steps[view], self.sizes[view] as usize, out);
     }
 
     /// The steps of each view of the sample decoded last.

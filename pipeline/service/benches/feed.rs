@@ -39,8 +39,8 @@ fn main() {
 
 /// Packs drawn JPEGs; the manifest.
 fn drawn(folder: &Path, count: u32, (width, height): (u32, u32)) -> PathBuf {
-    let pictures = folder.join("pictures/noise");
-    std::fs::create_dir_all(&pictures).unwrap();
+    let images = folder.join("pictures/noise");
+    std::fs::create_dir_all(&images).unwrap();
     let mut noise = 1u32;
     for i in 0..count {
         let pixels: Vec<u8> = (0..width * height * 3)
@@ -54,7 +54,7 @@ fn drawn(folder: &Path, count: u32, (width, height): (u32, u32)) -> PathBuf {
         let mut bytes = Vec::new();
         let encoder = jpeg_encoder::Encoder::new(&mut bytes, 93);
         encoder.encode(&pixels, width as u16, height as u16, jpeg_encoder::ColorType::Rgb).unwrap();
-        std::fs::write(pictures.join(format!("{i:05}.jpg")), bytes).unwrap();
+        std::fs::write(images.join(format!("{i:05}.jpg")), bytes).unwrap();
     }
     let options = PackOptions { shard_bytes: 4 << 20, threads: 2, ..PackOptions::default() };
     pack(&folder.join("pictures"), &folder.join("packed"), &options).unwrap();
@@ -108,7 +108,7 @@ fn bench(what: &str, manifest: &Path, size: u32, batch: u32) {
         client_ca: "".into(),
         names: Vec::new(),
     };
-    let doors = server::Doors::open(&service).unwrap();
+    let doors = server::ServerSecurity::open(&service).unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let feed = FeedConfig {
         nodes: vec![format!("grpc://{}", listener.local_addr().unwrap())],

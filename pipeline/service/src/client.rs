@@ -11,7 +11,7 @@ use async_channel::{Receiver, Sender, bounded};
 use simclr_data::promise::{Promise, Promises};
 use simclr_data::quarantine::QuarantineEntry;
 use simclr_data::source::{LoadError, Source};
-use simclr_data::workers::Making;
+use simclr_data::workers::PendingBatch;
 use simclr_ground::batch::{Filled, NO_LABEL, Part, Slab, split};
 use simclr_ground::batch_stream::{BatchStream, Next, StreamError};
 use simclr_ground::position::Share;
@@ -136,7 +136,7 @@ struct Asking<S: Slab> {
 struct Wanted<S: Slab> {
     number: u64,
     part: Part<S>,
-    batch: Arc<Making<S>>,
+    batch: Arc<PendingBatch<S>>,
 }
 
 impl<S: Slab> Asking<S> {
@@ -155,7 +155,7 @@ impl<S: Slab> Asking<S> {
                 replaced: Vec::new(),
                 waited_there: None,
             };
-            let batch = Arc::new(Making::new(filled, done, self.home.clone(), &self.source.metrics));
+            let batch = Arc::new(PendingBatch::new(filled, done, self.home.clone(), &self.source.metrics));
             if promises.send(Promise::Batch(number, promise)).await.is_err() {
                 return;
             }
@@ -218,7 +218,7 @@ impl Receiving {
         number: u64,
         open: &mut Option<Open>,
         part: &mut Part<S>,
-        batch: &Making<S>,
+        batch: &PendingBatch<S>,
     ) -> Result<(), LoadError> {
         loop {
             let link = self.nodes.link(self.part.0, self.part.1).await.map_err(StreamError::new)?;
@@ -277,7 +277,7 @@ impl Receiving {
         number: u64,
         messages: &mut Incoming,
         part: &mut Part<S>,
-        batch: &Making<S>,
+        batch: &PendingBatch<S>,
     ) -> Result<(), Failure> {
         let (first, images) = (part.images.start, part.images.len());
         let mut next_row = 0;

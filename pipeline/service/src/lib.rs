@@ -62,7 +62,7 @@ use simclr_ground::position::Share;
 use simclr_ground::sample::SampleRef;
 use simclr_plan::Batches;
 
-use maker::Maker;
+use maker::Producer;
 use metrics::ServiceMetrics;
 use wire::{Group, StreamInfo};
 
@@ -104,14 +104,14 @@ pub struct ServiceConfig {
     pub key: PathBuf,
     /// Certificates as PEM of those who may vouch for clients: these then need a certificate too; empty: they do not.
     pub client_ca: PathBuf,
-    /// Host names that this machine goes by beside its own, under which its page may be asked for pictures.
+    /// Host names that this machine goes by beside its own, under which its page may be asked for images.
     #[serde(default)]
     pub names: Vec<String>,
 }
 
 /// A running data service, apart from its connections.
 pub struct Service {
-    maker: Arc<Maker>,
+    maker: Arc<Producer>,
     groups: Vec<Group>,
     rows_per_message: usize,
     batches_ahead: usize,
@@ -162,7 +162,7 @@ impl Service {
         let groups = wire::groups(plan);
         let rows_per_message = wire::rows_per_message(&groups, config.message_bytes);
         let probe = Mutex::new(Batches::new(plan, Share::ALL).samples(0).into_iter().take(1).collect());
-        let maker = Maker::start(source, threads, config.memory_bytes, runtime);
+        let maker = Producer::start(source, threads, config.memory_bytes, runtime);
         let metrics = ServiceMetrics::register();
         metrics.set_ready(false);
         let health = watch::Sender::new(Err("the first batch is not ready yet".to_owned()));

@@ -24,26 +24,26 @@ use simclr_ground::sample::SampleRef;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::memory::{Lent, Memory};
+use crate::memory::{Memory, PooledSlab};
 
 /// A finished share of a batch.
-pub(super) type Made = Arc<Batch<Lent>>;
+pub(super) type ReadyBatch = Arc<Batch<PooledSlab>>;
 
 /// A share of a batch that will be there; everyone who wants it has one of these.
-pub(super) type Making = Shared<Outcome>;
+pub(super) type PendingBatch = Shared<Outcome>;
 
 /// What a share of a batch comes to.
-type Outcome = BoxFuture<'static, Result<Made, Arc<LoadError>>>;
+type Outcome = BoxFuture<'static, Result<ReadyBatch, Arc<LoadError>>>;
 
 /// Which share of which batch: rank, world, number.
 type Key = (u32, u32, u64);
 
 /// Makes shares of batches on its own threads, within its memory.
-pub(super) struct Maker {
+pub(super) struct Producer {
     /// What is made.
     pub source: Arc<Source>,
     memory: Arc<Memory>,
-    work: Sender<Work<Lent>>,
+    work: Sender<Work<PooledSlab>>,
     workers: Vec<thread::JoinHandle<()>>,
     runtime: tokio::runtime::Handle,
     state: Mutex<State>,
@@ -53,7 +53,7 @@ pub(super) struct Maker {
 struct State {
     making: HashMap<Key, WeakShared<Outcome>>,
     /// The batches made last, the oldest first.
-    recent: VecDeque<(Key, Made)>,
+    recent: VecDeque<(Key, ReadyBatch)>,
     /// Bytes that are promised to streams.
     reserved: u64,
     /// How many streams there are of each share.
@@ -64,7 +64,7 @@ struct State {
 /// behind: the process ends with or without it.
 const LEAVING: Duration = Duration::from_secs(1);
 
-impl Drop for Maker {
+impl Drop for Producer {
     fn drop(&mut self) {
         // Each ends by itself then.
         self.work.close();
@@ -81,12 +81,12 @@ impl Drop for Maker {
 
 /// Memory that is promised to a stream of a share; dropping it gives it back.
 pub(super) struct Reservation {
-    maker: Arc<Maker>,
+    maker: Arc<Producer>,
     share: Share,
     bytes: u64,
 }
 
-impl Maker {
+impl Producer {
     /// Starts the threads. They end when the maker is dropped.
     pub fn start(source: Arc<Source>, threads: usize, memory: u64, runtime: &tokio::runtime::Handle) -> Arc<Self> {
         let (work, coming) = bounded(2 * threads);
@@ -127,7 +127,7 @@ impl Maker {
         number: u64,
         samples: Vec<SampleRef>,
         fed: oneshot::Sender<()>,
-    ) -> (Making, bool) {
+    ) -> (PendingBatch, bool) {
         let key = (share.rank, share.world, number);
         let mut state = self.state();
         if let Some((_, made)) = state.recent.iter().find(|(known, _)| *known == key) {
@@ -150,7 +150,7 @@ impl Maker {
         key: Key,
         samples: Vec<SampleRef>,
         fed: oneshot::Sender<()>,
-    ) -> Result<Made, Arc<LoadError>> {
+    ) -> Result<ReadyBatch, Arc<LoadError>> {
         let (rank, world, number) = key;
         let share = Share { rank, world };
         let slab = self.memory.take(self.source.plan.slab_bytes(share)).await.ok_or_else(|| {
@@ -163,7 +163,7 @@ impl Maker {
         let (home, _) = bounded(1);
         {
             let parts = workers::begin(&self.source, number, &samples, (slab, PixelOrder::Images), done, home);
-            let read = |next: workers::NextPart<Lent>| async {
+            let read = |next: workers::NextPart<PooledSlab>| async {
                 let located = self.source.store.locate(&next.samples).await;
                 (next, located)
             };

@@ -18,7 +18,7 @@ pub(super) struct Memory {
 }
 
 /// A slab; dropping it makes room for another.
-pub(super) struct Lent {
+pub(super) struct PooledSlab {
     bytes: Vec<u8>,
     memory: Arc<Memory>,
     _permit: OwnedSemaphorePermit,
@@ -46,7 +46,7 @@ impl Memory {
     ///
     /// # Panics
     /// If it is larger than all the memory there is.
-    pub async fn take(self: &Arc<Self>, bytes: usize) -> Option<Lent> {
+    pub async fn take(self: &Arc<Self>, bytes: usize) -> Option<PooledSlab> {
         assert!(bytes as u64 <= self.limit, "a slab of {bytes} bytes out of {}", self.limit);
         let units = u32::try_from((bytes as u64).div_ceil(UNIT)).ok()?;
         let permit = self.room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed");
@@ -60,7 +60,7 @@ impl Memory {
             }
         };
         self.used.fetch_add(bytes as u64, Ordering::Relaxed);
-        Some(Lent { bytes: slab, memory: self.clone(), _permit: permit })
+        Some(PooledSlab { bytes: slab, memory: self.clone(), _permit: permit })
     }
 
     fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
@@ -68,7 +68,7 @@ impl Memory {
     }
 }
 
-impl Slab for Lent {
+impl Slab for PooledSlab {
     fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -78,7 +78,7 @@ impl Slab for Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledSlab {
     fn drop(&mut self) {
         let bytes = self.bytes.len() as u64;
         let used = self.memory.used.fetch_sub(bytes, Ordering::Relaxed) - bytes;

@@ -87,7 +87,7 @@ impl Nodes {
         let state = watch::Sender::new(state);
         let all = Arc::new(Self { nodes, token, question, derived_digest, timeout, patience, state, metrics });
         for node in 0..all.nodes.len() {
-            let keeper = Keeper { node, all: Arc::downgrade(&all) };
+            let keeper = NodeMonitor { node, all: Arc::downgrade(&all) };
             runtime.spawn(keeper.run());
         }
         all
@@ -230,12 +230,12 @@ impl State {
 }
 
 /// Keeps the link to one node, for as long as somebody wants the nodes.
-struct Keeper {
+struct NodeMonitor {
     node: usize,
     all: std::sync::Weak<Nodes>,
 }
 
-impl Keeper {
+impl NodeMonitor {
     async fn run(self) {
         let [first_pause, longest_pause] = PAUSES;
         let mut pause = first_pause;

@@ -30,9 +30,9 @@ const STREAMS_PER_CONNECTION: u32 = 4096;
 /// Lets in who shows a bearer token, or everyone if there is none. Digests are compared, so that the time it takes
 /// tells nothing.
 #[derive(Clone, Default)]
-pub struct Guard(Option<blake3::Hash>);
+pub struct TokenAuth(Option<blake3::Hash>);
 
-impl Guard {
+impl TokenAuth {
     /// Reads the token's file, which `machine.service.token` names; empty: everyone is let in.
     ///
     /// # Errors
@@ -61,13 +61,13 @@ impl Guard {
 }
 
 /// What connections must bring.
-pub struct Doors {
+pub struct ServerSecurity {
     /// The token.
-    pub guard: Guard,
+    pub guard: TokenAuth,
     tls: Option<ServerTlsConfig>,
 }
 
-impl Doors {
+impl ServerSecurity {
     /// Reads the files that the configuration names.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Doors {
             }
             (false, false) => None,
         };
-        Ok(Self { guard: Guard::open(config)?, tls })
+        Ok(Self { guard: TokenAuth::open(config)?, tls })
     }
 
     /// Whether connections are encrypted.
@@ -111,7 +111,11 @@ impl Doors {
 ///
 /// # Errors
 /// If the certificates are none.
-pub async fn serve(service: Arc<Service>, listener: tokio::net::TcpListener, doors: Doors) -> Result<(), ServiceError> {
+pub async fn serve(
+    service: Arc<Service>,
+    listener: tokio::net::TcpListener,
+    doors: ServerSecurity,
+) -> Result<(), ServiceError> {
     let config = &service.config;
     let timeout = Duration::from_secs(config.client_timeout_seconds);
     let mut server = Server::builder()
@@ -149,7 +153,7 @@ pub async fn serve(service: Arc<Service>, listener: tokio::net::TcpListener, doo
 #[derive(Clone)]
 pub(super) struct Flight {
     service: Arc<Service>,
-    guard: Guard,
+    guard: TokenAuth,
 }
 
 impl Tickets for Flight {

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tonic::Status;
 
 use crate::Service;
-use crate::maker::{Made, Making, Reservation};
+use crate::maker::{PendingBatch, ReadyBatch, Reservation};
 use crate::metrics::Count;
 use crate::ticket::Ticket;
 use crate::wire::{self, MessageInfo};
@@ -27,7 +27,7 @@ use crate::wire::{self, MessageInfo};
 /// A share of a batch that is coming, and the place that it takes among those made ahead.
 struct Coming {
     number: u64,
-    making: Making,
+    making: PendingBatch,
     shared: bool,
     samples: Vec<SampleRef>,
     place: OwnedSemaphorePermit,
@@ -35,7 +35,7 @@ struct Coming {
 
 /// A share of a batch that is being sent.
 struct Sending {
-    batch: Made,
+    batch: ReadyBatch,
     pixels: Bytes,
     next_row: usize,
     shared: bool,
@@ -45,7 +45,7 @@ struct Sending {
 
 /// A batch's pixels; the batch keeps its place until the last of them is with the system.
 struct Pixels {
-    batch: Made,
+    batch: ReadyBatch,
     _place: OwnedSemaphorePermit,
 }
 
@@ -243,7 +243,7 @@ fn damaged(
     plan: &Plan,
     quarantine: &Quarantine,
     wanted: &[SampleRef],
-    batch: &simclr_ground::batch::Batch<crate::memory::Lent>,
+    batch: &simclr_ground::batch::Batch<crate::memory::PooledSlab>,
 ) -> Vec<QuarantineEntry> {
     let mut found = Vec::new();
     for &place in &batch.replaced {

@@ -194,7 +194,7 @@ fn draw(data: &Path, name: &'static str, first: u64, count: u64, seed: u64, outp
     let draw_some = &|thread: u64| -> std::io::Result<()> {
         for i in (first + thread..first + count).step_by(threads as usize) {
             let class = (i % classes) as usize;
-            let png = drawn::png(&drawn::picture(seed, class, i, SIDE));
+            let png = drawn::png(&drawn::image(seed, class, i, SIDE));
             std::fs::write(folder.path().join(drawn::CLASSES[class]).join(format!("{i:06}.png")), png)?;
             progress.set(done.fetch_add(1, Ordering::Relaxed) + 1, count, || "images".into());
         }

@@ -1,16 +1,16 @@
 //! The ranks of a training: one process each, on one machine or many, that take a step together.
 //!
-//! They meet at a store and compare what they are about to do ([`Meeting`]); then they are a [`World`],
+//! They meet at a store and compare what they are about to do ([`Rendezvous`]); then they are a [`World`],
 //! whose collectives are torch's own: Gloo between processors, NCCL between GPUs. A rank that dies takes the others'
 //! collectives with it; they call the roll at the store, so that each can say who is missing.
 
-mod meeting;
+mod rendezvous;
 mod place;
 mod world;
 
 pub use crate::error::RanksError;
-pub use meeting::{LaunchersStore, Meeting};
 pub use place::{join, place, share};
+pub use rendezvous::{LaunchersStore, Rendezvous};
 pub use world::World;
 pub(crate) use world::{own_parts, parts_together};
 
@@ -18,7 +18,7 @@ pub use simclr_torch::c10d::Reducer;
 
 /// One rank's place among all, as whoever launched it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct RankInfo {
     /// Which one, from 0. Rank 0 leads: it writes checkpoints and evaluates.
     pub rank: u32,
     /// Of how many.

@@ -10,7 +10,7 @@ use simclr_ground::files::digest;
 use simclr_ground::position::Share;
 use tch::Device;
 
-use super::{Meeting, Place, World};
+use super::{RankInfo, Rendezvous, World};
 
 /// The library that ranks on GPUs need, where the loader looks for libraries.
 const NCCL: &str = "libsimclr_nccl.so";
@@ -61,7 +61,7 @@ const OTHERS: [Names; 3] = [
 ///
 /// # Errors
 /// If some of a launcher's variables are there and others are not, or one makes no sense.
-pub fn place(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>> {
+pub fn place(get: impl Fn(&str) -> Option<String>) -> Result<Option<RankInfo>> {
     let names = match () {
         () if get(TORCH.rank).is_some() || get(TORCH.world).is_some() => &TORCH,
         // Slurm's `srun` tells each step its number; other launchers give ranks to those they start, and to no one else.
@@ -107,7 +107,7 @@ pub fn place(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>> {
     let launcher_keeps_store = get("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True");
     let restarts = get("TORCHELASTIC_RESTART_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0);
     let told_by = format!("{} says so: {} = {rank}, {} = {world}", names.launcher, names.rank, names.world);
-    Ok(Some(Place { rank, world, local_rank, local_world, host, port, launcher_keeps_store, restarts, told_by }))
+    Ok(Some(RankInfo { rank, world, local_rank, local_world, host, port, launcher_keeps_store, restarts, told_by }))
 }
 
 /// The first machine of Slurm's list: `gpu[03-07,9],login` begins with `gpu03`.
@@ -119,7 +119,7 @@ fn first_of(list: &str) -> String {
 }
 
 /// The share of each batch that is a place's.
-pub fn share(place: Option<&Place>) -> Share {
+pub fn share(place: Option<&RankInfo>) -> Share {
     place.map_or(Share::ALL, |place| Share { rank: place.rank, world: place.world })
 }
 
@@ -138,23 +138,23 @@ struct Intent<C> {
 /// # Errors
 /// If they are not: names the ranks and what differs. If one does not come.
 pub fn join<C: Clone + Serialize + DeserializeOwned>(
-    meeting: &Rc<Meeting>,
+    rendezvous: &Rc<Rendezvous>,
     config: &C,
     plan_digest: &str,
     device: Device,
     differences: impl Fn(&C, &C) -> Vec<String>,
 ) -> Result<Rc<World>> {
     let program = std::env::current_exe().and_then(std::fs::read).context("cannot read this program")?;
-    let world = meeting.place().world;
+    let world = rendezvous.place().world;
     let own = Intent { world, program: digest(&program), plan: plan_digest.to_owned(), config: config.clone() };
     let text = serde_json::to_string(&own).expect("an intent is plain data");
-    let all = meeting.exchange("intent", &text)?;
+    let all = rendezvous.exchange("intent", &text)?;
     let all: Vec<Option<Intent<C>>> = all.iter().map(|text| serde_json::from_str(text).ok()).collect();
     let found = disagreements(&all, differences);
     if !found.is_empty() {
         return Err(Error::input(format!("ranks disagree: {}", found.join("; "))));
     }
-    Ok(World::join(meeting.clone(), device, NCCL.as_ref())?)
+    Ok(World::join(rendezvous.clone(), device, NCCL.as_ref())?)
 }
 
 /// In what ranks differ from rank 0, and which; what is unreadable comes from another program.
@@ -196,7 +196,7 @@ fn disagreements<C>(all: &[Option<Intent<C>>], differences: impl Fn(&C, &C) -> V
 mod tests {
     use super::*;
 
-    fn of(variables: &[(&str, &str)]) -> Result<Option<Place>> {
+    fn of(variables: &[(&str, &str)]) -> Result<Option<RankInfo>> {
         place(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
     }
 
@@ -213,7 +213,7 @@ mod tests {
             ("TORCHELASTIC_USE_AGENT_STORE", "True"),
             ("TORCHELASTIC_RESTART_COUNT", "2"),
         ];
-        let wanted = Place {
+        let wanted = RankInfo {
             rank: 5,
             world: 8,
             local_rank: 1,
@@ -236,9 +236,9 @@ mod tests {
         ];
         let placed = of(&slurm).unwrap().unwrap();
         assert_eq!((placed.host.as_str(), placed.port), ("gpu03", 25_042));
-        let own = Place { launcher_keeps_store: false, restarts: 0, ..wanted.clone() };
+        let own = RankInfo { launcher_keeps_store: false, restarts: 0, ..wanted.clone() };
         assert_eq!(placed.told_by, "Slurm says so: SLURM_PROCID = 5, SLURM_STEP_NUM_TASKS = 8");
-        assert_eq!(Place { host: own.host.clone(), port: own.port, told_by: own.told_by.clone(), ..placed }, own);
+        assert_eq!(RankInfo { host: own.host.clone(), port: own.port, told_by: own.told_by.clone(), ..placed }, own);
         assert_eq!(of(&slurm[1..]).unwrap(), None, "a batch script is no rank");
         let job = [("RANK", "3"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "r50-master-0"), ("MASTER_PORT", "23456")];
         let placed = of(&job).unwrap().unwrap();

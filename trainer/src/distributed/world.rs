@@ -6,11 +6,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use simclr_ground::patience::{LongWait, saying};
-use simclr_torch::Said;
+use simclr_torch::TorchError;
 use simclr_torch::c10d::{self, Group};
 use tch::{Device, Tensor};
 
-use super::{Meeting, Place, RanksError, Reducer};
+use super::{RankInfo, RanksError, Reducer, Rendezvous};
 use crate::error::{TrainError, named};
 
 /// All ranks of a training; or the only process, which has no one to wait for.
@@ -23,9 +23,9 @@ pub struct World {
 struct Members {
     // Before the store that it was met at.
     group: Group,
-    meeting: Rc<Meeting>,
+    rendezvous: Rc<Rendezvous>,
     /// What a collective said that could not return it.
-    said: RefCell<Option<Said>>,
+    said: RefCell<Option<TorchError>>,
 }
 
 impl World {
@@ -38,8 +38,8 @@ impl World {
     ///
     /// # Errors
     /// If one of them does not, or the library can't be loaded.
-    pub fn join(meeting: Rc<Meeting>, device: Device, nccl: &Path) -> Result<Rc<Self>, RanksError> {
-        let &Place { rank, world, ref host, .. } = meeting.place();
+    pub fn join(rendezvous: Rc<Rendezvous>, device: Device, nccl: &Path) -> Result<Rc<Self>, RanksError> {
+        let &RankInfo { rank, world, ref host, .. } = rendezvous.place();
         let nccl = match device.is_cuda() {
             true => Some(c10d::load_nccl(nccl).map_err(|why| {
                 let library = nccl.display().to_string();
@@ -53,9 +53,9 @@ impl World {
                 "rank {rank} has waited {seconds} s for the other ranks of {world}: they are there, and connect to each other"
             );
         };
-        let group = saying(say, || Group::open((&meeting.store, host), rank, world, meeting.timeout, nccl));
-        let group = group.map_err(|said| meeting.call_roll(said))?;
-        let members = Members { group, meeting, said: RefCell::new(None) };
+        let group = saying(say, || Group::open((&rendezvous.store, host), rank, world, rendezvous.timeout, nccl));
+        let group = group.map_err(|said| rendezvous.check_liveness(said))?;
+        let members = Members { group, rendezvous, said: RefCell::new(None) };
         Ok(Rc::new(Self { rank, size: world, members: Some(members) }))
     }
 
@@ -136,7 +136,7 @@ impl World {
     /// What made another rank stop; to be asked once it is known that one did.
     pub fn failure_elsewhere(&self) -> TrainError {
         let alone = || RanksError::Lost { who: "no rank is known to be".into(), said: "this process is alone".into() };
-        self.members.as_ref().map_or_else(alone, |members| members.meeting.failure_elsewhere()).into()
+        self.members.as_ref().map_or_else(alone, |members| members.rendezvous.failure_elsewhere()).into()
     }
 
     /// Batch norm over all ranks' `x`, `[N, C, ...]`; `None` if there are no others. What fails here is told by the next
@@ -169,7 +169,7 @@ impl World {
     pub fn reducer(&self, learning: &[&Tensor]) -> Result<Option<Reducer>, TrainError> {
         let Some(members) = &self.members else { return Ok(None) };
         let opened = Reducer::open(&members.group, learning);
-        Ok(Some(opened.map_err(|said| members.meeting.call_roll(said))?))
+        Ok(Some(opened.map_err(|said| members.rendezvous.check_liveness(said))?))
     }
 
     /// Makes the next backward pass reduce.
@@ -188,7 +188,7 @@ impl World {
             _ => return error,
         };
         let of_ranks = ["gloo", "nccl", "connection"].iter().any(|word| text.to_lowercase().contains(word));
-        if of_ranks { members.meeting.call_roll(first_line(&text)).into() } else { error }
+        if of_ranks { members.rendezvous.check_liveness(first_line(&text)).into() } else { error }
     }
 
     /// Waits until rank 0 has done what only it does, however long that takes; rank 0 says with this that it has.
@@ -196,11 +196,11 @@ impl World {
     /// # Errors
     /// If rank 0 fails.
     pub fn await_leader(&self, what: &str) -> Result<(), TrainError> {
-        let Some(Members { meeting, .. }) = &self.members else { return Ok(()) };
+        let Some(Members { rendezvous, .. }) = &self.members else { return Ok(()) };
         if self.leads() {
-            return Ok(meeting.say(what, "")?);
+            return Ok(rendezvous.say(what, "")?);
         }
-        meeting.word_of(0, what, None, &mut waiting(self.rank, &[0], what))?;
+        rendezvous.wait_for_key(0, what, None, &mut waiting(self.rank, &[0], what))?;
         Ok(())
     }
 
@@ -209,14 +209,19 @@ impl World {
     /// # Errors
     /// If one of them fails.
     pub fn leave(&self) -> Result<(), TrainError> {
-        let Some(Members { meeting, .. }) = &self.members else { return Ok(()) };
+        let Some(Members { rendezvous, .. }) = &self.members else { return Ok(()) };
         self.await_leader("done")?;
-        let own = meeting.place().rank;
-        meeting.say(&format!("left/{own}"), "")?;
+        let own = rendezvous.place().rank;
+        rendezvous.say(&format!("left/{own}"), "")?;
         if self.leads() {
-            let until = Instant::now() + meeting.timeout;
+            let until = Instant::now() + rendezvous.timeout;
             for rank in 1..self.size {
-                meeting.word_of(rank, &format!("left/{rank}"), Some(until), &mut waiting(0, &[rank], "left"))?;
+                rendezvous.wait_for_key(
+                    rank,
+                    &format!("left/{rank}"),
+                    Some(until),
+                    &mut waiting(0, &[rank], "left"),
+                )?;
             }
         }
         Ok(())
@@ -225,13 +230,13 @@ impl World {
 
 impl Members {
     /// Calls a collective, unless one has failed before.
-    fn told(&self, call: impl FnOnce(&Group) -> Result<(), Said>) -> Result<(), TrainError> {
+    fn told(&self, call: impl FnOnce(&Group) -> Result<(), TorchError>) -> Result<(), TrainError> {
         let failed = self.said.borrow_mut().take();
         let said = match failed {
             Some(said) => Err(said),
             None => call(&self.group),
         };
-        Ok(said.map_err(|said| self.meeting.call_roll(first_line(&said)))?)
+        Ok(said.map_err(|said| self.rendezvous.check_liveness(first_line(&said)))?)
     }
 }
 

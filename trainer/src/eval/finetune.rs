@@ -9,7 +9,7 @@ use crate::error::TrainError;
 use crate::gradients::Gradients;
 use crate::model::SimClr;
 use crate::model::parameters::Role;
-use crate::model::resnet::Statistics;
+use crate::model::resnet::BatchNormMode;
 use crate::optimizer::schedule::Schedule;
 use crate::optimizer::{LearningRateRule, Optimizer, OptimizerConfig, OptimizerKind, OptimizerShared, Sgd};
 
@@ -59,12 +59,12 @@ impl Classifier {
         let own = model.parameters.entries().len();
         let inputs = if layers == 0 { model.encoder.dim() } else { model.head.length_after(layers) };
         let weight = model.parameters.normal("classifier.weight".into(), &[classes, inputs], 0.0);
-        let bias = model.parameters.constant("classifier.bias".into(), classes, 0.0, Role::Excluded);
+        let bias = model.parameters.constant("classifier.bias".into(), classes, 0.0, Role::NoDecay);
         Self { model, layers, weight, bias, own }
     }
 
     /// Scores `[N, classes]` f32 of views `x`: `[N, 3, H, W]`.
-    pub fn scores(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+    pub fn scores(&self, x: &Tensor, statistics: BatchNormMode) -> Tensor {
         self.model.hidden(x, self.layers, statistics).linear(&self.weight, Some(&self.bias))
     }
 
@@ -93,7 +93,7 @@ impl Classifier {
             let (x, labels) = (device::upload(&batch, device)?, Tensor::from_slice(&batch.labels).to_device(device));
             let position = batch.position;
             drop(batch);
-            let scores = self.scores(&x, Statistics::UpdateBy(config.statistics_share));
+            let scores = self.scores(&x, BatchNormMode::UpdateBy(config.statistics_share));
             let loss = scores.cross_entropy_for_logits(&labels);
             let hits = scores.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(Kind::Float);
             let gradients = Gradients::of(&loss, &self.model.parameters)?;
@@ -139,7 +139,7 @@ mod tests {
             let names = model.parameters.entries().len();
             let classifier = Classifier::new(model, layers, 5);
             assert_eq!(classifier.weight.size(), [5, inputs]);
-            let scores = classifier.scores(&x, Statistics::UpdateBy(1.0));
+            let scores = classifier.scores(&x, BatchNormMode::UpdateBy(1.0));
             assert_eq!(scores.size(), [6, 5]);
             let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 4, 0]);
             let loss = scores.cross_entropy_for_logits(&labels);

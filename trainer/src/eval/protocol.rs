@@ -17,7 +17,7 @@ use super::{
 use crate::device::DeviceSlab;
 use crate::error::TrainError;
 use crate::model::SimClr;
-use crate::model::resnet::{MOMENTUM, Statistics};
+use crate::model::resnet::{BatchNormMode, MOMENTUM};
 use crate::run::model::Loaded;
 
 /// The share of a training set that is held out to choose settings by.
@@ -385,7 +385,7 @@ impl<'a> Task<'a> {
 
     /// What a trained classifier says of the images of a stream, and how many damaged ones were left out.
     fn ask(&self, classifier: &Classifier, request: &StreamRequest) -> Result<(Answers, u64)> {
-        let scores = |views: &Tensor| classifier.scores(views, Statistics::Running).to_device(Device::Cpu);
+        let scores = |views: &Tensor| classifier.scores(views, BatchNormMode::Running).to_device(Device::Cpu);
         let found = self.encode(&scores, request, "test set")?;
         Ok((Answers { scores: found.values, labels: found.labels }, found.left_out))
     }

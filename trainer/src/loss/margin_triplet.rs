@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use simclr_ground::error::InvalidValue;
 use tch::Tensor;
 
-use super::{Contrast, Loss, Views, between_views, mean_of_others, semi_hard};
+use super::{Loss, LossOutput, Views, between_views, mean_of_others, semi_hard};
 use crate::distributed::World;
 use crate::error::TrainError;
 
@@ -34,7 +34,7 @@ impl Loss for MarginTriplet {
         Err(InvalidValue::new("loss.margin", self.margin, wanted))
     }
 
-    fn contrast(&self, views: &Views, _: &World) -> Result<Contrast, TrainError> {
+    fn contrast(&self, views: &Views, _: &World) -> Result<LossOutput, TrainError> {
         between_views(views, 1.0, |similarity| one_way(similarity, self.margin, self.semi_hard))
     }
 }

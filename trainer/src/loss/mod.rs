@@ -79,11 +79,11 @@ trait Loss {
     fn check(&self) -> Result<(), InvalidValue>;
 
     /// The loss of all ranks' projections, and its gradient for this rank's.
-    fn contrast(&self, views: &Views, world: &World) -> Result<Contrast, TrainError>;
+    fn contrast(&self, views: &Views, world: &World) -> Result<LossOutput, TrainError>;
 }
 
 /// A loss and what the paper reports beside it; scalars on the device, the same on all ranks.
-pub struct Contrast {
+pub struct LossOutput {
     /// The loss. Its gradient is for this rank's own projections alone, as parts of the whole batch.
     pub loss: Tensor,
     /// Share of images whose second view is the most similar one among all second views.
@@ -115,7 +115,7 @@ impl LossConfig {
     ///
     /// # Panics
     /// If `z` has no even number of rows.
-    pub fn contrast(&self, z: &Tensor, world: &World) -> Result<Contrast, TrainError> {
+    pub fn contrast(&self, z: &Tensor, world: &World) -> Result<LossOutput, TrainError> {
         let (rows, _) = z.size2().expect("projections are a matrix");
         assert!(rows >= 2 && rows % 2 == 0, "{rows} projections do not form pairs");
         let z = if z.kind() == Kind::Double { z.shallow_clone() } else { z.to_kind(Kind::Float) };
@@ -176,11 +176,15 @@ impl Views {
 /// A loss of the similarities `[B, B]` of first views, in rows, to second views, and of those the other way round. The
 /// others of a view are the second views of other images alone, as in the paper's comparison (appendix B.10). Every rank
 /// works all of it out, and takes its own views' gradient.
-fn between_views(views: &Views, temperature: f64, one_way: impl Fn(&Tensor) -> Tensor) -> Result<Contrast, TrainError> {
+fn between_views(
+    views: &Views,
+    temperature: f64,
+    one_way: impl Fn(&Tensor) -> Tensor,
+) -> Result<LossOutput, TrainError> {
     let u = views.all.detach().set_requires_grad(true);
     let similarity = u.narrow(0, 0, views.images).matmul(&u.narrow(0, views.images, views.images).tr()) / temperature;
     let loss = (one_way(&similarity) + one_way(&similarity.tr())) / 2.0;
-    let mut search = Search::new(u.device());
+    let mut search = RetrievalStats::new(u.device());
     tch::no_grad(|| search.add(&similarity, 0));
     let gradient = Tensor::f_run_backward(&[&loss], &[&u], false, false)?.swap_remove(0);
     let own = views.own.clone().map(|rows| gradient.narrow(0, rows.start, rows.end - rows.start));
@@ -204,12 +208,12 @@ fn mean_of_others(values: &Tensor) -> Tensor {
 }
 
 /// How well first views find their partners among second views.
-struct Search {
+struct RetrievalStats {
     hits: Tensor,
     entropy: Tensor,
 }
 
-impl Search {
+impl RetrievalStats {
     fn new(device: Device) -> Self {
         let zero = || Tensor::zeros([], (Kind::Double, device));
         Self { hits: zero(), entropy: zero() }
@@ -223,9 +227,9 @@ impl Search {
         self.entropy -= (log.exp() * log).sum(Kind::Double);
     }
 
-    fn contrast(self, loss: Tensor, views: &Views) -> Contrast {
+    fn contrast(self, loss: Tensor, views: &Views) -> LossOutput {
         let (images, projections) = (views.images as f64, views.all.shallow_clone());
-        Contrast { loss, accuracy: self.hits / images, entropy: self.entropy / images, projections }
+        LossOutput { loss, accuracy: self.hits / images, entropy: self.entropy / images, projections }
     }
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use simclr_ground::error::InvalidValue;
 use tch::Tensor;
 
-use super::{Contrast, Loss, Views, between_views, check_temperature, mean_of_others, semi_hard};
+use super::{Loss, LossOutput, Views, between_views, check_temperature, mean_of_others, semi_hard};
 use crate::distributed::World;
 use crate::error::TrainError;
 
@@ -30,7 +30,7 @@ impl Loss for NtLogistic {
         check_temperature(self.temperature)
     }
 
-    fn contrast(&self, views: &Views, _: &World) -> Result<Contrast, TrainError> {
+    fn contrast(&self, views: &Views, _: &World) -> Result<LossOutput, TrainError> {
         between_views(views, self.temperature, |similarity| one_way(similarity, self.semi_hard))
     }
 }

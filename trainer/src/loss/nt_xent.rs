@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use simclr_ground::error::InvalidValue;
 use tch::{Kind, Tensor};
 
-use super::{Contrast, Loss, Search, Views, check_temperature};
+use super::{Loss, LossOutput, RetrievalStats, Views, check_temperature};
 use crate::distributed::World;
 use crate::error::TrainError;
 
@@ -34,7 +34,7 @@ impl Loss for NtXent {
         check_temperature(self.temperature)
     }
 
-    fn contrast(&self, views: &Views, world: &World) -> Result<Contrast, TrainError> {
+    fn contrast(&self, views: &Views, world: &World) -> Result<LossOutput, TrainError> {
         in_chunks(views, self.temperature, world, CHUNK_BYTES)
     }
 }
@@ -43,7 +43,7 @@ impl Loss for NtXent {
 /// and the gradient is handed to autograd as it is. With `s[i, j]` the similarity of two views over τ and `p[i, j]` its
 /// softmax over `j`, the gradient for view `i` is the sum over `j` of `(p[i, j] + p[j, i]) u[j]`, less twice its partner's
 /// `u`: knowing every row's normalizer, a row's own similarities are enough for both.
-fn in_chunks(views: &Views, temperature: f64, world: &World, chunk_bytes: usize) -> Result<Contrast, TrainError> {
+fn in_chunks(views: &Views, temperature: f64, world: &World, chunk_bytes: usize) -> Result<LossOutput, TrainError> {
     let Views { all, images, own, .. } = views;
     let (rows, kind, device) = (2 * images, all.kind(), all.device());
     let chunk = (chunk_bytes / (rows as usize * kind.elt_size_in_bytes())).max(1) as i64;
@@ -60,7 +60,7 @@ fn in_chunks(views: &Views, temperature: f64, world: &World, chunk_bytes: usize)
     let partner_of = |from: i64, n: i64| (Tensor::arange(n, (Kind::Int64, device)) + (from + images)).fmod(rows);
     tch::no_grad(|| {
         let mut loss = Tensor::zeros([], (Kind::Double, device));
-        let mut search = Search::new(device);
+        let mut search = RetrievalStats::new(device);
         let mut log_sums = Vec::new();
         for &(from, n) in &chunks {
             let logits = logits(from, n);
@@ -87,7 +87,7 @@ fn in_chunks(views: &Views, temperature: f64, world: &World, chunk_bytes: usize)
         // One message for all of them.
         let sums = Tensor::stack(&[loss / rows as f64, search.hits, search.entropy], 0);
         world.sum(&sums)?;
-        let search = Search { hits: sums.get(1), entropy: sums.get(2) };
+        let search = RetrievalStats { hits: sums.get(1), entropy: sums.get(2) };
         Ok((sums.get(0).to_kind(kind), gradient, search))
     })
     .map(|(loss, gradient, search)| search.contrast(views.carry(loss, &gradient), views))

@@ -16,7 +16,7 @@ use crate::distributed::World;
 use crate::error::TrainError;
 use crate::model::parameters::Parameters;
 use crate::model::projection_head::{HeadConfig, ProjectionHead};
-use crate::model::resnet::{Encoder, Initialization, ResNet, ResNetShape, Shortcuts, Statistics, Stem};
+use crate::model::resnet::{BatchNormMode, Encoder, Initialization, ResNet, ResNetShape, Shortcuts, Stem};
 
 /// The shape of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,12 +83,12 @@ impl SimClr {
     }
 
     /// Projections `z`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1].
-    pub fn project(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+    pub fn project(&self, x: &Tensor, statistics: BatchNormMode) -> Tensor {
         self.forward(x, statistics).1
     }
 
     /// Representations `h` and projections `z` of views, as [`SimClr::project`].
-    pub fn forward(&self, x: &Tensor, statistics: Statistics) -> (Tensor, Tensor) {
+    pub fn forward(&self, x: &Tensor, statistics: BatchNormMode) -> (Tensor, Tensor) {
         let h = self.encoder.forward(x, statistics, self.precision);
         let z = self.head.forward(&h, statistics, self.precision);
         (h, z)
@@ -100,14 +100,14 @@ impl SimClr {
     /// # Panics
     /// If the head has not so many layers.
     pub fn represent(&self, x: &Tensor, layers: usize) -> Tensor {
-        tch::no_grad(|| self.hidden(x, layers, Statistics::Running))
+        tch::no_grad(|| self.hidden(x, layers, BatchNormMode::Running))
     }
 
     /// As [`SimClr::represent`], with gradients and these statistics.
     ///
     /// # Panics
     /// If the head has not so many layers.
-    pub fn hidden(&self, x: &Tensor, layers: usize, statistics: Statistics) -> Tensor {
+    pub fn hidden(&self, x: &Tensor, layers: usize, statistics: BatchNormMode) -> Tensor {
         let h = self.encoder.forward(x, statistics, self.precision);
         self.head.up_to(&h, layers, statistics, self.precision)
     }

@@ -25,7 +25,7 @@ pub enum Role {
     /// Learns, with weight decay and (for LARS) adaptation.
     Weight,
     /// Learns without either: batch norm's scale and shift, biases.
-    Excluded,
+    NoDecay,
     /// Does not learn: batch norm's running statistics.
     Buffer,
 }
@@ -81,7 +81,7 @@ impl Parameters {
 
     /// As [`Parameters::normal`], without weight decay and adaptation.
     pub fn normal_excluded(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
-        self.drawn(name, shape, Role::Excluded, |draws| draws.normal() * deviation)
+        self.drawn(name, shape, Role::NoDecay, |draws| draws.normal() * deviation)
     }
 
     fn drawn(&mut self, name: String, shape: &[i64], role: Role, value: impl Fn(&mut Draws) -> f64) -> Tensor {
@@ -98,7 +98,7 @@ impl Parameters {
 
     /// As [`Parameters::normal`], without values farther off than two deviations of the uncut distribution, which is
     /// widened so that `deviation` is the cut one's.
-    pub fn cut_normal(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
+    pub fn truncated_normal(&mut self, name: String, shape: &[i64], deviation: f64) -> Tensor {
         // The standard deviation of a normal distribution cut at ±2.
         const CUT: f64 = 0.879_625_661_034_239_8;
         self.drawn(name, shape, Role::Weight, |draws| {

@@ -19,7 +19,7 @@ impl Probe {
     /// without LARS's adaptation.
     pub fn new(parameters: &mut Parameters, inputs: i64, classes: i64) -> Self {
         let weight = parameters.normal_excluded(format!("{PREFIX}weight"), &[classes, inputs], 0.01);
-        let bias = parameters.constant(format!("{PREFIX}bias"), classes, 0.0, Role::Excluded);
+        let bias = parameters.constant(format!("{PREFIX}bias"), classes, 0.0, Role::NoDecay);
         Self { weight, bias }
     }
 
@@ -52,7 +52,7 @@ mod tests {
         let encoder = parameters.normal("encoder".into(), &[3, 4], 1.0);
         let probe = Probe::new(&mut parameters, 4, 3);
         let roles: Vec<Role> = parameters.entries().iter().map(|p| p.role).collect();
-        assert_eq!(roles, [Role::Weight, Role::Excluded, Role::Excluded]);
+        assert_eq!(roles, [Role::Weight, Role::NoDecay, Role::NoDecay]);
         let labels = Tensor::from_slice(&[0i64, 1, 2]);
         let once = |n: i64| {
             let views = labels.repeat([n]).one_hot(3).to_kind(Kind::Float);

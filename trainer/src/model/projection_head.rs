@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use crate::device::Precision;
 use crate::error::TrainError;
 use crate::model::parameters::Parameters;
-use crate::model::resnet::{BatchNorm, Statistics};
+use crate::model::resnet::{BatchNorm, BatchNormMode};
 
 /// The shape of a projection head.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +71,7 @@ impl ProjectionHead {
     }
 
     /// Projections `z`: `[N, dim]` f32, of representations `h`: `[N, inputs]` f32.
-    pub fn forward(&self, h: &Tensor, statistics: Statistics, precision: Precision) -> Tensor {
+    pub fn forward(&self, h: &Tensor, statistics: BatchNormMode, precision: Precision) -> Tensor {
         self.layers_forward(h, self.layers.len(), statistics, precision, Kind::Float)
     }
 
@@ -88,7 +88,7 @@ impl ProjectionHead {
     ///
     /// # Panics
     /// If there are not so many.
-    pub fn up_to(&self, h: &Tensor, layers: usize, statistics: Statistics, precision: Precision) -> Tensor {
+    pub fn up_to(&self, h: &Tensor, layers: usize, statistics: BatchNormMode, precision: Precision) -> Tensor {
         assert!(layers <= self.layers.len(), "{layers} of {} layers", self.layers.len());
         let z = self.layers_forward(h, layers, statistics, precision, Kind::Float);
         if layers > 0 && layers < self.layers.len() { z.relu() } else { z }
@@ -99,7 +99,7 @@ impl ProjectionHead {
         &self,
         h: &Tensor,
         layers: usize,
-        statistics: Statistics,
+        statistics: BatchNormMode,
         precision: Precision,
         kind: Kind,
     ) -> Tensor {
@@ -146,7 +146,7 @@ mod tests {
                 buffer.tensor.shallow_clone().set_data(&buffer.tensor.to_kind(Kind::Double));
             }
             let h = wave("h", &[8, 12]).set_requires_grad(true);
-            let z = head.layers_forward(&h, layers as usize, Statistics::Update, Precision::Fp32, Kind::Double);
+            let z = head.layers_forward(&h, layers as usize, BatchNormMode::Update, Precision::Fp32, Kind::Double);
             (&z * wave("loss", &z.size())).sum(Kind::Double).backward();
             let wanted: Vec<f64> = serde_json::from_value(case["z"].clone()).unwrap();
             let far = f64::try_from((z.flatten(0, -1) - Tensor::from_slice(&wanted)).abs().max()).unwrap();

@@ -88,7 +88,7 @@ pub enum Initialization {
 
 /// What batch norm normalizes by.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Statistics {
+pub enum BatchNormMode {
     /// The running mean and variance: for evaluation.
     Running,
     /// The batch's own.
@@ -161,7 +161,7 @@ impl ResNet {
     }
 
     /// Representations `h`: `[N, dim]` f32, of views `x`: `[N, 3, H, W]` in [0, 1].
-    pub fn forward(&self, x: &Tensor, statistics: Statistics, precision: Precision) -> Tensor {
+    pub fn forward(&self, x: &Tensor, statistics: BatchNormMode, precision: Precision) -> Tensor {
         // In place, as torchvision's: nothing asks for what was there before, and memory is what these wait for.
         let x = self.bn1.forward(&self.conv1.forward(x, precision), statistics).relu_();
         let mut x = match self.stem {
@@ -219,7 +219,7 @@ impl Block {
         Self { layers, downsample, outputs }
     }
 
-    fn forward(&self, x: &Tensor, statistics: Statistics, precision: Precision) -> Tensor {
+    fn forward(&self, x: &Tensor, statistics: BatchNormMode, precision: Precision) -> Tensor {
         let shortcut = match &self.downsample {
             Some((conv, bn)) => bn.forward(&conv.forward(x, precision), statistics),
             None => x.shallow_clone(),
@@ -249,7 +249,7 @@ impl Conv {
         let (fan_in, fan_out) = ((inputs * kernel * kernel) as f64, (outputs * kernel * kernel) as f64);
         let weight = match p.start {
             Initialization::He => p.parameters.normal(name, &shape, (2.0 / fan_out).sqrt()),
-            Initialization::VarianceScaling => p.parameters.cut_normal(name, &shape, (1.0 / fan_in).sqrt()),
+            Initialization::VarianceScaling => p.parameters.truncated_normal(name, &shape, (1.0 / fan_in).sqrt()),
         };
         Self { weight, stride, padding: kernel / 2 }
     }
@@ -278,7 +278,7 @@ pub(crate) struct BatchNorm {
 impl BatchNorm {
     pub(crate) fn new(p: &mut Parameters, name: String, channels: i64, gamma: f64) -> Self {
         let mut norm = Self::without_shift(p, name.clone(), channels, gamma);
-        norm.beta = Some(p.constant(format!("{name}.bias"), channels, 0.0, Role::Excluded));
+        norm.beta = Some(p.constant(format!("{name}.bias"), channels, 0.0, Role::NoDecay));
         norm
     }
 
@@ -286,17 +286,17 @@ impl BatchNorm {
     pub(crate) fn without_shift(p: &mut Parameters, name: String, channels: i64, gamma: f64) -> Self {
         Self {
             world: p.world().clone(),
-            gamma: p.constant(format!("{name}.weight"), channels, gamma, Role::Excluded),
+            gamma: p.constant(format!("{name}.weight"), channels, gamma, Role::NoDecay),
             beta: None,
             running_mean: p.constant(format!("{name}.running_mean"), channels, 0.0, Role::Buffer),
             running_var: p.constant(format!("{name}.running_var"), channels, 1.0, Role::Buffer),
         }
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
-        let running = (statistics != Statistics::Batch).then_some((&self.running_mean, &self.running_var));
-        let of_batch = statistics != Statistics::Running;
-        let momentum = if let Statistics::UpdateBy(share) = statistics { share } else { MOMENTUM };
+    pub(crate) fn forward(&self, x: &Tensor, statistics: BatchNormMode) -> Tensor {
+        let running = (statistics != BatchNormMode::Batch).then_some((&self.running_mean, &self.running_var));
+        let of_batch = statistics != BatchNormMode::Running;
+        let momentum = if let BatchNormMode::UpdateBy(share) = statistics { share } else { MOMENTUM };
         let (gamma, beta) = (&self.gamma, self.beta.as_ref());
         if of_batch && let Some(y) = self.world.batch_norm(x, (gamma, beta), running, momentum, EPSILON) {
             return y;
@@ -357,14 +357,14 @@ pub(crate) mod tests {
     fn shapes_and_precisions() {
         let (resnet, _) = build(Encoder::Resnet18, 0.25, Stem::Cifar);
         let x = Tensor::rand([4, 3, 32, 32], (Kind::Float, Device::Cpu));
-        let exact = resnet.forward(&x, Statistics::Update, Precision::Fp32);
+        let exact = resnet.forward(&x, BatchNormMode::Update, Precision::Fp32);
         assert_eq!((exact.size(), exact.kind()), (vec![4, 128], Kind::Float));
-        let coarse = resnet.forward(&x, Statistics::Update, Precision::Bf16);
+        let coarse = resnet.forward(&x, BatchNormMode::Update, Precision::Bf16);
         let off = f64::try_from((&exact - &coarse).abs().max() / exact.abs().max()).unwrap();
         assert!(off < 0.05, "bf16 is off by {off} of the largest value");
         let (resnet, _) = build(Encoder::Resnet50, 0.25, Stem::Imagenet);
         let x = Tensor::rand([2, 3, 64, 64], (Kind::Float, Device::Cpu));
-        assert_eq!(resnet.forward(&x, Statistics::Running, Precision::Fp32).size(), [2, 512]);
+        assert_eq!(resnet.forward(&x, BatchNormMode::Running, Precision::Fp32).size(), [2, 512]);
     }
 
     #[test]
@@ -450,16 +450,16 @@ pub(crate) mod tests {
             let encoder: Encoder = serde_json::from_value(case["encoder"].clone()).unwrap();
             let stem: Stem = serde_json::from_value(case["stem"].clone()).unwrap();
             let width = case["width"].as_f64().unwrap();
-            let pictures: Tensor = 0.5 + 0.5 * wave("pictures", &[4, 3, 64, 64]);
+            let images: Tensor = 0.5 + 0.5 * wave("pictures", &[4, 3, 64, 64]);
             // Batch statistics of few values widen f32's rounding, and where a value next to zero passes a ReLU or not,
             // gradients jump: they are compared in f64.
             for (kind, [most_eval, most_train, most_gradients]) in
                 [(Kind::Float, [1e-5, 1e-2, f64::INFINITY]), (Kind::Double, [1e-6; 3])]
             {
                 let (resnet, parameters) = waves(encoder, width, stem, kind);
-                let x = pictures.to_kind(kind);
-                let evaluated = tch::no_grad(|| resnet.forward(&x, Statistics::Running, Precision::Fp32));
-                let trained = resnet.forward(&x, Statistics::Update, Precision::Fp32);
+                let x = images.to_kind(kind);
+                let evaluated = tch::no_grad(|| resnet.forward(&x, BatchNormMode::Running, Precision::Fp32));
+                let trained = resnet.forward(&x, BatchNormMode::Update, Precision::Fp32);
                 let forward = [off(&evaluated, &case["eval"]), off(&trained, &case["train"])];
                 (&trained * wave("loss", &trained.size())).sum(Kind::Double).backward();
                 // What learns, and what does not: farthest from the golden norm and product, as shares of the norm.

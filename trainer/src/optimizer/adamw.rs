@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use simclr_ground::error::InvalidValue;
-use simclr_torch::Said;
+use simclr_torch::TorchError;
 
 use super::{OptimizerShared, Together, Update, check_share};
 
@@ -10,7 +10,7 @@ use super::{OptimizerShared, Together, Update, check_share};
 const EPSILON: f64 = 1e-8;
 
 /// `w ← w − lr·wd·w`, then `m ← β₁m + (1 − β₁)g`, `v ← β₂v + (1 − β₂)g²` and
-/// `w ← w − lr·(m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)` at step `t`, counted from 1. Excluded tensors have no decay.
+/// `w ← w − lr·(m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)` at step `t`, counted from 1. NoDecay tensors have no decay.
 /// β₁ is the momentum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -34,7 +34,13 @@ impl Update for AdamW {
         true
     }
 
-    fn update(&self, shared: &OptimizerShared, all: &Together<'_>, learning_rate: f64, step: u64) -> Result<(), Said> {
+    fn update(
+        &self,
+        shared: &OptimizerShared,
+        all: &Together<'_>,
+        learning_rate: f64,
+        step: u64,
+    ) -> Result<(), TorchError> {
         let Together { weights, gradients, momenta, squares, .. } = all;
         let (first, second) = (shared.momentum, self.second_momentum);
         if !all.excluded {

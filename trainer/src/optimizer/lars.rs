@@ -3,14 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 use simclr_ground::error::InvalidValue;
-use simclr_torch::Said;
+use simclr_torch::TorchError;
 use simclr_torch::foreach::List;
 use tch::Tensor;
 
 use super::{OptimizerShared, Together, Update, check_positive};
 
 /// `v ← m·v + lr·trust·(g + wd·w)`, `w ← w − v`; trust is `η·‖w‖ / ‖g + wd·w‖`, and 1 if either norm is zero.
-/// Excluded tensors have neither decay nor trust ratio.
+/// NoDecay tensors have neither decay nor trust ratio.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lars {
@@ -29,7 +29,13 @@ impl Update for Lars {
         check_positive("optimizer.trust_coefficient", self.trust_coefficient)
     }
 
-    fn update(&self, shared: &OptimizerShared, all: &Together<'_>, learning_rate: f64, _: u64) -> Result<(), Said> {
+    fn update(
+        &self,
+        shared: &OptimizerShared,
+        all: &Together<'_>,
+        learning_rate: f64,
+        _: u64,
+    ) -> Result<(), TorchError> {
         let Together { weights, gradients, momenta, .. } = all;
         momenta.scale(shared.momentum)?;
         if all.excluded {

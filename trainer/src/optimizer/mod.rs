@@ -8,7 +8,7 @@ pub mod schedule;
 use serde::{Deserialize, Deserializer, Serialize};
 use simclr_ground::error::InvalidValue;
 use simclr_ground::kinds;
-use simclr_torch::Said;
+use simclr_torch::TorchError;
 use simclr_torch::foreach::List;
 use tch::Tensor;
 
@@ -92,7 +92,13 @@ trait Update {
     }
 
     /// Moves tensors that are treated alike; `step` counts from 1.
-    fn update(&self, shared: &OptimizerShared, all: &Together<'_>, learning_rate: f64, step: u64) -> Result<(), Said>;
+    fn update(
+        &self,
+        shared: &OptimizerShared,
+        all: &Together<'_>,
+        learning_rate: f64,
+        step: u64,
+    ) -> Result<(), TorchError>;
 }
 
 /// How the learning rate follows the batch size `B`.
@@ -181,7 +187,7 @@ impl Optimizer {
             momentum: zeros(p),
             second: config.kind.get().keeps_squares().then(|| zeros(p)),
             tensor: p.tensor.shallow_clone(),
-            excluded: p.role == Role::Excluded,
+            excluded: p.role == Role::NoDecay,
         };
         Self { config: config.clone(), slots: parameters.learning().map(slot).collect() }
     }

@@ -1,12 +1,12 @@
 //! Stochastic gradient descent with momentum, as torch's `SGD`.
 
 use serde::{Deserialize, Serialize};
-use simclr_torch::Said;
+use simclr_torch::TorchError;
 use simclr_torch::foreach::List;
 
 use super::{OptimizerShared, Together, Update};
 
-/// `v ← m·v + g + wd·w`, `w ← w − lr·v`, or with Nesterov `w ← w − lr·(g + wd·w + m·v)`. Excluded tensors have no
+/// `v ← m·v + g + wd·w`, `w ← w − lr·v`, or with Nesterov `w ← w − lr·(g + wd·w + m·v)`. NoDecay tensors have no
 /// decay.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -16,7 +16,13 @@ pub struct Sgd {
 }
 
 impl Update for Sgd {
-    fn update(&self, shared: &OptimizerShared, all: &Together<'_>, learning_rate: f64, _: u64) -> Result<(), Said> {
+    fn update(
+        &self,
+        shared: &OptimizerShared,
+        all: &Together<'_>,
+        learning_rate: f64,
+        _: u64,
+    ) -> Result<(), TorchError> {
         let Together { weights, gradients, momenta, .. } = all;
         momenta.scale(shared.momentum)?;
         let decay = if all.excluded { 0.0 } else { shared.weight_decay };

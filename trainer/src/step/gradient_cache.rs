@@ -16,9 +16,9 @@ use tch::Tensor;
 use crate::distributed::World;
 use crate::error::TrainError;
 use crate::gradients::Backward;
-use crate::loss::{Contrast, LossConfig};
+use crate::loss::{LossConfig, LossOutput};
 use crate::model::SimClr;
-use crate::model::resnet::Statistics;
+use crate::model::resnet::BatchNormMode;
 
 /// The loss over all ranks' pairs of views, of which this one has `images`; `backward` gets its gradient, worked out `part`
 /// pairs at a time.
@@ -33,12 +33,12 @@ pub fn backward(
     (loss, world): (&LossConfig, &World),
     mut views: impl FnMut(Range<i64>) -> Result<Tensor, TrainError>,
     backward: &mut Backward<'_>,
-) -> Result<Contrast, TrainError> {
+) -> Result<LossOutput, TrainError> {
     let parts = || (0..images).step_by(part as usize).map(|from| from..(from + part).min(images));
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for range in parts() {
         let n = range.end - range.start;
-        let z = tch::no_grad(|| Ok::<_, TrainError>(model.project(&views(range)?, Statistics::Batch)))?;
+        let z = tch::no_grad(|| Ok::<_, TrainError>(model.project(&views(range)?, BatchNormMode::Batch)))?;
         first.push(z.narrow(0, 0, n));
         second.push(z.narrow(0, n, n));
     }
@@ -49,7 +49,7 @@ pub fn backward(
     for range in parts() {
         let (from, n) = (range.start, range.end - range.start);
         let own = Tensor::cat(&[own.narrow(0, from, n), own.narrow(0, images + from, n)], 0);
-        let z = model.project(&views(range)?, Statistics::Update);
+        let z = model.project(&views(range)?, BatchNormMode::Update);
         // The mean over ranks that follows makes the sum over them of this.
         let scale = loss.shared.scale * f64::from(world.size());
         backward.add(&((z * &own).sum(own.kind()) * scale), from + n == images)?;
@@ -104,7 +104,7 @@ mod tests {
             let (mut first, mut second) = (Vec::new(), Vec::new());
             for from in (0..images).step_by(part as usize) {
                 let n = part.min(images - from);
-                let z = whole.project(&views(from..from + n).unwrap(), Statistics::Update);
+                let z = whole.project(&views(from..from + n).unwrap(), BatchNormMode::Update);
                 first.push(z.narrow(0, 0, n));
                 second.push(z.narrow(0, n, n));
             }

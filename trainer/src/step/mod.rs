@@ -6,4 +6,4 @@ mod one_step;
 mod training;
 
 pub use config::{CheckpointConfig, TrainConfig, TrainerConfig};
-pub use training::{Between, End, Evaluate, StepReport, Training};
+pub use training::{End, Evaluate, Hooks, StepReport, Training};

@@ -12,11 +12,11 @@ use tch::{Device, Tensor};
 
 use super::gradient_cache;
 use super::training::{StepReport, Training};
-use crate::device::{DeviceSlab, Moment, Uploaded};
+use crate::device::{DeviceSlab, Event, Uploaded};
 use crate::error::{TrainError, of_torch};
 use crate::gradients::{Backward, Gradients};
-use crate::loss::Contrast;
-use crate::model::resnet::Statistics;
+use crate::loss::LossOutput;
+use crate::model::resnet::BatchNormMode;
 use crate::step_metrics::{self, StepOutput, StepTimes, StepValues};
 
 /// A batch, its pixels on their way onto the device.
@@ -42,16 +42,16 @@ pub(super) struct Launched {
 /// Moments of a step on a GPU.
 struct OnGpu {
     /// It could begin, but for its pixels.
-    ready: Moment,
+    ready: Event,
     /// They are there.
-    held: Moment,
+    held: Event,
     /// It is done.
-    done: Moment,
+    done: Event,
 }
 
 /// What a batch says.
-struct Told {
-    contrast: Contrast,
+struct BackwardOutput {
+    contrast: LossOutput,
     /// The gradient of the loss, and of the probe's.
     gradients: Gradients,
     /// The share of views that the probe recognizes.
@@ -97,7 +97,7 @@ impl Training {
         let ready = self.uploader.now()?;
         arrived.pixels.hold()?;
         let held = self.uploader.now()?;
-        let Told { contrast, gradients, probe_accuracy } = self.backward(&arrived)?;
+        let BackwardOutput { contrast, gradients, probe_accuracy } = self.backward(&arrived)?;
         let scalars = step_metrics::scalars(&StepOutput {
             contrast: &contrast,
             gradients: &gradients,
@@ -168,7 +168,7 @@ impl Training {
     }
 
     /// What the batch says to the model.
-    fn backward(&mut self, arrived: &Arrived) -> Result<Told, TrainError> {
+    fn backward(&mut self, arrived: &Arrived) -> Result<BackwardOutput, TrainError> {
         let Self { model, config, probe, world, reducer, .. } = self;
         let (batch, loss) = (&arrived.batch, &config.loss);
         let views = |images| arrived.pixels.views(images);
@@ -176,9 +176,9 @@ impl Training {
         let mut passes = Backward::new(&model.parameters, world, reducer.as_ref());
         if part > 0 && part < images {
             let contrast = gradient_cache::backward(model, (images, part), (loss, world), views, &mut passes)?;
-            return Ok(Told { contrast, gradients: passes.gradients(), probe_accuracy: None });
+            return Ok(BackwardOutput { contrast, gradients: passes.gradients(), probe_accuracy: None });
         }
-        let (h, z) = model.forward(&views(0..images)?, Statistics::Update);
+        let (h, z) = model.forward(&views(0..images)?, BatchNormMode::Update);
         let contrast = loss.contrast(&z, world)?;
         // Gradients become the mean over ranks. The whole batch's loss wants the sum; a probe's is a mean over images.
         let mut learned = &contrast.loss * (loss.shared.scale * f64::from(world.size()));
@@ -191,7 +191,7 @@ impl Training {
             probe_accuracy = Some(accuracy / f64::from(world.size()));
         }
         passes.add(&learned, true)?;
-        Ok(Told { contrast, gradients: passes.gradients(), probe_accuracy })
+        Ok(BackwardOutput { contrast, gradients: passes.gradients(), probe_accuracy })
     }
 }
 

@@ -12,7 +12,7 @@ use tch::{Device, Tensor};
 
 use super::config::TrainerConfig;
 use crate::checkpoint::{self, Checkpoints};
-use crate::device::{DeviceSlab, Moment, Precision, Uploader};
+use crate::device::{DeviceSlab, Event, Precision, Uploader};
 use crate::distributed::{Reducer, World};
 use crate::error::TrainError;
 use crate::memory::in_memory;
@@ -49,7 +49,7 @@ pub struct StepReport {
 pub type Evaluate<'a> = &'a mut dyn FnMut(&SimClr, u64) -> Result<()>;
 
 /// What else is done between steps.
-pub struct Between<'a> {
+pub struct Hooks<'a> {
     /// Is told of each step.
     pub step: &'a mut dyn FnMut(&StepReport),
     /// Evaluates, every so many steps.
@@ -83,7 +83,7 @@ pub struct Training {
     pub(super) device: Device,
     pub(super) uploader: Uploader,
     /// When the last step was done, on a GPU.
-    pub(super) last_done: Option<Moment>,
+    pub(super) last_done: Option<Event>,
     /// When it was known to be done, unless something else was done since.
     pub(super) settled: Option<Instant>,
     pub(super) world: Rc<World>,
@@ -190,7 +190,7 @@ impl Training {
         stream: &StreamSummary,
         checkpoints: &Checkpoints,
         stop: &AtomicBool,
-        mut between: Between<'_>,
+        mut between: Hooks<'_>,
     ) -> Result<End> {
         let began = self.step;
         let mut saved = self.step;
@@ -232,7 +232,7 @@ impl Training {
                     // One that was given up ends with the run, at the next step.
                     && !stop.load(Ordering::Relaxed)
                 {
-                    // Said already if it can't be: what made the evaluation fail is what is to be known.
+                    // TorchError already if it can't be: what made the evaluation fail is what is to be known.
                     let _ = self.keep(saved, stream, checkpoints);
                     return Err(while_running(error, true));
                 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::{Said, said};
+use crate::{TorchError, said};
 
 /// Makes the backend for tensors on a GPU.
 type MakeBackend = unsafe extern "C" fn(*mut c_void, c_int, c_int, i64, *mut *mut c_void) -> *mut c_char;
@@ -101,7 +101,7 @@ impl Store {
         keep: bool,
         prefix: &str,
         timeout: Duration,
-    ) -> Result<(Self, u16), Said> {
+    ) -> Result<(Self, u16), TorchError> {
         let own = loopback(host).filter(|_| keep);
         let own = own.map(|address| TcpListener::bind((address, port))).transpose();
         let own = own.map_err(|error| format!("cannot listen at {host}:{port}: {error}"))?;
@@ -120,14 +120,14 @@ impl Store {
     }
 
     /// Leaves a word.
-    pub fn set(&self, key: &str, value: &str) -> Result<(), Said> {
+    pub fn set(&self, key: &str, value: &str) -> Result<(), TorchError> {
         let key = c_string(key);
         // SAFETY: the store is open until it is dropped; key and value outlive the call.
         said(unsafe { simclr_store_set(self.0, key.as_ptr(), value.as_ptr().cast(), value.len()) })
     }
 
     /// The word at `key`, waited for as long as said; `None` if it does not come.
-    pub fn get(&self, key: &str, wait: Duration) -> Result<Option<String>, Said> {
+    pub fn get(&self, key: &str, wait: Duration) -> Result<Option<String>, TorchError> {
         let (key, mut found, mut value, mut length) = (c_string(key), false, null_mut(), 0);
         // SAFETY: the store is open until it is dropped; the shim fills what it is pointed at, and hands out `length`
         // bytes, to be freed once, if it found them.
@@ -162,7 +162,7 @@ impl Group {
         world: u32,
         timeout: Duration,
         nccl: Option<Nccl>,
-    ) -> Result<Self, Said> {
+    ) -> Result<Self, TorchError> {
         let (mut group, host) = (null_mut(), c_string(host));
         let (rank, world, nccl) = (rank as c_int, world as c_int, nccl.map(|nccl| nccl.0));
         // SAFETY: the store is open; what the group needs of it, it holds itself.
@@ -173,19 +173,19 @@ impl Group {
     }
 
     /// Makes `tensor` the sum of all ranks'.
-    pub fn sum(&self, tensor: &Tensor) -> Result<(), Said> {
+    pub fn sum(&self, tensor: &Tensor) -> Result<(), TorchError> {
         // SAFETY: group and tensor are alive; the tensor is written as any in-place operation writes it.
         said(unsafe { simclr_all_reduce(self.0, tensor.as_ptr().cast_mut()) })
     }
 
     /// Fills `all`, `[world, ...]`, with everyone's `own`, `[...]`, both contiguous.
-    pub fn gather(&self, own: &Tensor, all: &Tensor) -> Result<(), Said> {
+    pub fn gather(&self, own: &Tensor, all: &Tensor) -> Result<(), TorchError> {
         // SAFETY: as above.
         said(unsafe { simclr_all_gather(self.0, own.as_ptr().cast_mut(), all.as_ptr().cast_mut()) })
     }
 
     /// Makes `tensor` that of rank 0.
-    pub fn broadcast(&self, tensor: &Tensor) -> Result<(), Said> {
+    pub fn broadcast(&self, tensor: &Tensor) -> Result<(), TorchError> {
         // SAFETY: as above.
         said(unsafe { simclr_broadcast(self.0, tensor.as_ptr().cast_mut(), 0) })
     }
@@ -199,7 +199,7 @@ impl Group {
         running: Option<(&Tensor, &Tensor)>,
         momentum: f64,
         epsilon: f64,
-    ) -> Result<Tensor, Said> {
+    ) -> Result<Tensor, TorchError> {
         let pointer = |tensor: Option<&Tensor>| tensor.map_or(null(), Tensor::as_ptr);
         let (mean, var) = running.unzip();
         let mut out = null_mut();
@@ -234,7 +234,7 @@ pub struct Reducer(*mut c_void);
 
 impl Reducer {
     /// Each of `parameters` takes part in every backward pass.
-    pub fn open(group: &Group, parameters: &[&Tensor]) -> Result<Self, Said> {
+    pub fn open(group: &Group, parameters: &[&Tensor]) -> Result<Self, TorchError> {
         let pointers: Vec<*const C_tensor> = parameters.iter().map(|tensor| tensor.as_ptr()).collect();
         let mut reducer = null_mut();
         // SAFETY: the pointers are those of living tensors, of which the shim keeps handles of its own, as it does of the
@@ -244,13 +244,13 @@ impl Reducer {
     }
 
     /// The next backward pass makes gradients the mean over all ranks.
-    pub fn prepare(&self) -> Result<(), Said> {
+    pub fn prepare(&self) -> Result<(), TorchError> {
         // SAFETY: it is open until it is dropped.
         said(unsafe { simclr_reducer_prepare(self.0) })
     }
 
     /// Forgets all gradients.
-    pub fn clear(&self) -> Result<(), Said> {
+    pub fn clear(&self) -> Result<(), TorchError> {
         // SAFETY: as above.
         said(unsafe { simclr_reducer_clear(self.0) })
     }
@@ -268,7 +268,7 @@ impl Drop for Reducer {
 pub struct Nccl(MakeBackend);
 
 /// Finds NCCL's backend in the library `path`, which is of the same libtorch as this program.
-pub fn load_nccl(path: &Path) -> Result<Nccl, Said> {
+pub fn load_nccl(path: &Path) -> Result<Nccl, TorchError> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     // SAFETY: the library is built from this crate's `shim/nccl`, whose only function has this type; it is never
     // unloaded.

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Cuda;
 
-use crate::{Said, said};
+use crate::{TorchError, said};
 
 unsafe extern "C" {
     fn simclr_gpu_use(device: c_int) -> *mut c_char;
@@ -114,7 +114,7 @@ fn pytorch() -> Option<PathBuf> {
 }
 
 /// Makes a GPU the one that this thread's kernels without a tensor of their own go to.
-pub fn use_gpu(gpu: usize) -> Result<(), Said> {
+pub fn use_gpu(gpu: usize) -> Result<(), TorchError> {
     // SAFETY: sets a number of the thread's.
     said(unsafe { simclr_gpu_use(gpu as c_int) })
 }
@@ -131,7 +131,7 @@ pub struct GpuMemory {
 }
 
 /// The memory of a GPU.
-pub fn memory(gpu: usize) -> Result<GpuMemory, Said> {
+pub fn memory(gpu: usize) -> Result<GpuMemory, TorchError> {
     let mut memory = GpuMemory { available: 0, total: 0, peak: 0 };
     let GpuMemory { available, total, peak } = &mut memory;
     // SAFETY: three numbers are written when it succeeds.
@@ -141,7 +141,7 @@ pub fn memory(gpu: usize) -> Result<GpuMemory, Said> {
 
 /// Whether f32 products and convolutions on GPUs may drop to TF32, and whether the fastest algorithm is tried out for each
 /// shape of convolution.
-pub fn arithmetic(tf32: bool, benchmark: bool) -> Result<(), Said> {
+pub fn arithmetic(tf32: bool, benchmark: bool) -> Result<(), TorchError> {
     // SAFETY: sets flags of libtorch's.
     said(unsafe { simclr_gpu_arithmetic(tf32, benchmark) })
 }

@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::{Said, said};
+use crate::{TorchError, said};
 
 unsafe extern "C" {
     fn simclr_lists_add(x: *const Pointer, y: *const Pointer, count: usize, factor: f64) -> *mut c_char;
@@ -60,7 +60,7 @@ impl List<'_> {
     }
 
     /// `x += factor · y`
-    pub fn add(&self, y: &List<'_>, factor: f64) -> Result<(), Said> {
+    pub fn add(&self, y: &List<'_>, factor: f64) -> Result<(), TorchError> {
         let (x, y) = self.with(y);
         // SAFETY: here and below, each pointer is that of a tensor that the lists borrow, there are as many as said, and
         // what is handed out is written once and ours.
@@ -68,14 +68,14 @@ impl List<'_> {
     }
 
     /// `x *= factor`
-    pub fn scale(&self, factor: f64) -> Result<(), Said> {
+    pub fn scale(&self, factor: f64) -> Result<(), TorchError> {
         let x = self.pointers();
         // SAFETY: see `add`.
         said(unsafe { simclr_lists_scale(x.as_ptr(), x.len(), factor) })
     }
 
     /// `x *= factors[i]`, `factors` a row of as many values.
-    pub fn scale_each(&self, factors: &Tensor) -> Result<(), Said> {
+    pub fn scale_each(&self, factors: &Tensor) -> Result<(), TorchError> {
         assert_eq!(factors.size(), [self.0.len() as i64], "a factor for each tensor");
         let x = self.pointers();
         // SAFETY: see `add`.
@@ -83,7 +83,7 @@ impl List<'_> {
     }
 
     /// `x + factor · y`, as new tensors.
-    pub fn sum(&self, y: &List<'_>, factor: f64) -> Result<Vec<Tensor>, Said> {
+    pub fn sum(&self, y: &List<'_>, factor: f64) -> Result<Vec<Tensor>, TorchError> {
         let (x, y) = self.with(y);
         let mut sums = vec![null_mut(); x.len()];
         // SAFETY: see `add`.
@@ -94,21 +94,27 @@ impl List<'_> {
     }
 
     /// `x += factor · y²`
-    pub fn add_squares(&self, y: &List<'_>, factor: f64) -> Result<(), Said> {
+    pub fn add_squares(&self, y: &List<'_>, factor: f64) -> Result<(), TorchError> {
         let (x, y) = self.with(y);
         // SAFETY: see `add`.
         said(unsafe { simclr_lists_add_squares(x.as_ptr(), y.as_ptr(), x.len(), factor) })
     }
 
     /// `x += factor · y / (√z / root + epsilon)`
-    pub fn add_ratio(&self, (y, z): (&List<'_>, &List<'_>), factor: f64, root: f64, epsilon: f64) -> Result<(), Said> {
+    pub fn add_ratio(
+        &self,
+        (y, z): (&List<'_>, &List<'_>),
+        factor: f64,
+        root: f64,
+        epsilon: f64,
+    ) -> Result<(), TorchError> {
         let ((x, y), (_, z)) = (self.with(y), self.with(z));
         // SAFETY: see `add`.
         said(unsafe { simclr_lists_add_ratio(x.as_ptr(), y.as_ptr(), z.as_ptr(), x.len(), factor, root, epsilon) })
     }
 
     /// The norm of each tensor, `[n]`.
-    pub fn norms(&self) -> Result<Tensor, Said> {
+    pub fn norms(&self) -> Result<Tensor, TorchError> {
         let (x, mut norms) = (self.pointers(), null_mut());
         // SAFETY: see `add`.
         unsafe {

@@ -11,14 +11,14 @@ pub mod memory;
 use std::ffi::{CStr, c_char};
 
 /// What libtorch said went wrong.
-pub type Said = String;
+pub type TorchError = String;
 
 unsafe extern "C" {
     fn simclr_free_text(text: *mut c_char);
 }
 
 /// What a function of the shim returned, as a result.
-fn said(text: *mut c_char) -> Result<(), Said> {
+fn said(text: *mut c_char) -> Result<(), TorchError> {
     if text.is_null() {
         return Ok(());
     }

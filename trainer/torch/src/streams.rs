@@ -7,7 +7,7 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::{Said, said};
+use crate::{TorchError, said};
 
 unsafe extern "C" {
     fn simclr_side_stream_open(device: c_int, side: *mut *mut c_void) -> *mut c_char;
@@ -25,30 +25,30 @@ unsafe extern "C" {
 }
 
 /// A stream of a GPU beside the one that it computes on.
-pub struct SideStream(*mut c_void);
+pub struct CopyStream(*mut c_void);
 
-impl SideStream {
+impl CopyStream {
     /// One of the GPU with this number.
-    pub fn open(gpu: usize) -> Result<Self, Said> {
+    pub fn open(gpu: usize) -> Result<Self, TorchError> {
         let mut side = null_mut();
         // SAFETY: `side` is written when it succeeds; so are all that are pointed at below.
         said(unsafe { simclr_side_stream_open(gpu as c_int, &mut side) })?;
         Ok(Self(side))
     }
 
-    /// Begins to copy `pinned` to the GPU. The copy may be computed with after [`Moment::hold`], and `pinned` be written to
+    /// Begins to copy `pinned` to the GPU. The copy may be computed with after [`Event::hold`], and `pinned` be written to
     /// once something that was asked for after that is done.
-    pub fn copy(&self, pinned: &Tensor) -> Result<(Tensor, Moment), Said> {
+    pub fn copy(&self, pinned: &Tensor) -> Result<(Tensor, Event), TorchError> {
         let (mut copy, mut done) = (null_mut(), null_mut());
         // SAFETY: the stream is open, the tensor alive; both that are handed out are ours.
         unsafe {
             said(simclr_side_stream_copy(self.0, pinned.as_ptr(), &mut copy, &mut done))?;
-            Ok((Tensor::from_ptr(copy), Moment(done)))
+            Ok((Tensor::from_ptr(copy), Event(done)))
         }
     }
 }
 
-impl Drop for SideStream {
+impl Drop for CopyStream {
     fn drop(&mut self) {
         // SAFETY: it was opened once and is closed once.
         unsafe { simclr_side_stream_close(self.0) }
@@ -56,11 +56,11 @@ impl Drop for SideStream {
 }
 
 /// When all that was asked of a stream is done.
-pub struct Moment(*mut c_void);
+pub struct Event(*mut c_void);
 
-impl Moment {
+impl Event {
     /// When all that was asked of the GPU's computing stream up to now is done.
-    pub fn now(gpu: usize) -> Result<Self, Said> {
+    pub fn now(gpu: usize) -> Result<Self, TorchError> {
         let mut now = null_mut();
         // SAFETY: see above.
         said(unsafe { simclr_moment_now(gpu as c_int, &mut now) })?;
@@ -68,13 +68,13 @@ impl Moment {
     }
 
     /// Lets what is asked of the computing stream from now on begin after this moment.
-    pub fn hold(&self) -> Result<(), Said> {
+    pub fn hold(&self) -> Result<(), TorchError> {
         // SAFETY: the moment is ours until it is dropped.
         said(unsafe { simclr_moment_hold(self.0) })
     }
 
     /// Waits for both, and says how long after this one the later one was.
-    pub fn until(&self, later: &Self) -> Result<Duration, Said> {
+    pub fn until(&self, later: &Self) -> Result<Duration, TorchError> {
         let mut milliseconds = 0.0;
         // SAFETY: both are ours until they are dropped.
         said(unsafe { simclr_moments_apart(self.0, later.0, &mut milliseconds) })?;
@@ -82,7 +82,7 @@ impl Moment {
     }
 }
 
-impl Drop for Moment {
+impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: it was handed out once and is dropped once.
         unsafe { simclr_moment_drop(self.0) }

@@ -333,14 +333,14 @@ fn a_slow_consumer_stops_the_producer() {
     assert_eq!(loader.next_batch().unwrap().unwrap().position.batch, 2);
 }
 
-/// A picture with which a decoder does not cope is a damaged sample, and nothing else: its place is filled, the stream goes
-/// on, and the worker that met it makes the same pictures of all others.
+/// An image with which a decoder does not cope is a damaged sample, and nothing else: its place is filled, the stream goes
+/// on, and the worker that met it makes the same images of all others.
 #[test]
 fn a_decoder_that_panics_damages_its_sample_and_no_other() {
     let with = |bytes: &'static [u8]| {
-        Set::draw_with(60, 16, None, move |i, picture| {
+        Set::draw_with(60, 16, None, move |i, image| {
             if i == 7 {
-                *picture = bytes.to_vec();
+                *image = bytes.to_vec();
             }
         })
     };

@@ -35,7 +35,7 @@ pub struct PackOptions<'a> {
     pub zstd: Option<i32>,
     /// Decides the order in which samples are written.
     pub seed: u64,
-    /// Make the pictures smaller; `None` keeps their bytes as they are.
+    /// Make the images smaller; `None` keeps their bytes as they are.
     pub resize: Option<Resize>,
     /// How many threads work.
     pub threads: usize,

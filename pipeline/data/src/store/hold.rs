@@ -29,7 +29,7 @@ const WRONG_BYTES_RETRIES: usize = 2;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A shard's tar stream, whole and checked.
-pub enum Held {
+pub enum ResidentShard {
     /// In memory.
     Memory(Vec<u8>),
     /// In the disk cache.
@@ -37,10 +37,10 @@ pub enum Held {
 }
 
 /// A shard that is being fetched, or has been.
-pub(super) type Fetching = Shared<BoxFuture<'static, Result<Arc<Held>, StoreError>>>;
+pub(super) type Fetching = Shared<BoxFuture<'static, Result<Arc<ResidentShard>, StoreError>>>;
 
 /// The shards that are held.
-pub(super) struct Holder {
+pub(super) struct ShardCache {
     fetcher: Arc<Fetcher>,
     state: Mutex<State>,
 }
@@ -67,7 +67,7 @@ struct Fetcher {
     metrics: PipelineMetrics,
 }
 
-impl Holder {
+impl ShardCache {
     pub(super) fn new(
         manifest: Arc<Manifest>,
         places: Vec<Location>,
@@ -178,19 +178,19 @@ impl State {
 /// What the disk cache has of a shard.
 enum Reservation {
     /// The shard.
-    Held(File),
+    ResidentShard(File),
     /// A place for it, or why there is none.
     Place(Reserved),
 }
 
 impl Fetcher {
     /// The shard, if the disk cache has it already.
-    fn cached(&self, shard: usize) -> Option<Held> {
+    fn cached(&self, shard: usize) -> Option<ResidentShard> {
         let cache = self.cache.as_ref()?;
-        cache.get(&self.manifest.shards[shard].tar_blake3).ok().flatten().map(Held::File)
+        cache.get(&self.manifest.shards[shard].tar_blake3).ok().flatten().map(ResidentShard::File)
     }
 
-    async fn fetch(&self, shard: usize) -> Result<Held, StoreError> {
+    async fn fetch(&self, shard: usize) -> Result<ResidentShard, StoreError> {
         let mut tries = 0;
         loop {
             match self.fetch_once(shard).await {
@@ -208,7 +208,7 @@ impl Fetcher {
         matches!(self.places[shard], Location::Url(_))
     }
 
-    async fn fetch_once(&self, shard: usize) -> Result<Held, StoreError> {
+    async fn fetch_once(&self, shard: usize) -> Result<ResidentShard, StoreError> {
         let digest = &self.manifest.shards[shard].tar_blake3;
         let Some(cache) = &self.cache else { return self.fill(shard, None).await.map(|filled| filled.held) };
         let mut long = LongWait::default();
@@ -216,11 +216,11 @@ impl Fetcher {
             // Locks are waited for and folders are read: not by a thread that others wait for too.
             let (cache_of, digest, bytes) = (cache.clone(), digest.clone(), self.manifest.shards[shard].tar_bytes);
             let reserved = blocking(move || match cache_of.get(&digest)? {
-                Some(file) => Ok(Reservation::Held(file)),
+                Some(file) => Ok(Reservation::ResidentShard(file)),
                 None => cache_of.reserve(&digest, bytes).map(Reservation::Place),
             });
             let reserved = match reserved.await {
-                Ok(Reservation::Held(file)) => return Ok(Held::File(file)),
+                Ok(Reservation::ResidentShard(file)) => return Ok(ResidentShard::File(file)),
                 Ok(Reservation::Place(reserved)) => Ok(reserved),
                 Err(error) => Err::<_, std::io::Error>(error),
             };
@@ -252,7 +252,7 @@ impl Fetcher {
     }
 
     /// What is not held is read sample by sample; a shard that can't be is an error here.
-    fn without_cache(&self, shard: usize, why: String) -> Result<Held, StoreError> {
+    fn without_cache(&self, shard: usize, why: String) -> Result<ResidentShard, StoreError> {
         tracing::warn!(shard = self.places[shard].to_string(), why, "cannot use the cache");
         let folder = self.cache.as_ref().map(|cache| cache.folder().to_owned()).unwrap_or_default();
         Err(StoreError::Cache { folder, why: format!("cannot cache shard {}: {why}", self.places[shard]) })
@@ -292,11 +292,11 @@ impl Fetcher {
                 let what = format!("the tar stream's BLAKE3 is {}, expected {digest}", copied.digest);
                 return Err(StoreError::Changed { place: place.to_string(), what });
             }
-            let memory = |tar, cache_failed| Filled { held: Held::Memory(tar), cache_failed };
+            let memory = |tar, cache_failed| Filled { held: ResidentShard::Memory(tar), cache_failed };
             Ok(match copied.sink {
                 Sink::Memory(tar) => memory(tar, copied.cache_failed),
                 Sink::Cache(writing) => match writing.finish() {
-                    Ok(file) => Filled { held: Held::File(file), cache_failed: None },
+                    Ok(file) => Filled { held: ResidentShard::File(file), cache_failed: None },
                     Err(error) => return Err(StoreError::io(&place, &error)),
                 },
             })
@@ -306,7 +306,7 @@ impl Fetcher {
 }
 
 struct Filled {
-    held: Held,
+    held: ResidentShard,
     cache_failed: Option<String>,
 }
 

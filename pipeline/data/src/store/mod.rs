@@ -36,7 +36,7 @@ use crate::metrics::{PipelineMetrics, Waiting};
 use crate::objects::remote::{FetchError, Remote, RemoteOptions};
 use error::fetch_error;
 use files::{OpenFile, OpenFiles, Room, open_checked};
-use hold::{Held, Holder};
+use hold::{ResidentShard, ShardCache};
 use row_checks::RowChecks;
 
 /// How often bytes that came wrong from a server are asked for again.
@@ -67,7 +67,7 @@ pub struct Store {
     metrics: PipelineMetrics,
     files: Mutex<OpenFiles>,
     room: Room,
-    holder: Arc<Holder>,
+    holder: Arc<ShardCache>,
     /// Which shards are held whole; decided by [`Store::prepare`].
     held: OnceLock<Vec<bool>>,
     row_checks: RowChecks,
@@ -80,7 +80,7 @@ pub enum Located {
     /// In an open file.
     File(Arc<OpenFile>),
     /// In a shard that is held.
-    Held(Arc<Held>),
+    ResidentShard(Arc<ResidentShard>),
     /// In a file of its own.
     Loose,
 }
@@ -88,7 +88,7 @@ pub enum Located {
 /// Where a shard's bytes are at this moment.
 enum Source {
     File(Arc<OpenFile>),
-    Held(Arc<Held>),
+    ResidentShard(Arc<ResidentShard>),
     Direct,
     Loose,
 }
@@ -109,8 +109,14 @@ impl Store {
                 Some(cache::DiskCache::open(folder, *bytes, metrics.clone()).map_err(error)?)
             }
         };
-        let holder =
-            Holder::new(manifest.clone(), places.clone(), remote.clone(), options.memory_bytes, cache, metrics.clone());
+        let holder = ShardCache::new(
+            manifest.clone(),
+            places.clone(),
+            remote.clone(),
+            options.memory_bytes,
+            cache,
+            metrics.clone(),
+        );
         let (files, held) = (Mutex::default(), OnceLock::new());
         let room = Room::within(rustix::process::getrlimit(rustix::process::Resource::Nofile).current);
         let row_checks = RowChecks::of(&manifest);
@@ -237,9 +243,9 @@ impl Store {
                     self.announce(sample, &file);
                     Some(Located::File(file))
                 }
-                Source::Held(held) => {
+                Source::ResidentShard(held) => {
                     waited = true;
-                    Some(Located::Held(held))
+                    Some(Located::ResidentShard(held))
                 }
                 Source::Direct => {
                     direct.push((i, sample));
@@ -284,7 +290,7 @@ impl Store {
         self.metrics.add_read_bytes(self.places[shard].scheme(), size.into());
         let in_memory = match located {
             Located::Read(bytes) => return Ok(bytes),
-            Located::Held(held) => self.read_held(sample, held, memory)?,
+            Located::ResidentShard(held) => self.read_held(sample, held, memory)?,
             Located::Loose => {
                 self.read_loose(sample, memory)?;
                 None
@@ -351,15 +357,15 @@ impl Store {
     fn read_held<'a>(
         &self,
         sample: SampleRef,
-        held: &'a Held,
+        held: &'a ResidentShard,
         memory: &mut Vec<u8>,
     ) -> Result<Option<&'a [u8]>, StoreError> {
         match held {
-            Held::Memory(tar) => {
+            ResidentShard::Memory(tar) => {
                 let (shard, i) = (&self.manifest.shards[sample.shard as usize], sample.index as usize);
                 Ok(Some(&tar[shard.offsets[i] as usize..][..shard.sizes[i] as usize]))
             }
-            Held::File(file) => self.read_file(sample, file, memory).map(|()| None),
+            ResidentShard::File(file) => self.read_file(sample, file, memory).map(|()| None),
         }
     }
 
@@ -390,7 +396,7 @@ impl Store {
             None => fetching.await,
         };
         match held {
-            Ok(held) => Ok(Source::Held(held)),
+            Ok(held) => Ok(Source::ResidentShard(held)),
             // Shards that the cache can't hold are read sample by sample.
             Err(StoreError::Cache { .. }) if self.has_index(shard) => Ok(Source::Direct),
             Err(error) => Err(error),

@@ -6,7 +6,7 @@ use crate::decode::jpeg::Planes;
 
 /// A decoded image, in the form that the recipe's `decode` wants.
 #[derive(Debug, Clone, Copy)]
-pub enum Picture<'a> {
+pub enum Image<'a> {
     /// All of its pixels.
     Rgb(&'a RgbImage),
     /// Its planes, at least where the crops are.
@@ -42,7 +42,7 @@ impl Augmenter {
     ///
     /// # Panics
     /// If `out` has another length or the first step is no crop inside the image.
-    pub fn apply(&mut self, picture: Picture<'_>, steps: &[Step], size: usize, out: &mut [u8]) {
+    pub fn apply(&mut self, image: Image<'_>, steps: &[Step], size: usize, out: &mut [u8]) {
         assert_eq!(out.len(), size * size * 3, "a view of side {size}");
         let [Step::Crop(crop), rest @ ..] = steps else { panic!("the first of {steps:?} is no crop") };
         // A mirror image next to the crop costs nothing there.
@@ -50,15 +50,15 @@ impl Augmenter {
             [Step::HorizontalFlip, rest @ ..] => (true, rest),
             rest => (false, rest),
         };
-        match picture {
-            Picture::Planes(planes) => {
+        match image {
+            Image::Planes(planes) => {
                 let antialias = self.mode == Mode::Torchvision;
                 let (region, interpolation) = (crop.region(), crop.interpolation);
                 let cut = resize::Cut { region, interpolation, antialias, size, mirror };
                 (self.view.width, self.view.height) = (size, size);
                 self.resizer.resize(planes, &cut, &mut self.view.planes);
             }
-            Picture::Rgb(image) => {
+            Image::Rgb(image) => {
                 self.cropper.crop(image, crop, self.mode, size, out);
                 if mirror {
                     horizontal_flip::flip(out, size);

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use simclr_ground::rng::Draws;
 
-pub use augmenter::{Augmenter, Picture};
+pub use augmenter::{Augmenter, Image};
 pub use color_jitter::BrightnessRule;
 pub use cutout::CutoutStep;
 pub use gaussian_blur::BlurStep;

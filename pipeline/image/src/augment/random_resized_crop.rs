@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn boxes_lie_in_the_picture() {
+    fn boxes_lie_in_the_image() {
         for mode in [Mode::Paper, Mode::Torchvision] {
             for (width, height) in [(500, 375), (1, 1), (2, 900), (900, 2), (3, 3)] {
                 for step in boxes(mode, width, height) {

@@ -10,7 +10,7 @@ use crate::decode::RgbImage;
 const WIDTH: usize = 24;
 const HEIGHT: usize = 18;
 
-fn picture() -> Vec<u8> {
+fn image() -> Vec<u8> {
     let pixel =
         |x: usize, y: usize, c: usize| (x * 7 + y * 13 + c * 29 + ((x * y) % 17) * 5 + ((x ^ y) & 3) * 11) % 256;
     (0..HEIGHT).flat_map(|y| (0..WIDTH).flat_map(move |x| (0..3).map(move |c| pixel(x, y, c) as u8))).collect()
@@ -20,7 +20,7 @@ fn apply(mode: Mode, op: &str, params: &Value) -> Vec<u8> {
     let number = |key: &str| params[key].as_f64().unwrap_or_else(|| panic!("{op} has {key}"));
     let integer = |key: &str| number(key) as u32;
     if op == "resized_crop" {
-        let image = RgbImage { width: WIDTH as u32, height: HEIGHT as u32, pixels: picture() };
+        let image = RgbImage { width: WIDTH as u32, height: HEIGHT as u32, pixels: image() };
         let interpolation = serde_json::from_value(params["interpolation"].clone()).unwrap();
         let (left, top, width, height) = (integer("left"), integer("top"), integer("width"), integer("height"));
         let crop = CropStep { left, top, width, height, interpolation };
@@ -28,7 +28,7 @@ fn apply(mode: Mode, op: &str, params: &Value) -> Vec<u8> {
         random_resized_crop::Cropper::default().crop(&image, &crop, mode, 8, &mut out);
         return out;
     }
-    let mut pixels = picture();
+    let mut pixels = image();
     if op == "horizontal_flip" {
         // The library flips squares; flip the rows of this image one by one.
         for row in pixels.chunks_exact_mut(WIDTH * 3) {
@@ -42,7 +42,7 @@ fn apply(mode: Mode, op: &str, params: &Value) -> Vec<u8> {
     match op {
         "adjust_brightness" => change(Change::Brightness(number("factor") as f32)),
         "add_brightness" => change(Change::AddBrightness(number("delta") as f32)),
-        "adjust_contrast" => change(Change::Contrast(number("factor") as f32)),
+        "adjust_contrast" => change(Change::LossOutput(number("factor") as f32)),
         "adjust_saturation" => change(Change::Saturation(number("factor") as f32)),
         "adjust_hue" => change(Change::Hue(number("delta") as f32)),
         "rgb_to_grayscale" => change(Change::Gray),
@@ -89,17 +89,17 @@ fn blur_and_jitter_keep_what_they_should() {
         assert_eq!(inner, 77, "blur keeps a flat image flat");
         for change in [
             Change::Brightness(1.0),
-            Change::Contrast(1.0),
+            Change::LossOutput(1.0),
             Change::Saturation(1.0),
             Change::Hue(0.0),
             Change::Hue(1.0),
         ] {
             let mut view = View::default();
-            view.read(&picture(), WIDTH, HEIGHT);
+            view.read(&image(), WIDTH, HEIGHT);
             pixelwise::apply(mode, &[change], &mut view, &mut Default::default());
-            let mut pixels = picture();
+            let mut pixels = image();
             view.write(&mut pixels);
-            let off = pixels.iter().zip(picture()).map(|(a, b)| a.abs_diff(b)).max().unwrap();
+            let off = pixels.iter().zip(image()).map(|(a, b)| a.abs_diff(b)).max().unwrap();
             assert!(off <= 1, "{mode:?} {change:?} changes nothing, but moved a value by {off}");
         }
     }
@@ -108,11 +108,11 @@ fn blur_and_jitter_keep_what_they_should() {
 #[test]
 fn a_view_depends_on_its_key_alone() {
     let recipe = RecipeConfig::simclr(16);
-    let image = RgbImage { width: WIDTH as u32, height: HEIGHT as u32, pixels: picture() };
+    let image = RgbImage { width: WIDTH as u32, height: HEIGHT as u32, pixels: image() };
     let view = |epoch, sample, view: usize| {
         let steps = recipe.draw(1, epoch, sample, image.width, image.height);
         let mut out = vec![0; view_bytes(recipe.size)];
-        Augmenter::new(recipe.mode).apply(Picture::Rgb(&image), &steps[view], recipe.size as usize, &mut out);
+        Augmenter::new(recipe.mode).apply(Image::Rgb(&image), &steps[view], recipe.size as usize, &mut out);
         out
     };
     let base = view(0, 5, 0);
@@ -131,7 +131,7 @@ fn augmentations_for_studies_equal_the_reference_libraries() {
     for case in cases {
         let (op, params) = (case["op"].as_str().unwrap(), &case["params"]);
         let number = |key: &str| params[key].as_f64().unwrap_or_else(|| panic!("{op} has {key}"));
-        let mut pixels = picture();
+        let mut pixels = image();
         if params["coarse"] == true {
             pixels.iter_mut().for_each(|value| *value = *value / 2 + 40);
         }
@@ -183,7 +183,7 @@ fn every_op_works_in_any_order_and_size() {
         Op::Grayscale(Grayscale { probability: 0.3 }),
         Op::GaussianBlur(GaussianBlur { probability: 0.5, sigma: [0.1, 2.0], kernel: 0.1 }),
     ];
-    let image = RgbImage { width: WIDTH as u32, height: HEIGHT as u32, pixels: picture() };
+    let image = RgbImage { width: WIDTH as u32, height: HEIGHT as u32, pixels: image() };
     for (round, mode) in [Mode::Paper, Mode::Torchvision].into_iter().cycle().take(60).enumerate() {
         let mut ops = others.to_vec();
         Draws::new(round as u64, Purpose::PackOrder, &[]).shuffle(&mut ops);
@@ -198,7 +198,7 @@ fn every_op_works_in_any_order_and_size() {
         for (steps, size) in all_steps.iter().zip(recipe.sizes()) {
             let mut make = || {
                 let mut out = vec![0; view_bytes(size)];
-                augmenter.apply(Picture::Rgb(&image), steps, size as usize, &mut out);
+                augmenter.apply(Image::Rgb(&image), steps, size as usize, &mut out);
                 out
             };
             assert_eq!(make(), make(), "{steps:?}");

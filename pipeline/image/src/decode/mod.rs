@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn the_content_tells_the_format() {
-        let image = drawn::picture(1, 0, 0, 24);
+        let image = drawn::image(1, 0, 0, 24);
         let png = drawn::png(&image);
         assert_eq!(decode(&png, MAX).unwrap(), image);
         let check = |bytes: &[u8], reason: DamageReason, wanted: &str| {
@@ -348,7 +348,7 @@ mod tests {
             // The header is enough.
             assert_eq!(decode_bytes(&file[..file.len() / 2]), bytes * area);
         }
-        let png = drawn::png(&drawn::picture(1, 0, 0, 24));
+        let png = drawn::png(&drawn::image(1, 0, 0, 24));
         assert_eq!(decode_bytes(&png[..33]), 16 * 24 * 24);
         assert_eq!((decode_bytes(b""), decode_bytes(b"no image at all"), decode_bytes(&png[..20])), (0, 0, 0));
     }
@@ -356,12 +356,12 @@ mod tests {
     #[test]
     fn bounded_a_forged_row_index_gives_no_other_pixels() {
         let (side, region) = (160u32, Region { left: 20, top: 96, width: 60, height: 50 });
-        let picture = drawn::picture(5, 3, 1, side);
+        let image = drawn::image(5, 3, 1, side);
         let mut jpeg = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
         jpeg.set_fastest_defaults();
         jpeg.set_size(side as usize, side as usize);
         let mut jpeg = jpeg.start_compress(Vec::new()).unwrap();
-        jpeg.write_scanlines(&picture.pixels).unwrap();
+        jpeg.write_scanlines(&image.pixels).unwrap();
         let bytes = jpeg.finish().unwrap();
         let mut decoder = PlanarDecoder::new(MAX, false);
         let mut luma = |rows: Option<&mut Rows<'_>>| {
@@ -394,8 +394,8 @@ mod tests {
 
     #[test]
     fn formats_of_older_days_are_decoded() {
-        let picture = drawn::picture(1, 0, 0, 24);
-        let buffer = image::RgbImage::from_raw(24, 24, picture.pixels.clone()).unwrap();
+        let image = drawn::image(1, 0, 0, 24);
+        let buffer = image::RgbImage::from_raw(24, 24, image.pixels.clone()).unwrap();
         for format in [image::ImageFormat::Bmp, image::ImageFormat::Tiff, image::ImageFormat::Gif] {
             let mut bytes = std::io::Cursor::new(Vec::new());
             buffer.write_to(&mut bytes, format).unwrap();
@@ -403,7 +403,7 @@ mod tests {
             assert_eq!(decode_bytes(bytes.get_ref()), 16 * 24 * 24, "{format:?}");
             // A GIF has 256 colors.
             let most = if format == image::ImageFormat::Gif { 40 } else { 0 };
-            let off = found.pixels.iter().zip(&picture.pixels).map(|(a, b)| a.abs_diff(*b)).max();
+            let off = found.pixels.iter().zip(&image.pixels).map(|(a, b)| a.abs_diff(*b)).max();
             assert!((found.width, found.height) == (24, 24) && off <= Some(most), "{format:?}: {off:?}");
             assert_eq!(
                 decode(bytes.get_ref(), 24 * 24 - 1).unwrap_err().reason,
@@ -414,8 +414,8 @@ mod tests {
     }
 
     #[test]
-    fn no_prefix_and_no_flipped_byte_of_a_picture_panics() {
-        let png = drawn::png(&drawn::picture(1, 3, 0, 20));
+    fn no_prefix_and_no_flipped_byte_of_a_image_panics() {
+        let png = drawn::png(&drawn::image(1, 3, 0, 20));
         // The last twelve bytes say only that the image has ended.
         for end in 0..png.len() {
             let whole = decode(&png[..end], MAX).is_ok();

@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn bounded_a_color_profile_is_not_inflated() {
         const INFLATED: usize = 2 << 30;
-        let image = drawn::picture(1, 0, 0, 24);
+        let image = drawn::image(1, 0, 0, 24);
         let bomb = zlib_bomb(INFLATED);
         let profile = with_chunk(&drawn::png(&image), b"iCCP", &[b"p\0\0", &bomb[..]].concat());
         let text = with_chunk(&profile, b"zTXt", &[b"t\0\0", &bomb[..]].concat());
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn bounded_the_size_is_checked_before_anything_else_is_read() {
-        let mut png = drawn::png(&drawn::picture(1, 0, 0, 24));
+        let mut png = drawn::png(&drawn::image(1, 0, 0, 24));
         png[16..24].copy_from_slice(&[0, 0, 0xFF, 0xFF, 0, 0, 0xFF, 0xFF]);
         let crc = crc32(&png[12..29]).to_be_bytes();
         png[29..33].copy_from_slice(&crc);

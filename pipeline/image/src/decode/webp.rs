@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn an_encoded_image_comes_back() {
-        let image = crate::drawn::picture(1, 0, 0, 24);
+        let image = crate::drawn::image(1, 0, 0, 24);
         let mut file = Vec::new();
         let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut file);
         encoder.encode(&image.pixels, 24, 24, image::ExtendedColorType::Rgb8).unwrap();

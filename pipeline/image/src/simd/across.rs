@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_plain_code() {
-        let mut draws = Draws::new(1, Purpose::Picture, &[21]);
+        let mut draws = Draws::new(1, Purpose::Image, &[21]);
         for taps in 1..12usize {
             for (n, step) in [(224, 1.7), (7, 0.3), (33, 1.0), (16, 2.5)] {
                 let length = (n as f64 * step) as usize + taps + 1;

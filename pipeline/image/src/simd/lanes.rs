@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn vectors_compute_as_plain_numbers_do() {
-        let mut draws = Draws::new(1, Purpose::Picture, &[41]);
+        let mut draws = Draws::new(1, Purpose::Image, &[41]);
         let mut numbers = || -> Vec<i16> {
             let special = [0, 1, -1, i16::MAX, i16::MIN + 1, 16_384, 8160];
             let mut one =

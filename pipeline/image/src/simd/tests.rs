@@ -25,7 +25,7 @@ fn every_color_is_converted_as_plain_code_does() {
 
 #[test]
 fn sums_of_rows_are_those_of_plain_code() {
-    let mut draws = Draws::new(1, Purpose::Picture, &[11]);
+    let mut draws = Draws::new(1, Purpose::Image, &[11]);
     for taps in 1..20 {
         let n = 224 + taps;
         let bytes: Vec<Vec<u8>> = (0..taps).map(|_| (0..n).map(|_| draws.below(256) as u8).collect()).collect();
@@ -56,7 +56,7 @@ fn sums_of_rows_are_those_of_plain_code() {
 
 #[test]
 fn pixels_are_written_as_plain_code_does() {
-    let mut draws = Draws::new(1, Purpose::Picture, &[12]);
+    let mut draws = Draws::new(1, Purpose::Image, &[12]);
     for n in [1, 15, 16, 47, 64, 225] {
         let planes: [Vec<u8>; 3] = std::array::from_fn(|_| (0..n).map(|_| draws.below(256) as u8).collect());
         let mut pixels = vec![0; 3 * n];

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde_json::{Value, json};
 use simclr_data::metrics::Stage;
 use simclr_data::source::Source;
-use simclr_service::server::Guard;
+use simclr_service::server::TokenAuth;
 use simclr_trainer::run::MetricsLine;
 use simclr_trainer::run::stall::{Load, sentence};
 use simclr_trainer::step_metrics::{STEP_METRICS, StepMetric};
@@ -63,7 +63,7 @@ impl Live {
     }
 
     /// The pages that show it.
-    pub fn pages(self: &Arc<Self>, guard: Guard, names: Vec<String>) -> Pages {
+    pub fn pages(self: &Arc<Self>, guard: TokenAuth, names: Vec<String>) -> Pages {
         let (ready, status, source) = (self.clone(), self.clone(), self.clone());
         Pages {
             alive: Arc::new(|| Ok(())),
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_trainer_is_ready_once_it_takes_steps() {
         let live = Arc::new(Live::default());
-        let pages = live.pages(Guard::default(), Vec::new());
+        let pages = live.pages(TokenAuth::default(), Vec::new());
         let ready = || ((pages.ready)().is_ok(), (pages.status)()["ready"].as_bool());
         assert_eq!(ready(), (false, Some(false)), "it opens its data");
         live.turn_to("training");

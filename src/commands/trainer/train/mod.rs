@@ -13,9 +13,9 @@ use clap::Args;
 use serde_json::json;
 use simclr_data::source::DamagePolicy;
 use simclr_ground::error::{Error, Result};
-use simclr_service::server::Guard;
+use simclr_service::server::TokenAuth;
 use simclr_trainer::device;
-use simclr_trainer::distributed::{self, Meeting, Place, World};
+use simclr_trainer::distributed::{self, RankInfo, Rendezvous, World};
 use simclr_trainer::run::RunFolder;
 use simclr_trainer::step::End;
 
@@ -86,14 +86,15 @@ impl Run for TrainArgs {
         }
         let (rank, world) = place.as_ref().map_or((0, 1), |place| (place.rank, place.world));
         logging::of_run(&folder.path().display().to_string(), rank, world);
-        let open =
-            |place: &Place| Meeting::open(place, Duration::from_secs(config.machine.rank_timeout_seconds)).map(Rc::new);
-        let meeting = place.as_ref().map(open).transpose()?;
+        let open = |place: &RankInfo| {
+            Rendezvous::open(place, Duration::from_secs(config.machine.rank_timeout_seconds)).map(Rc::new)
+        };
+        let rendezvous = place.as_ref().map(open).transpose()?;
         // One voice for all ranks.
         let output = if rank == 0 { output } else { Output { quiet: true, ..output } };
-        let outcome = train_and_show(&config, &folder, self.resume, (&stop, meeting.as_ref()), output);
-        if let (Err(error), Some(meeting)) = (&outcome, &meeting) {
-            meeting.fail(&format!("{error}"));
+        let outcome = train_and_show(&config, &folder, self.resume, (&stop, rendezvous.as_ref()), output);
+        if let (Err(error), Some(rendezvous)) = (&outcome, &rendezvous) {
+            rendezvous.fail(&format!("{error}"));
         }
         let (outcome, live) = outcome?;
         if rank > 0 {
@@ -119,14 +120,14 @@ fn train_and_show(
     config: &Config,
     folder: &RunFolder,
     resume: bool,
-    (stop, meeting): (&Stop, Option<&Rc<Meeting>>),
+    (stop, rendezvous): (&Stop, Option<&Rc<Rendezvous>>),
     output: Output,
 ) -> Result<(Outcome, Arc<Live>)> {
     let runtime = open::runtime()?;
     let live = Arc::new(Live::default());
-    let local_rank = meeting.map_or(0, |meeting| meeting.place().local_rank);
+    let local_rank = rendezvous.map_or(0, |rendezvous| rendezvous.place().local_rank);
     show(&live, &config.machine, local_rank, runtime.handle(), output)?;
-    let outcome = train(config, folder, resume, (stop, &live, meeting), runtime.handle(), output)?;
+    let outcome = train(config, folder, resume, (stop, &live, rendezvous), runtime.handle(), output)?;
     Ok((outcome, live))
 }
 
@@ -187,7 +188,7 @@ pub fn show(
     if machine.metrics.is_empty() {
         return Ok(());
     }
-    let guard = Guard::open(&machine.service)?;
+    let guard = TokenAuth::open(&machine.service)?;
     let address = match machine.metrics.parse::<std::net::SocketAddr>() {
         Ok(mut address) if address.port() > 0 => {
             address.set_port(address.port().saturating_add(local_rank as u16));

@@ -19,13 +19,13 @@ use simclr_ground::position::Share;
 use simclr_plan::STREAM_VERSION;
 use simclr_trainer::checkpoint;
 use simclr_trainer::device::{self, DeviceSlab, Local};
-use simclr_trainer::distributed::{self, Meeting, World};
+use simclr_trainer::distributed::{self, Rendezvous, World};
 use simclr_trainer::eval::{SetRole, StreamRequest, encode, knn, normalized_halves};
 use simclr_trainer::metrics::TrainerMetrics;
 use simclr_trainer::model::SimClr;
 use simclr_trainer::run::stall::Load;
 use simclr_trainer::run::{MetricsLine, RunFolder, Versions};
-use simclr_trainer::step::{Between, End, Evaluate, StepReport, TrainerConfig, Training};
+use simclr_trainer::step::{End, Evaluate, Hooks, StepReport, TrainerConfig, Training};
 use simclr_trainer::time_spent::TimeSpent;
 use tch::{Device, Tensor};
 
@@ -61,16 +61,16 @@ impl Outcome {
     }
 }
 
-/// Trains in `folder` to the end, or until `stop`; with the ranks of a meeting, if there is one.
+/// Trains in `folder` to the end, or until `stop`; with the ranks of a rendezvous, if there is one.
 pub fn train(
     config: &Config,
     folder: &RunFolder,
     resume: bool,
-    (stop, live, meeting): (&Stop, &Live, Option<&Rc<Meeting>>),
+    (stop, live, rendezvous): (&Stop, &Live, Option<&Rc<Rendezvous>>),
     runtime: &tokio::runtime::Handle,
     output: Output,
 ) -> Result<Outcome> {
-    let mut opened = Opened::new(config, folder, resume, meeting, output)?;
+    let mut opened = Opened::new(config, folder, resume, rendezvous, output)?;
     let mut batches = opened.batches(runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
     let lines = if opened.world.leads() { Some(opened.start(folder)?) } else { None };
@@ -87,7 +87,7 @@ pub fn train(
     let every = u64::from(config.eval.every) * source.plan.batches_per_epoch();
     let evaluation = (every > 0).then_some((every, &mut evaluate as Evaluate<'_>));
     let mut on_step = |report: &StepReport| journal.borrow_mut().step(report);
-    let between = Between { step: &mut on_step, evaluation };
+    let between = Hooks { step: &mut on_step, evaluation };
     stop.in_order();
     let end = training.run(&mut *batches, stream, &folder.checkpoints(), stop.flag(), between);
     stop.at_once();
@@ -119,10 +119,10 @@ impl Opened {
         config: &Config,
         folder: &RunFolder,
         resume: bool,
-        meeting: Option<&Rc<Meeting>>,
+        rendezvous: Option<&Rc<Rendezvous>>,
         output: Output,
     ) -> Result<Self> {
-        let place = meeting.map(|meeting| meeting.place());
+        let place = rendezvous.map(|rendezvous| rendezvous.place());
         let local = place
             .map_or(Local::ALONE, |place| Local { rank: place.local_rank as usize, size: place.local_world as usize });
         let device = device::open_for(config.machine.device, local)?;
@@ -137,9 +137,9 @@ impl Opened {
         let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Ledger(&ledger))?;
         source.plan.check_share(share)?;
         let stream = summary(&source);
-        let world = match meeting {
-            Some(meeting) => {
-                distributed::join(meeting, &config, &source.plan.digest, device, |one: &Config, other| {
+        let world = match rendezvous {
+            Some(rendezvous) => {
+                distributed::join(rendezvous, &config, &source.plan.digest, device, |one: &Config, other| {
                     let mut differences = one.differences(other);
                     differences.retain(|difference| !MAY_DIFFER.contains(&difference.key.as_str()));
                     differences.iter().map(ToString::to_string).collect()

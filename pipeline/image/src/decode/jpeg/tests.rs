@@ -16,15 +16,15 @@ fn jpeg(
     gray: bool,
     change: impl Fn(&mut mozjpeg::Compress),
 ) -> Vec<u8> {
-    let picture = drawn::picture(5, 3, u64::from(quality), 64);
-    let mut draws = Draws::new(1, Purpose::Picture, &[u64::from(quality)]);
+    let image = drawn::image(5, 3, u64::from(quality), 64);
+    let mut draws = Draws::new(1, Purpose::Image, &[u64::from(quality)]);
     let space = if gray { mozjpeg::ColorSpace::JCS_GRAYSCALE } else { mozjpeg::ColorSpace::JCS_RGB };
     let channels = if gray { 1 } else { 3 };
     let pixels: Vec<u8> = (0..side.1 as usize)
         .flat_map(|y| (0..side.0 as usize).map(move |x| (x, y)))
         .flat_map(|(x, y)| {
             let at = ((y % 64) * 64 + x % 64) * 3;
-            picture.pixels[at..at + channels].to_vec()
+            image.pixels[at..at + channels].to_vec()
         })
         .map(|value| value.saturating_add(draws.below(40) as u8))
         .collect();
@@ -52,7 +52,7 @@ fn decode_fast(bytes: &[u8]) -> Result<RgbImage, Unknown> {
 }
 
 #[test]
-fn pictures_equal_libjpegs_to_the_bit() {
+fn images_equal_libjpegs_to_the_bit() {
     let samplings = [(1, 1), (2, 1), (1, 2), (2, 2)];
     for side in [(1, 1), (2, 3), (5, 4), (8, 8), (17, 16), (33, 47), (64, 65), (130, 97)] {
         for quality in [15, 60, 90, 100] {
@@ -72,26 +72,26 @@ fn pictures_equal_libjpegs_to_the_bit() {
 #[test]
 fn restart_markers_are_followed() {
     for interval in [1, 3, 7] {
-        let picture = libjpeg::decode(&jpeg((100, 70), 85, (2, 2), false, |_| {}), MAX).unwrap();
-        let bytes = with_restarts(&picture, interval);
+        let image = libjpeg::decode(&jpeg((100, 70), 85, (2, 2), false, |_| {}), MAX).unwrap();
+        let bytes = with_restarts(&image, interval);
         assert!(bytes.windows(2).any(|pair| pair == [0xFF, 0xD1]));
         assert!(decode_fast(&bytes).unwrap() == libjpeg::decode(&bytes, MAX).unwrap(), "every {interval} units");
     }
 }
 
 /// The image with restart markers.
-fn with_restarts(picture: &RgbImage, interval: u16) -> Vec<u8> {
+fn with_restarts(image: &RgbImage, interval: u16) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 80);
     encoder.set_restart_interval(interval);
-    let (width, height) = (picture.width as u16, picture.height as u16);
-    encoder.encode(&picture.pixels, width, height, jpeg_encoder::ColorType::Rgb).unwrap();
+    let (width, height) = (image.width as u16, image.height as u16);
+    encoder.encode(&image.pixels, width, height, jpeg_encoder::ColorType::Rgb).unwrap();
     bytes
 }
 
 #[test]
-fn a_region_is_the_whole_pictures_and_an_index_changes_nothing() {
-    let mut draws = Draws::new(1, Purpose::Picture, &[9]);
+fn a_region_is_the_whole_images_and_an_index_changes_nothing() {
+    let mut draws = Draws::new(1, Purpose::Image, &[9]);
     for sampling in [(1, 1), (2, 1), (1, 2), (2, 2)] {
         let bytes = jpeg((150, 110), 80, sampling, false, |_| {});
         let jpeg = Jpeg::parse(&bytes).unwrap();
@@ -118,7 +118,7 @@ fn a_region_is_the_whole_pictures_and_an_index_changes_nothing() {
 
 #[test]
 fn vector_code_equals_plain_code() {
-    let mut draws = Draws::new(1, Purpose::Picture, &[3]);
+    let mut draws = Draws::new(1, Purpose::Image, &[3]);
     for round in 0..20_000u64 {
         // Few and small coefficients as in images, and such as only a damaged file has.
         let large = round % 4 == 0;
@@ -140,7 +140,7 @@ fn vector_code_equals_plain_code() {
 /// Damaged files: whatever the fast decoder takes, libjpeg takes without a word and gives the same pixels.
 #[test]
 fn a_damaged_file_is_refused_or_equals_libjpegs() {
-    let mut draws = Draws::new(1, Purpose::Picture, &[7]);
+    let mut draws = Draws::new(1, Purpose::Image, &[7]);
     let samplings = [(1, 1), (2, 1), (2, 2)];
     let (mut taken, rounds) = (0, 3000);
     for round in 0..rounds {
@@ -164,11 +164,11 @@ fn a_damaged_file_is_refused_or_equals_libjpegs() {
     assert!(taken > rounds / 20, "{taken} of {rounds} taken");
 }
 
-/// `JPEG_FOLDER=… cargo test --release -p simclr-image -- --ignored --nocapture a_folder_of_pictures`: each file, and
+/// `JPEG_FOLDER=… cargo test --release -p simclr-image -- --ignored --nocapture a_folder_of_images`: each file, and
 /// `JPEG_MUTATIONS` damaged copies of it (0 unless told), give libjpeg's pixels or go to the general path.
 #[test]
 #[ignore = "wants a folder of real photographs in JPEG_FOLDER"]
-fn a_folder_of_pictures_equals_libjpegs_and_so_do_its_damaged_copies() {
+fn a_folder_of_images_equals_libjpegs_and_so_do_its_damaged_copies() {
     let folder = std::env::var("JPEG_FOLDER").expect("JPEG_FOLDER names a folder");
     let mutations: u64 = std::env::var("JPEG_MUTATIONS").map_or(0, |n| n.parse().expect("a number"));
     let (mut files, mut taken, mut damaged, mut damaged_taken) = (0, 0, 0, 0);
@@ -181,7 +181,7 @@ fn a_folder_of_pictures_equals_libjpegs_and_so_do_its_damaged_copies() {
             assert!(found == libjpeg::decode(&bytes, MAX).unwrap(), "{path:?}");
         }
         for mutation in 0..mutations {
-            let mut draws = Draws::new(mutation, Purpose::Picture, &[files]);
+            let mut draws = Draws::new(mutation, Purpose::Image, &[files]);
             let mut bytes = bytes.clone();
             for _ in 0..=draws.below(3) {
                 let at = draws.below(bytes.len() as u64) as usize;

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use simclr_ground::patience::{LongWait, saying};
-use simclr_torch::Said;
+use simclr_torch::TorchError;
 use simclr_torch::c10d::Store;
 
-use super::Place;
+use super::RankInfo;
 use crate::error::{RanksError, named};
 
 /// How long ranks wait for each other's answer when the roll is called.
@@ -16,21 +16,21 @@ const ROLL_CALL: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Ranks on their way to each other: they can leave words, nothing more.
-pub struct Meeting {
-    place: Place,
+pub struct Rendezvous {
+    place: RankInfo,
     pub(super) store: Store,
     pub(super) timeout: Duration,
 }
 
-impl Meeting {
+impl Rendezvous {
     /// Opens the store, or reaches it, within `timeout`.
     ///
     /// # Errors
     /// If it can't.
-    pub fn open(place: &Place, timeout: Duration) -> Result<Self, RanksError> {
+    pub fn open(place: &RankInfo, timeout: Duration) -> Result<Self, RanksError> {
         let keep = keeps_store(place);
         let prefix = format!("simclr-pipeline/{}", place.restarts);
-        let &Place { rank, world, ref host, port, .. } = place;
+        let &RankInfo { rank, world, ref host, port, .. } = place;
         let say = move |waited: Duration| {
             let seconds = waited.as_secs();
             match place.launcher_keeps_store {
@@ -54,7 +54,7 @@ impl Meeting {
     }
 
     /// Where this rank stands.
-    pub fn place(&self) -> &Place {
+    pub fn place(&self) -> &RankInfo {
         &self.place
     }
 
@@ -69,7 +69,7 @@ impl Meeting {
             let Some(waited) = long.due() else { return };
             let absent = |&rank: &u32| matches!(self.store.get(&format!("{key}/{rank}"), Duration::ZERO), Ok(None));
             let absent: Vec<u32> = (0..self.place.world).filter(absent).collect();
-            let Place { rank, world, told_by, host, port, .. } = &self.place;
+            let RankInfo { rank, world, told_by, host, port, .. } = &self.place;
             tracing::warn!(
                 "rank {rank} has waited {} s: of a world of {world}, {} not come to {host}:{port}; {told_by}",
                 waited.as_secs(),
@@ -79,7 +79,7 @@ impl Meeting {
         let mut all = Vec::new();
         let mut missing = Vec::new();
         for rank in 0..self.place.world {
-            match self.word_of(rank, &format!("{key}/{rank}"), Some(began + self.timeout), &mut waiting)? {
+            match self.wait_for_key(rank, &format!("{key}/{rank}"), Some(began + self.timeout), &mut waiting)? {
                 Some(word) => all.push(word),
                 None => missing.push(rank),
             }
@@ -88,7 +88,7 @@ impl Meeting {
             self.say(&format!("{key}-read/{}", self.place.rank), "")?;
             for rank in (1..self.place.world).filter(|_| self.keeps_store()) {
                 // Whatever this rank does next, the others shall have read it all.
-                self.word_of(rank, &format!("{key}-read/{rank}"), Some(began + self.timeout), &mut waiting)?;
+                self.wait_for_key(rank, &format!("{key}-read/{rank}"), Some(began + self.timeout), &mut waiting)?;
             }
             return Ok(all);
         }
@@ -102,7 +102,7 @@ impl Meeting {
     }
 
     /// The word at `key`, which `rank` is to leave; `None` if it is not there in time. `waiting` is called now and then.
-    pub(super) fn word_of(
+    pub(super) fn wait_for_key(
         &self,
         rank: u32,
         key: &str,
@@ -161,20 +161,20 @@ impl Meeting {
     }
 
     /// The store is gone, and with it whoever kept it.
-    fn keeper_gone(&self, said: Said) -> RanksError {
+    fn keeper_gone(&self, said: TorchError) -> RanksError {
         let who = if self.place.launcher_keeps_store { "the launcher is" } else { "rank 0, which keeps the store, is" };
         RanksError::Lost { who: who.into(), said }
     }
 
     /// Asks who is there. Those who are, ask too, for a collective that one misses fails for all.
-    pub(super) fn call_roll(&self, said: Said) -> RanksError {
+    pub(super) fn check_liveness(&self, said: TorchError) -> RanksError {
         let called = || {
             let own = self.place.rank;
             self.say(&format!("noticed/{own}"), "")?;
             let until = Instant::now() + ROLL_CALL;
             let mut lost = Vec::new();
             for rank in (0..self.place.world).filter(|&rank| rank != own) {
-                if self.word_of(rank, &format!("noticed/{rank}"), Some(until), &mut || {})?.is_none() {
+                if self.wait_for_key(rank, &format!("noticed/{rank}"), Some(until), &mut || {})?.is_none() {
                     lost.push(rank);
                 }
             }
@@ -188,7 +188,7 @@ impl Meeting {
     }
 }
 
-fn keeps_store(place: &Place) -> bool {
+fn keeps_store(place: &RankInfo) -> bool {
     place.rank == 0 && !place.launcher_keeps_store
 }
 
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_store_that_is_not_there_is_an_error_that_names_it() {
-        let place = Place {
+        let place = RankInfo {
             rank: 1,
             world: 2,
             local_rank: 1,
@@ -229,7 +229,7 @@ mod tests {
             restarts: 0,
             told_by: "this test says so".into(),
         };
-        let message = Meeting::open(&place, Duration::from_secs(1)).err().unwrap().to_string();
+        let message = Rendezvous::open(&place, Duration::from_secs(1)).err().unwrap().to_string();
         assert!(message.starts_with("rank 1 cannot reach the store at 127.0.0.1:1 (MASTER_ADDR"), "{message}");
     }
 }
