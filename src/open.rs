@@ -17,9 +17,9 @@ use simclr_data::source::{DamagePolicy, Source};
 use simclr_data::store::{OTHER_FILES, StoreOptions};
 use simclr_ground::batch::{Slab, zeros};
 use simclr_ground::batch_stream::BatchStream;
-use simclr_ground::error::{Context, InvalidValue, Result};
+use simclr_ground::error::{Context, Error, InvalidValue, Result};
 use simclr_ground::position::Share;
-use simclr_plan::{DataConfig, Plan, StreamConfig};
+use simclr_plan::{BatchConfig, DataConfig, Plan, StreamConfig, Traversal};
 use simclr_service::client::Feed;
 
 use crate::config::{Config, MachineConfig};
@@ -31,7 +31,16 @@ use crate::telemetry::{self, logging};
 /// # Errors
 /// If there is no data set of this name, or it can't be read.
 pub fn manifest(what: &Path, reading: Reading) -> Result<Manifest> {
-    let Opened { manifest, notes } = with_progress(what, reading, |options| Ok(dataset::open(what, options)?))?;
+    manifest_without(what, reading, BTreeSet::new())
+}
+
+/// As [`manifest`], without these image files.
+///
+/// # Errors
+/// As [`manifest`].
+pub fn manifest_without(what: &Path, reading: Reading, exclude: BTreeSet<PathBuf>) -> Result<Manifest> {
+    let Opened { manifest, notes } =
+        with_progress(what, reading, exclude, |options| Ok(dataset::open(what, options)?))?;
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     for note in notes {
         let note = format!("{}: {note}", what.display());
@@ -43,7 +52,12 @@ pub fn manifest(what: &Path, reading: Reading) -> Result<Manifest> {
 }
 
 /// Looks at a data set, and shows how that goes on.
-fn with_progress<T>(what: &Path, reading: Reading, look: impl FnOnce(&OpenOptions<'_>) -> Result<T>) -> Result<T> {
+fn with_progress<T>(
+    what: &Path,
+    reading: Reading,
+    exclude: BTreeSet<PathBuf>,
+    look: impl FnOnce(&OpenOptions<'_>) -> Result<T>,
+) -> Result<T> {
     let quiet = logging::is_quiet();
     let progress: Mutex<Option<Progress>> = Mutex::new(None);
     let told = |told: ScanProgress| match told {
@@ -56,7 +70,7 @@ fn with_progress<T>(what: &Path, reading: Reading, look: impl FnOnce(&OpenOption
             progress.set(done, total, || format!("{unit}, {:.1} MB read", bytes as f64 / 1e6));
         }
     };
-    let found = look(&OpenOptions { reading, threads: cores(), memory: memory_folder(), progress: &told });
+    let found = look(&OpenOptions { reading, exclude, threads: cores(), memory: memory_folder(), progress: &told });
     progress.into_inner().expect("no panic while held").iter().for_each(Progress::finish);
     found
 }
@@ -73,7 +87,7 @@ pub fn listing(
     runtime: &tokio::runtime::Handle,
 ) -> Result<Listing> {
     telemetry::recorder();
-    with_progress(what, reading, |options| {
+    with_progress(what, reading, BTreeSet::new(), |options| {
         Ok(dataset::listing(what, classes, options, &store_options(machine), runtime)?)
     })
 }
@@ -98,8 +112,26 @@ fn memory_folder() -> Option<PathBuf> {
 /// As [`manifest`].
 pub fn fitted(config: &mut Config) -> Result<Manifest> {
     let manifest = manifest(&config.data.manifest, reading(&config.data))?;
-    config.fit(manifest.samples);
+    if manifest.samples < 2 {
+        return Err(Error::input(format!(
+            "{}: holds one image; contrastive learning tells images apart, so at least 2 are needed",
+            config.data.manifest.display()
+        )));
+    }
+    config.fit(taken(config, &manifest)?);
     Ok(manifest)
+}
+
+/// How many samples a configuration takes of a data set.
+fn taken(config: &Config, manifest: &Manifest) -> Result<u64> {
+    let data = &config.data;
+    if config.batch.size > 0
+        || (data.classes.is_empty() && data.subset.as_os_str().is_empty() && data.part == [0.0, 1.0])
+    {
+        return Ok(manifest.samples);
+    }
+    let one = StreamConfig { batch: BatchConfig { size: 1 }, traversal: Traversal::Sequential, ..config.stream() };
+    Ok(Plan::new(manifest, one)?.num_samples())
 }
 
 /// The source of a stream, which bears as much damage as its configuration allows.

@@ -152,11 +152,11 @@ fn memory(config: &Config) -> Finding {
         _ => format!("{:.1} GB", bytes as f64 / 1e9),
     };
     let found = format!("{} available{}", giga(there), if group.is_some() { " (cgroup limit)" } else { "" });
-    let asks = format!(
-        "batches need {} (batch.size, machine.batches_ahead), shards up to {} (machine.memory_bytes)",
-        giga(slabs),
-        giga(config.machine.memory_bytes)
-    );
+    let batches = match config.batch.size {
+        0 => "batches fit the data set (batch.size = 0)".to_owned(),
+        _ => format!("batches need {} (batch.size, machine.batches_ahead)", giga(slabs)),
+    };
+    let asks = format!("{batches}, shards up to {} (machine.memory_bytes)", giga(config.machine.memory_bytes));
     if slabs > there {
         return Finding::new(
             "memory",

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use simclr_data::dataset;
 use simclr_data::loader::{Loader, LoaderOptions};
 use simclr_data::manifest::{BuildOptions, Manifest, NamedShard, build, expand, verify, wids};
 use simclr_data::quarantine::QuarantineEntry;
@@ -52,8 +53,8 @@ impl Run for ManifestCommand {
 
 #[derive(Args)]
 pub struct BuildArgs {
-    /// Paths, URLs (s3, gs, az, https), globs or brace ranges (name-{000..012}.tar), plain or .zst; or another
-    /// tool's index: a wids .json, or a dataset's _info.json#split.
+    /// Paths, URLs (s3, gs, az, https), globs or brace ranges (name-{000..012}.tar), plain or .zst; another tool's index: a
+    /// wids .json, or a dataset's _info.json#split; or a folder or list of images, which stay where they are.
     #[arg(required = true)]
     pub shards: Vec<String>,
     /// Manifest file to write.
@@ -75,6 +76,11 @@ pub struct BuildArgs {
 impl Run for BuildArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { shards, out, classes, exclude, no_row_index, reading } = self;
+        if let [one] = &shards[..]
+            && dataset::is_images(Path::new(one))?
+        {
+            return self.files_in_place(Path::new(one), output);
+        }
         let named = expand(shards)?;
         let classes = classes_of(classes.as_deref(), &named)?;
         let base = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -111,6 +117,28 @@ impl Run for BuildArgs {
         }
         manifest.write(out)?;
         report(&manifest, out, output)?;
+        Ok(ExitStatus::Success)
+    }
+}
+
+impl BuildArgs {
+    /// Writes the manifest of images that are files of their own.
+    fn files_in_place(&self, what: &Path, output: Output) -> Result<ExitStatus> {
+        for (flag, is_set) in [("--classes", self.classes.is_some()), ("--no-row-index", self.no_row_index)] {
+            if is_set {
+                return Err(Error::input(format!("{flag} applies to shards; {} are image files", what.display())));
+            }
+        }
+        let excluded = self.exclude.as_deref().map(quarantined_files).transpose()?.unwrap_or_default();
+        let asked = excluded.len() as u64;
+        let all = open::manifest(what, self.reading.reading(None))?.samples;
+        let manifest = open::manifest_without(what, self.reading.reading(None), excluded)?;
+        let found = all - manifest.samples;
+        if found < asked {
+            tracing::warn!("{} of {asked} images to exclude were not found in {}", asked - found, what.display());
+        }
+        manifest.write(&self.out)?;
+        report(&manifest, &self.out, output)?;
         Ok(ExitStatus::Success)
     }
 }
@@ -230,6 +258,9 @@ impl Run for ConvertArgs {
     }
 }
 
+/// How many names of classes are shown.
+const SHOWN_CLASSES: usize = 10;
+
 /// How many damaged images are listed.
 const SHOWN: usize = 20;
 
@@ -258,15 +289,23 @@ fn decode_all(path: &Path, manifest: Manifest, ledger: Option<&Path>, output: Ou
 
 /// The image entries that a ledger of damaged samples names.
 fn quarantined(ledger: &Path) -> Result<BTreeSet<(String, String)>> {
+    let named = |entry: QuarantineEntry| (simclr_data::manifest::shard_name(&entry.shard).to_owned(), entry.entry);
+    Ok(ledger_entries(ledger)?.into_iter().map(named).collect())
+}
+
+fn ledger_entries(ledger: &Path) -> Result<Vec<QuarantineEntry>> {
     let wrong = |why: String| Error::input(format!("{}: {why}", ledger.display()));
     let text = std::fs::read_to_string(ledger).map_err(|error| wrong(error.to_string()))?;
     let entry = |(number, line): (usize, &str)| {
-        let entry: Result<simclr_data::quarantine::QuarantineEntry, _> = serde_json::from_str(line);
-        entry
-            .map(|entry| (simclr_data::manifest::shard_name(&entry.shard).to_owned(), entry.entry))
+        serde_json::from_str::<QuarantineEntry>(line)
             .map_err(|error| wrong(format!("line {}: not a quarantine.jsonl entry: {error}", number + 1)))
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(entry).collect()
+}
+
+/// The image files that a ledger of damaged samples names.
+fn quarantined_files(ledger: &Path) -> Result<BTreeSet<PathBuf>> {
+    Ok(ledger_entries(ledger)?.into_iter().map(|entry| Path::new(&entry.shard).join(entry.entry)).collect())
 }
 
 /// The text of `show --shuffle`.
@@ -335,14 +374,15 @@ fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
     let present = per_class.len();
     let object = json!({
         "manifest": path, "samples": manifest.samples, "shards": manifest.shards.len(), "bytes": bytes, "digest": manifest.digest,
-        "classes": manifest.num_classes(), "classes_present": present, "labelled": manifest.num_labelled() > 0, "labelled_samples": manifest.num_labelled(), "source": manifest.source, "problems": [],
+        "classes": manifest.num_classes(), "classes_present": present, "class_names": manifest.classes, "labels_from": manifest.labels_from, "labelled": manifest.num_labelled() > 0, "labelled_samples": manifest.num_labelled(), "source": manifest.source, "problems": [],
     });
     output.result(&object, || {
         let mut text = format!(
-            "{}\n{} samples in {} shards, {:.1} MB\ndigest  {}\nsource  {}\n",
+            "{}\n{} samples in {} {}, {:.1} MB\ndigest  {}\nsource  {}\n",
             path.display(),
             manifest.samples,
             manifest.shards.len(),
+            if manifest.shards.iter().all(|shard| shard.loose) { "blocks" } else { "shards" },
             bytes as f64 / 1e6,
             row(&manifest.digest),
             row(&manifest.source)
@@ -351,11 +391,20 @@ fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
             let (least, most) = (per_class.values().min().unwrap_or(&0), per_class.values().max().unwrap_or(&0));
             text +=
                 &format!("classes {} ({present} present, {least} to {most} samples each)\n", manifest.num_classes());
+            if !manifest.classes.is_empty() {
+                let more = if manifest.classes.len() > SHOWN_CLASSES { ", …" } else { "" };
+                let names: Vec<&str> = manifest.classes.iter().take(SHOWN_CLASSES).map(String::as_str).collect();
+                text += &format!("        {}{more}\n", row(&names.join(", ")));
+            }
             if manifest.num_labelled() < manifest.samples {
                 text += &format!("labels  {} of {} samples have one\n", manifest.num_labelled(), manifest.samples);
             }
         } else {
             text += "no labels\n";
+        }
+        if manifest.shards.iter().all(|shard| shard.loose) {
+            text += "files in place, in blocks that stand where shards do\n";
+            return text.trim_end().to_owned();
         }
         for shard in manifest.shards.iter().take(20) {
             text += &format!(

@@ -29,7 +29,7 @@ pub struct PackArgs {
     #[arg(long)]
     pub out: PathBuf,
     /// Maximum shard size, e.g. 256MiB.
-    #[arg(long, default_value_t = 256 << 20)]
+    #[arg(long, default_value = "256MiB", value_parser = bytes)]
     pub shard_bytes: u64,
     /// Compress shards with zstd at this level (seekable frames).
     #[arg(long, value_name = "LEVEL")]
@@ -55,6 +55,23 @@ pub struct PackArgs {
     /// Random seed for the sample order.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+/// A number of bytes, with a unit if it has one: `256MiB`, `1GB`, `60000`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "expected a number of bytes, such as 256MiB, 1GB or 60000".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    digits.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
 }
 
 /// How many images that could not be re-encoded are listed.
@@ -126,19 +143,19 @@ impl Run for PackArgs {
             say(line);
         }
         for (key, why) in packed.kept_as_is.iter().take(if output.quiet { 0 } else { SHOWN }) {
-            say(&format!("not re-encoded: {key}: {why}"));
+            say(&format!("kept as it is, since it cannot be decoded: {key}: {why}"));
         }
         let manifest = &packed.manifest;
         let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
         let object = json!({
             "out": self.out, "manifest": self.out.join("manifest.json"), "shards": manifest.shards.len(), "samples": manifest.samples,
-            "bytes": bytes, "classes": manifest.classes.len(), "digest": manifest.digest, "left_out": packed.left_out.others, "left_out_nobodys": packed.left_out.nobodys, "notes": packed.notes, "kept_as_is": packed.kept_as_is.len(),
+            "bytes": bytes, "classes": manifest.num_classes(), "digest": manifest.digest, "left_out": packed.left_out.others, "left_out_nobodys": packed.left_out.nobodys, "notes": packed.notes, "kept_as_is": packed.kept_as_is.len(),
         });
         output.result(&object, || {
             format!(
                 "{} samples of {} classes in {} shards, {:.1} MB\nmanifest {}\ndigest   {}",
                 manifest.samples,
-                manifest.classes.len(),
+                manifest.num_classes(),
                 manifest.shards.len(),
                 bytes as f64 / 1e6,
                 self.out.join("manifest.json").display(),

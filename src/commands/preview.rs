@@ -34,6 +34,9 @@ pub struct PreviewArgs {
 
 impl Run for PreviewArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
+        if self.out.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
+            return Err(Error::input(format!("--out must end in .png, got {}", self.out.display())));
+        }
         let mut config = self.config.load()?;
         let manifest = open::fitted(&mut config)?;
         let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Budget)?;

@@ -178,6 +178,24 @@ impl ConfigError {
     }
 }
 
+/// A warm-up that was meant for more epochs than are asked for becomes a tenth of them, unless it is asked for as well.
+fn shorten_warmup(table: &mut Table, settings: &[String]) {
+    let sets =
+        |key: &str| settings.iter().any(|setting| setting.split('=').next().is_some_and(|set| set.trim() == key));
+    if !sets("schedule.epochs") || sets("schedule.warmup_epochs") {
+        return;
+    }
+    let Some(Value::Table(schedule)) = table.get_mut("schedule") else { return };
+    let number =
+        |value: Option<&Value>| value.and_then(|value| value.as_float().or(value.as_integer().map(|n| n as f64)));
+    let (epochs, warmup) = (number(schedule.get("epochs")), number(schedule.get("warmup_epochs")));
+    if let (Some(epochs), Some(warmup)) = (epochs, warmup)
+        && warmup > epochs
+    {
+        schedule.insert("warmup_epochs".into(), Value::Float(epochs / 10.0));
+    }
+}
+
 impl Config {
     /// The configuration that a preset's name or a file's path stands for, changed by `settings` (`table.key=value`).
     ///
@@ -190,6 +208,7 @@ impl Config {
             None => (read_file(Path::new(source))?, source.to_owned()),
         };
         set_all(&mut table, settings)?;
+        shorten_warmup(&mut table, settings);
         let place =
             if settings.is_empty() { place } else { format!("{place} with --set {}", settings.join(" --set ")) };
         Self::from_table(table, &place)
@@ -579,13 +598,27 @@ mod tests {
     #[test]
     fn settings_reach_every_depth() {
         let settings =
-            ["recipe.ops.2.strength=0.5", "data.manifest=/a b/c.json", "schedule.epochs=3", "model.head.dim=32"];
+            ["recipe.ops.2.strength=0.5", "data.manifest=/a b/c.json", "schedule.epochs=30", "model.head.dim=32"];
         let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
         let config = Config::load(None, &settings).unwrap();
         assert_eq!(config.data.manifest, Path::new("/a b/c.json"));
         let base = Config::load(None, &[]).unwrap();
         let differences = config.differences(&base);
         assert_eq!(differences.len(), 4, "{differences:?}");
+    }
+
+    #[test]
+    fn a_short_schedule_shortens_the_warmup_that_nobody_asked_for() {
+        let load = |settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+            Config::load(None, &settings).map(|config| config.schedule.warmup_epochs)
+        };
+        let preset = load(&[]).unwrap();
+        assert_eq!(load(&["schedule.epochs=50"]).unwrap(), preset);
+        assert!((load(&["schedule.epochs=3"]).unwrap() - 0.3).abs() < 1e-12);
+        assert_eq!(load(&["schedule.epochs=3", "schedule.warmup_epochs=1"]).unwrap(), 1.0);
+        let error = load(&["schedule.epochs=3", "schedule.warmup_epochs=5"]).unwrap_err().to_string();
+        assert!(error.contains("warmup_epochs"), "{error}");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What representations look like: maps on which images that are alike lie together, and images with those that the
 //! encoder takes for most alike.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int64Type, UInt64Type};
@@ -22,6 +24,7 @@ use super::{base64, escape};
 use crate::config::Config;
 use crate::drawing::canvas::{Canvas, Face, INK, PAPER};
 use crate::open;
+use crate::telemetry::logging;
 
 /// Points on a map, at most: more hide each other and make the page large.
 const POINTS: usize = 2000;
@@ -39,20 +42,20 @@ struct Embedding {
     /// Places in the manifest.
     ids: Vec<u64>,
     labels: Vec<Option<i64>>,
-    /// The manifest of the images.
+    /// What the classes are called, by label.
+    classes: BTreeMap<i64, String>,
+    /// The data set of the images, and its digest when they were embedded.
     manifest: PathBuf,
+    digest: String,
 }
 
 /// Adds the maps and neighbors of the table at `path` to the page of a run with this configuration.
 ///
 /// # Errors
-/// If the table is none that `embed` writes, or the images it is made from can't be read.
+/// If the table is none that `embed` writes. Images that are gone or others by now are left out of the page, which says so.
 pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     let embedding = Embedding::read(path)?;
     let manifest = embedding.manifest.display();
-    let source = open::source(config.evaluation_stream(embedding.manifest.clone(), [0.0, 1.0], 1), &config.machine)
-        .map_err(|error| Error::input(format!("{}: cannot open its manifest {manifest}: {error:#}", path.display())))?;
-    let classes = &source.store.manifest().classes;
     let rows = embedding.ids.len();
     let chosen: Vec<i64> = (0..POINTS.min(rows)).map(|i| (i * rows / POINTS.min(rows)) as i64).collect();
     let some = embedding.values.index_select(0, &Tensor::from_slice(&chosen));
@@ -76,15 +79,23 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
         page.push_str("</figure>");
     }
     page.push_str("</div>");
-    if (1..=20).contains(&classes.len()) {
+    if (1..=20).contains(&embedding.classes.len()) {
         page.push_str("<p>");
-        for (class, name) in classes.iter().enumerate() {
-            let color = color(class, most);
+        for (&class, name) in &embedding.classes {
+            let color = color(class as usize, most);
             write!(page, "<span style=\"color:{color}\">●</span> {} &ensp; ", escape(name))?;
         }
         page.push_str("</p>");
     }
-    let image = base64(&drawn::png(&neighbours(&embedding, &source)?));
+    let image = match embedding.images(config).and_then(|source| neighbours(&embedding, &source)) {
+        Ok(image) => base64(&drawn::png(&image)),
+        Err(error) => {
+            let why = format!("no images of nearest neighbors: {error:#}");
+            logging::say(&format!("{}: {why}", path.display()));
+            write!(page, "<p class=\"faint\">{}</p>", escape(&why))?;
+            return Ok(());
+        }
+    };
     write!(
         page,
         "<h2>Nearest neighbors</h2><p class=\"faint\">Each image and its {NEIGHBOURS} nearest neighbors by representation; a green mark means the same class.</p><img alt=\"images with their nearest neighbors\" src=\"data:image/png;base64,{image}\">"
@@ -100,7 +111,9 @@ impl Embedding {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| none(&error))?;
         let manifest = builder.schema().metadata().get("simclr.manifest").map(PathBuf::from);
         let manifest = manifest.ok_or_else(|| none(&"no manifest in its metadata"))?;
+        let digest = builder.schema().metadata().get("simclr.manifest_digest").cloned().unwrap_or_default();
         let (mut values, mut ids, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        let mut classes = BTreeMap::new();
         for batch in builder.build().map_err(|error| none(&error))? {
             let batch = batch.map_err(|error| none(&error))?;
             let feature = column(&batch, "feature").and_then(<dyn Array>::as_fixed_size_list_opt);
@@ -111,12 +124,28 @@ impl Embedding {
             let id = column(&batch, "id").and_then(|ids| ids.as_primitive_opt::<UInt64Type>());
             ids.extend(id.ok_or_else(|| none(&"no column id"))?.values());
             let label = column(&batch, "label").and_then(|labels| labels.as_primitive_opt::<Int64Type>());
-            labels.extend(label.ok_or_else(|| none(&"no column label"))?.iter());
+            let label = label.ok_or_else(|| none(&"no column label"))?;
+            // Older tables have none.
+            if let Some(names) = column(&batch, "class").and_then(<dyn Array>::as_string_opt::<i32>) {
+                let named = label.iter().zip(names).filter_map(|(label, name)| Some((label?, name?.to_owned())));
+                classes.extend(named);
+            }
+            labels.extend(label.iter());
         }
         if ids.len() < 2 {
             return Err(wrong(format!("expected at least 2 rows, found {}", ids.len())));
         }
-        Ok(Self { values: Tensor::cat(&values, 0), ids, labels, manifest })
+        Ok(Self { values: Tensor::cat(&values, 0), ids, labels, classes, manifest, digest })
+    }
+
+    /// The images, if they still are those that were embedded.
+    fn images(&self, config: &Config) -> Result<Arc<Source>> {
+        let source = open::source(config.evaluation_stream(self.manifest.clone(), [0.0, 1.0], 1), &config.machine)?;
+        if source.store.manifest().digest != self.digest {
+            let manifest = self.manifest.display();
+            return Err(Error::input(format!("{manifest} is not what was embedded any more; run `embed` again")));
+        }
+        Ok(source)
     }
 }
 

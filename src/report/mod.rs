@@ -5,6 +5,7 @@ mod embedding;
 use std::fmt::Write;
 use std::path::Path;
 
+use simclr_data::dataset::MANIFEST;
 use simclr_ground::error::{Context, Error, Result};
 use simclr_ground::files::write_whole;
 use simclr_trainer::run::{MetricsLine, RunFolder};
@@ -71,15 +72,23 @@ pub fn write(folder: &RunFolder, embedding: Option<&Path>, out: &Path) -> Result
                 let spread = result["spread"].as_f64().map(|spread| format!(" ± {:.2}", 100.0 * spread));
                 percent("top1") + &spread.unwrap_or_default()
             };
+            let set = |key: &str| {
+                let path = Path::new(result[key].as_str().unwrap_or_default());
+                // A manifest is known by the folder that it lies in.
+                let named = if path.ends_with(MANIFEST) { path.parent().unwrap_or(path) } else { path };
+                escape(&named.file_name().unwrap_or(named.as_os_str()).to_string_lossy())
+            };
             let text = |key: &str| escape(&result[key].as_str().map_or_else(|| result[key].to_string(), str::to_owned));
             write!(
                 page,
-                "<tr><td>{}<td>{}<td>{}<td>{}<td>{} images<td>{} images",
+                "<tr><td>{}<td>{}<td>{}<td>{}<td>{} ({} images)<td>{} ({} images)",
                 text("evaluation"),
                 text("step"),
                 top1(result),
                 percent("top5"),
+                set("train"),
                 text("train_images"),
+                set("test"),
                 text("test_images")
             )?;
         }

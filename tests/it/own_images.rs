@@ -78,6 +78,11 @@ fn what_was_scanned_is_remembered_and_what_changed_is_named() {
     write(&bytes, time + Duration::from_secs(5));
     let now = world.done(&["manifest", "show", "photos"]);
     assert!(now["samples"] == 40 && now["digest"] != set["digest"], "{now}");
+    std::fs::rename(world.at("photos/IMG_0001.png"), world.at("photos/IMG_0099.png")).unwrap();
+    let told = |data: &str| String::from_utf8_lossy(&world.run(&["manifest", "show", data]).stderr).into_owned();
+    let said = told("photos");
+    assert!(said.contains("since the last start: 1 new (e.g. IMG_0099.png), 1 missing (e.g. IMG_0001.png)"), "{said}");
+    assert!(!told("photos").contains("since the last start"));
 }
 
 /// What cannot be decoded can be found before a run meets it, in a folder as in shards.
@@ -96,8 +101,11 @@ fn images_that_cannot_be_decoded_are_found_beforehand() {
         assert!(said.contains("IMG_0005") && said.contains("1 of 20 images cannot be decoded"), "{said}");
         assert_eq!(crate::world::text(&world.at(&ledger)).lines().count(), 1, "{data}");
     }
-    let exclude = ["manifest", "build", "packed/shard-000000.tar", "--exclude", "packed.jsonl", "--out", "sound.json"];
-    assert_eq!(world.done(&exclude)["samples"], 19);
+    for (data, ledger) in [("packed/shard-000000.tar", "packed.jsonl"), ("photos", "photos.jsonl")] {
+        let exclude = ["manifest", "build", data, "--exclude", ledger, "--out", "sound.json"];
+        assert_eq!(world.done(&exclude)["samples"], 19, "{data}");
+        world.done(&["manifest", "verify", "sound.json", "--decode"]);
+    }
 }
 
 /// Three commands from a folder of photographs to a page: nothing has to be named, packed or labeled.
@@ -305,4 +313,84 @@ fn labels_come_from_a_file_beside_the_images() {
     world.fails(&["manifest", "show", "photos", "--labels", "other.csv"], 2, &["other.csv", "dog.jpg", "IMG_0000.png"]);
     let set = ["--set", "data.labels=labels.csv", "--set", "data.part=[0.0, 0.9]", "--batches", "1"];
     world.done(&[&["digest"], TINY, &["--data", "photos"], &set[..]].concat());
+}
+
+/// What people name by mistake is called what it is, with what would be right.
+#[test]
+fn what_is_no_data_set_is_called_what_it_is() {
+    let world = World::new();
+    flat(&world, "photos", 3);
+    std::fs::write(world.at("photos/IMG_0003.HEIC"), "x").unwrap();
+    std::fs::write(world.at("a.zip"), b"PK\x03\x04").unwrap();
+    std::fs::write(world.at("movie.mp4"), b"\0\0\0\x18ftypmp42").unwrap();
+    std::fs::write(world.at("mixed.txt"), "# mine\nphotos/IMG_0000.png\nphotos/notes.md\n").unwrap();
+    std::fs::write(world.at("twice.txt"), "photos/IMG_0000.png a\nphotos/IMG_0000.png b\n").unwrap();
+    for (data, wanted) in [
+        ("a.zip", "zip"),
+        ("movie.mp4", "expected a manifest"),
+        ("photos/*.png", "name the folder"),
+        ("photos/IMG_0000.png", "name the folder"),
+        ("mixed.txt", "line 3: \"photos/notes.md\" is not an image"),
+        ("twice.txt", "line 2: photos/IMG_0000.png is of \"b\" here and of \"a\" on line 1"),
+    ] {
+        world.fails(&["manifest", "show", data], 2, &[data, wanted]);
+    }
+    let said = world.run(&["manifest", "show", "photos"]);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("IMG_0003.HEIC: convert them to JPEG"), "{said}");
+    std::fs::create_dir(world.at("one")).unwrap();
+    std::fs::copy(world.at("photos/IMG_0000.png"), world.at("one/a.png")).unwrap();
+    world.fails(&[&["digest"], TINY, &["--data", "one"]].concat(), 2, &["one: holds one image", "at least 2"]);
+    world.done(&["pack", "photos", "--out", "packed", "--shard-bytes", "1MiB"]);
+    world.fails(&["pack", "photos", "--out", "other", "--shard-bytes", "lots"], 2, &["256MiB"]);
+}
+
+/// -1 in a list is no label, and training with a probe takes images without one.
+#[cfg(feature = "trainer")]
+#[test]
+fn half_of_the_labels_are_enough() {
+    let world = World::new();
+    flat(&world, "photos", 24);
+    let rows: String = (0..24).map(|i| format!("photos/IMG_{i:04}.png,{}\n", [-1, 0, 1][i % 3])).collect();
+    std::fs::write(world.at("half.csv"), rows).unwrap();
+    assert_eq!(classes(&world, &["half.csv"]), (2, 16));
+    let probe = ["--set", "train.probe=true", "--set", "train.steps=4", "--run", "run"];
+    world.done(&[&["train"], TINY, &["--data", "half.csv"], &probe[..]].concat());
+    let accuracy = |line: &serde_json::Value| line["probe_accuracy"].as_f64().unwrap();
+    assert!(world.steps("run").iter().all(|line| (0.0..=1.0).contains(&accuracy(line))));
+    // A set with names and one with numbers alone cannot be held against each other.
+    let names: String = (0..24).map(|i| format!("photos/IMG_{i:04}.png,{}\n", ["cat", "dog"][i % 2])).collect();
+    std::fs::write(world.at("names.csv"), names).unwrap();
+    let numbered = (0..8u64)
+        .flat_map(|i| [(format!("{i}.cls"), (i % 2).to_string().into_bytes()), (format!("{i}.png"), image(i))]);
+    tar(&world.at("numbers.tar"), &numbered.collect::<Vec<_>>());
+    let sets = ["eval", "knn", "--run", "run", "--train", "names.csv", "--test", "numbers.tar"];
+    world.fails(&sets, 2, &["names.csv have names", "numbers.tar are numbers alone"]);
+    // Evaluating while training meets it before the first step.
+    let every = ["--set", "eval.every=1", "--set", "eval.test=numbers.tar", "--run", "other"];
+    let train = [&["train"], TINY, &["--data", "names.csv"], &every[..]].concat();
+    world.fails(&train, 2, &["numbers.tar are numbers alone"]);
+    assert!(!world.at("other/checkpoints").exists());
+}
+
+/// A report shows no other images than those that were embedded.
+#[cfg(feature = "trainer")]
+#[test]
+fn a_report_does_not_show_other_images_than_were_embedded() {
+    let world = World::new();
+    flat(&world, "photos", 16);
+    let steps = ["--set", "train.steps=2", "--run", "run"];
+    world.done(&[&["train"], TINY, &["--data", "photos"], &steps[..]].concat());
+    world.done(&["embed", "--run", "run"]);
+    let page = || {
+        world.done(&["report", "--run", "run"]);
+        crate::world::text(&world.at("run/report.html"))
+    };
+    assert!(page().contains("<h2>Nearest neighbors</h2>"));
+    std::fs::copy(world.at("photos/IMG_0003.png"), world.at("photos/AAA.png")).unwrap();
+    let changed = page();
+    assert!(!changed.contains("<h2>Nearest neighbors</h2>") && changed.contains("run `embed` again"));
+    assert!(changed.contains("t-SNE"), "what needs no images is there");
+    std::fs::rename(world.at("photos"), world.at("elsewhere")).unwrap();
+    assert!(page().contains("no images of nearest neighbors"));
 }

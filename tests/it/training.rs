@@ -1,8 +1,11 @@
 //! Training, stopping, going on, evaluating.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::service::until;
 use crate::sources::{Bucket, Gate};
@@ -334,7 +337,7 @@ fn the_quarantine_is_remembered_when_a_run_goes_on() {
     world.done(&arguments(&manifest, "run", &[&allow[..], &["--resume"]].concat()));
     assert_eq!(text(&world.at("run/quarantine.jsonl")), ledger);
     world.fails(
-        &arguments(&manifest, "run", &["--resume", "--set", "data.max_damaged=0.04"]),
+        &arguments(&manifest, "run", &["--resume", "--set", "data.max_damaged=0.03"]),
         1,
         &["too many damaged samples: 3 > 2"],
     );
@@ -699,4 +702,38 @@ fn every_line_of_a_log_for_machines_is_an_object() {
     for wanted in ["metrics: http://", "training ", "resuming from step 12", "nowhere.json"] {
         assert!(messages.iter().any(|message| message.contains(wanted)), "{wanted:?} is not in {messages:?}");
     }
+}
+
+/// What older versions began goes on after an upgrade, with the batches and losses that it would have had.
+#[test]
+fn a_run_of_version_0_1_0_goes_on() {
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let target = to.join(entry.file_name());
+            match entry.path().is_dir() {
+                true => copy(&entry.path(), &target),
+                false => drop(std::fs::copy(entry.path(), target).unwrap()),
+            }
+        }
+    }
+    let world = World::new();
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden/run-0.1.0"), &world.at(""));
+    let before: Value = serde_json::from_str(&text(&world.at("run/run.json"))).unwrap();
+    assert_eq!((&before["versions"]["simclr_pipeline"], &before["schema_version"]), (&"0.1.0".into(), &Value::Null));
+    world.fails(&["train", "--run", "run", "--resume"], 2, &["/data/set/manifest.json", "--data"]);
+    let resume = ["train", "--run", "run", "--resume", "--data", "set/manifest.json", "--set", "train.steps=6"];
+    assert_eq!(world.done(&resume)["step"], 6);
+    let after: Value = serde_json::from_str(&text(&world.at("run/run.json"))).unwrap();
+    assert_eq!((&after["plan_digest"], &after["schema_version"]), (&before["plan_digest"], &2.into()));
+    let losses = |path: &str| -> Vec<f64> {
+        let lines = text(&world.at(path));
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64().unwrap()).collect()
+    };
+    let (found, wanted) = (losses("run/metrics.jsonl"), losses("whole-metrics.jsonl"));
+    assert_eq!(found.len(), wanted.len());
+    // Another processor sums in another order.
+    assert!(found.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-3 * b.abs()), "{found:?}, 0.1.0 had {wanted:?}");
+    let evaluate = ["eval", "knn", "--run", "run", "--train", "set", "--test", "set", "--k", "1"];
+    assert_eq!(world.done(&evaluate)["step"], 6);
 }

@@ -45,6 +45,8 @@ impl Compression {
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => not("a bzip2 file", "unpack it with `bzip2 -d`"),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => not("an xz file", "unpack it with `xz -d`"),
             [b'P', b'K', 3, 4, ..] => not("a zip file", "unpack it with `unzip`"),
+            [0xff, 0xd8, 0xff, ..] => not("a JPEG image", "name the folder that it is in"),
+            [0x89, b'P', b'N', b'G', ..] => not("a PNG image", "name the folder that it is in"),
             [b'7', b'z', 0xbc, 0xaf, ..] => not("a 7-Zip file", "unpack it"),
             _ if text.starts_with("version https://git-lfs") => {
                 not("a Git LFS pointer", "fetch the file itself with `git lfs pull`")

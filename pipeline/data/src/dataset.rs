@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use simclr_ground::files::write_whole;
 use simclr_ground::location::Location;
 use simclr_ground::sample::SampleRef;
 
+use crate::compression::Compression;
 use crate::listing::classes::Named;
 use crate::listing::{self, Item, LabelFile, LeftOut, Listing, ListingError, ListingOptions, ReadSample, Reading};
 use crate::manifest::{BuildOptions, KnownFiles, Manifest, ManifestError, NamedShard, build, expand, loose};
@@ -47,11 +49,13 @@ pub enum ScanProgress {
 pub struct OpenOptions<'a> {
     /// Which entries are images and classes.
     pub reading: Reading,
+    /// Image files to leave out, by their whole paths.
+    pub exclude: BTreeSet<PathBuf>,
     /// How many threads read.
     pub threads: usize,
     /// The folder that remembers what was read; `None` remembers nothing.
     pub memory: Option<PathBuf>,
-    /// ScanProgress how it goes on.
+    /// Told how it goes on.
     pub progress: &'a (dyn Fn(ScanProgress) + Sync),
 }
 
@@ -200,6 +204,14 @@ impl ReadSample for Samples {
     }
 }
 
+/// Whether `what` names images that are files of their own: a folder of them, or a list.
+///
+/// # Errors
+/// If there is nothing of this name.
+pub fn is_images(what: &Path) -> Result<bool, OpenError> {
+    Ok(matches!(kind(what)?, Kind::Images))
+}
+
 /// What `what` stands for; a path that exists is taken as it is written before it is taken for a pattern.
 fn kind(what: &Path) -> Result<Kind, OpenError> {
     let text = what.to_string_lossy().into_owned();
@@ -231,15 +243,43 @@ fn kind(what: &Path) -> Result<Kind, OpenError> {
         } else if listing::is_image_file(what) {
             let why = "is one image; name the folder that it is in".to_owned();
             return Err(none(&text, why));
+        } else if let Some(why) = no_manifest(what) {
+            return Err(none(&text, why));
         } else {
             Kind::Manifest(what.to_owned())
         });
     }
+    if is_pattern && listing::has_image_extension(what) {
+        let why = "a pattern names shards, and these are images; name the folder that they are in, or a list of them";
+        return Err(none(&text, why.to_owned()));
+    }
     if is_pattern || text.contains(".json#") {
         return Ok(Kind::Shards(vec![text]));
     }
-    let why = "no such file or directory; expected a manifest, a folder of images or shards, a shard pattern, or a list (.txt, .csv)";
+    if what.exists() {
+        return Err(none(&text, "neither a regular file nor a directory".to_owned()));
+    }
+    let why = "no such file or directory; name a data set with --data: a folder of images or shards, a manifest, a shard \
+               pattern, or a list (.txt, .csv)";
     Err(none(&text, why.to_owned()))
+}
+
+/// Why a file that is no list, shard or image by its name is no manifest either, which begins with a brace; `None` if it
+/// may be one.
+fn no_manifest(path: &Path) -> Option<String> {
+    let mut start = Vec::new();
+    std::fs::File::open(path).ok()?.take(512).read_to_end(&mut start).ok()?;
+    let is_text = std::str::from_utf8(&start).is_ok_and(|text| text.trim_start().starts_with('{'));
+    if is_text {
+        return None;
+    }
+    let found = match Compression::of_bytes(&start) {
+        Err(why) => why,
+        Ok(_) => "not a manifest".to_owned(),
+    };
+    Some(format!(
+        "{found}; expected a manifest (.json), a folder of images or shards, a shard (.tar, .tar.zst, .tar.gz), or a list (.txt, .csv)"
+    ))
 }
 
 fn none(pattern: &str, why: String) -> OpenError {
@@ -275,18 +315,56 @@ struct RememberedImages {
 }
 
 fn images(what: &Path, options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
-    let listing = listing::list(what, &ListingOptions { labels: options.reading.labels.clone(), classes: None })?;
+    let mut listing = listing::list(what, &ListingOptions { labels: options.reading.labels.clone(), classes: None })?;
+    let Reading { image, label_field, .. } = &options.reading;
+    for (key, is_set) in [("data.image", image.is_some()), ("data.label_field", label_field.is_some())] {
+        if is_set {
+            return Err(none(
+                &what.display().to_string(),
+                format!("{key} applies to shards, and these are image files"),
+            ));
+        }
+    }
+    listing.items.retain(|item| {
+        let is_excluded = |path: &Path| std::path::absolute(path).is_ok_and(|path| options.exclude.contains(&path));
+        !item.file().is_some_and(is_excluded)
+    });
+    if listing.items.is_empty() {
+        return Err(none(&what.display().to_string(), "all of its images are excluded".into()));
+    }
     let mut notes = listing.notes.clone();
     notes.extend(listing.left_out.told());
     let memory = Memory::of(what, "images", options);
     let mut remembered: RememberedImages = memory.read().unwrap_or_default();
     let before = remembered.files.clone();
     let manifest = named(listing, &mut remembered.files, options)?;
+    notes.extend(changed(&before, &remembered.files));
     if remembered.files != before {
         remembered.of = what.display().to_string();
         memory.write(&remembered);
     }
     Ok(Opened { manifest, notes })
+}
+
+/// What changed among files since they were looked at last; nothing where that is the first time.
+fn changed(before: &KnownFiles, now: &KnownFiles) -> Option<String> {
+    let told = |names: &mut dyn Iterator<Item = &String>, what: &str| {
+        let first = names.next()?;
+        Some(format!("{} {what} (e.g. {first})", 1 + names.count()))
+    };
+    let parts = [
+        told(&mut now.keys().filter(|name| !before.contains_key(*name)), "new"),
+        told(
+            &mut now
+                .iter()
+                .filter(|(name, file)| before.get(*name).is_some_and(|known| known != *file))
+                .map(|(name, _)| name),
+            "changed",
+        ),
+        told(&mut before.keys().filter(|name| !now.contains_key(*name)), "missing"),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!before.is_empty() && !parts.is_empty()).then(|| format!("since the last start: {}", parts.join(", ")))
 }
 
 fn named(listing: Listing, known: &mut KnownFiles, options: &OpenOptions<'_>) -> Result<Manifest, ManifestError> {
@@ -338,9 +416,14 @@ fn shards(what: &Path, patterns: &[String], options: &OpenOptions<'_>) -> Result
         },
     )?;
     let mut notes = passed_over.told();
-    if manifest.num_labelled() == 0 && passed_over.unused.contains_key("json") {
+    if let Some(field) = label_field
+        && manifest.num_labelled() == 0
+    {
+        notes.push(format!("no labels: no .json entry has a field {field:?}"));
+    } else if manifest.num_labelled() == 0 && passed_over.unused.contains_key("json") {
         notes.push("hint: data.label_field = \"NAME\" takes classes from a field of .json entries".into());
     }
+    notes.extend(beside(what));
     if let Some(stamps) = stamps {
         memory.write(&RememberedShards { stamps, notes: notes.clone(), manifest: manifest.clone() });
     }
@@ -349,9 +432,21 @@ fn shards(what: &Path, patterns: &[String], options: &OpenOptions<'_>) -> Result
 
 /// The names of classes in a `classes.txt` beside the first shard.
 fn class_names(shards: &[NamedShard]) -> Vec<String> {
-    let Some(Location::File(path)) = shards.first().map(|shard| &shard.place) else { return Vec::new() };
-    let text = std::fs::read_to_string(path.with_file_name("classes.txt")).unwrap_or_default();
+    let text = names_beside(shards).and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
+}
+
+/// What lies beside the shards in a folder and is not looked at.
+fn beside(folder: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let mut folders: Vec<String> = entries
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    folders.retain(|name| !simclr_ground::sample::belongs_to_nobody(name));
+    folders.sort();
+    let first = folders.first()?;
+    Some(format!("{} folders beside the shards are not looked at, e.g. {first}", folders.len()))
 }
 
 /// Size and time of each shard; `None` if one is on a server, of which they aren't known.
@@ -361,7 +456,20 @@ fn stamps(shards: &[NamedShard]) -> Option<BTreeMap<String, (u64, i64, i64)>> {
         let known = std::fs::metadata(path).ok()?;
         Some((path.display().to_string(), (known.len(), known.mtime(), known.mtime_nsec())))
     };
-    shards.iter().map(stamp).collect()
+    let mut stamps: BTreeMap<_, _> = shards.iter().map(stamp).collect::<Option<_>>()?;
+    // What the classes are called is read with the shards.
+    if let Some(path) = names_beside(shards)
+        && let Ok(known) = std::fs::metadata(&path)
+    {
+        stamps.insert(path.display().to_string(), (known.len(), known.mtime(), known.mtime_nsec()));
+    }
+    Some(stamps)
+}
+
+/// The file beside the first shard that may name the classes.
+fn names_beside(shards: &[NamedShard]) -> Option<PathBuf> {
+    let Some(Location::File(path)) = shards.first().map(|shard| &shard.place) else { return None };
+    Some(path.with_file_name("classes.txt"))
 }
 
 /// The file that remembers what was read of one data set, locked while this one is looked at: of several processes that

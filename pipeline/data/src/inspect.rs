@@ -5,7 +5,7 @@ use simclr_ground::position::Share;
 use simclr_ground::sample::SampleRef;
 use simclr_image::augment::{Step, view_bytes};
 use simclr_image::damage::Damage;
-use simclr_image::decode::{RgbImage, decode, decode_bytes};
+use simclr_image::decode::{RgbImage, decode, decode_bytes, decode_upright};
 use simclr_image::views::{Key, ViewMaker};
 use simclr_plan::Batches;
 
@@ -79,7 +79,8 @@ impl<'a> Inspector<'a> {
         let bytes = source.store.read(&[sample], &self.storage)?.pop().expect("one sample was read");
         let sizes: Vec<u32> = plan.config.recipe.sizes().collect();
         let _room = DECODE_MEMORY.room(decode_bytes(&bytes).saturating_mul(2));
-        let seen = decode(&bytes, plan.config.data.max_pixels).and_then(|original| {
+        let whole = if plan.config.data.exif_orientation { decode_upright } else { decode };
+        let seen = whole(&bytes, plan.config.data.max_pixels).and_then(|original| {
             let key = Key { seed: plan.config.seed, epoch: self.epoch, sample: plan.sample_id(sample) };
             self.maker.decode(&bytes, None, key)?;
             let view = |(view, size): (usize, u32)| {

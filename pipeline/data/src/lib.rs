@@ -29,7 +29,7 @@
 //! for i in 0..32 {
 //!     std::fs::write(photos.path().join(format!("{i}.png")), drawn::png(&drawn::image(1, 0, i, 40)))?;
 //! }
-//! let options = OpenOptions { reading: Reading::default(), threads: 1, memory: None, progress: &|_| {} };
+//! let options = OpenOptions { reading: Reading::default(), exclude: Default::default(), threads: 1, memory: None, progress: &|_| {} };
 //! let manifest = dataset::open(photos.path(), &options)?.manifest;
 //! assert_eq!(manifest.samples, 32);
 //!

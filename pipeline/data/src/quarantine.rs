@@ -30,7 +30,8 @@ pub struct QuarantineEntry {
 
 /// The run stops: more samples are damaged than it was told to bear.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("too many damaged samples: {damaged} > {allowed} (data.max_damaged); last: {} in {} (byte {}): {}: {}",
+#[error("too many damaged samples: {damaged} > {allowed} (data.max_damaged); `manifest verify --decode` finds all of them, a \
+    larger data.max_damaged bears them; last: {} in {} (byte {}): {}: {}",
     last.entry, last.shard, last.offset, last.reason, last.detail)]
 pub struct BudgetSpent {
     /// How many distinct samples are damaged so far.

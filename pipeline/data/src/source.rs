@@ -53,7 +53,8 @@ impl Source {
         let manifest: Arc<Manifest> = manifest.into();
         let plan = Plan::new(&*manifest, config)?;
         let store = Store::new(manifest, storage, metrics.clone())?;
-        let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64) as u64;
+        // Of a small set a share that is not zero is one sample at least.
+        let allowed = (plan.config.data.max_damaged * plan.num_samples() as f64).ceil() as u64;
         let quarantine = match damage {
             DamagePolicy::Budget => Quarantine::new(allowed, metrics.clone()),
             DamagePolicy::Any => Quarantine::new(plan.num_samples(), metrics.clone()),

@@ -26,7 +26,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Permissions of an ordinary new file before the umask; temporary files are private otherwise.
-fn readable_by_all() -> std::fs::Permissions {
+pub fn readable_by_all() -> std::fs::Permissions {
     std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
 

@@ -1,7 +1,7 @@
 //! What a sample is: an image entry of a shard, its key and its label. WebDataset's naming rules live here.
 
 /// The image formats' file extensions that make an entry a sample's image.
-pub const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
+pub const IMAGE_EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"];
 
 /// A sample by its place in the data set: shard, and index in that shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

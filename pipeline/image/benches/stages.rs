@@ -73,7 +73,7 @@ fn view(bencher: Bencher, what: &str) {
     let interpolation = if what == "crop bilinear" { Interpolation::Bilinear } else { Interpolation::Bicubic };
     let crop = CropStep { left: 90, top: 40, width: 320, height: 280, interpolation };
     let jitter = |changes: &[Change]| Step::Colors(changes.to_vec());
-    let all = [Change::Brightness(1.3), Change::LossOutput(0.6), Change::Saturation(1.4), Change::Hue(0.1)];
+    let all = [Change::Brightness(1.3), Change::Contrast(0.6), Change::Saturation(1.4), Change::Hue(0.1)];
     let mut steps = vec![Step::Crop(crop)];
     steps.extend(match what {
         "brightness" => Some(jitter(&all[..1])),

@@ -230,7 +230,7 @@ fn status(error: &LoadError, number: u64) -> Status {
     use simclr_data::store::StoreError;
     let text = format!("batch {number}: {error}");
     match error {
-        LoadError::Store(StoreError::Changed { .. }) => Status::data_loss(text),
+        LoadError::Store(StoreError::Changed { .. } | StoreError::ChangedFile { .. }) => Status::data_loss(text),
         LoadError::Store(_) => Status::unavailable(text),
         LoadError::Value(_) => Status::invalid_argument(text),
         LoadError::Budget(_) | LoadError::NothingSound(_) => Status::failed_precondition(text),

@@ -16,6 +16,7 @@ use serde_json::json;
 use simclr_data::manifest::Manifest;
 use simclr_ground::batch::NO_LABEL;
 use simclr_ground::error::{Context, Error, Result};
+use simclr_ground::files::readable_by_all;
 use simclr_trainer::error::TrainError;
 use simclr_trainer::eval::{Features, features};
 use tch::{Device, Tensor};
@@ -150,7 +151,7 @@ fn absolute(path: &Path) -> PathBuf {
 /// A file written aside, that takes its name when it is whole.
 fn create(out: &Path) -> Result<tempfile::NamedTempFile> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(folder);
+    let file = tempfile::Builder::new().prefix(".writing-").permissions(readable_by_all()).tempfile_in(folder);
     file.map_err(|error| Error::input(format!("cannot write {}: {error}", out.display())))
 }
 
@@ -170,6 +171,7 @@ fn write_parquet(out: &Path, features: &Features, manifest: &Manifest, told: &[(
         Field::new("id", DataType::UInt64, false),
         Field::new("entry", DataType::Utf8, false),
         Field::new("label", DataType::Int64, true),
+        Field::new("class", DataType::Utf8, true),
         Field::new("feature", list, false),
     ];
     let metadata: HashMap<String, String> =
@@ -189,7 +191,15 @@ fn write_parquet(out: &Path, features: &Features, manifest: &Manifest, told: &[(
         let columns: Vec<ArrayRef> = vec![
             Arc::new(UInt64Array::from(ids.to_vec())),
             Arc::new(StringArray::from_iter_values(ids.iter().map(|&id| entries[id as usize]))),
-            Arc::new(labels[some].iter().map(|&label| (label != NO_LABEL).then_some(label)).collect::<Int64Array>()),
+            Arc::new(
+                labels[some.clone()].iter().map(|&label| (label != NO_LABEL).then_some(label)).collect::<Int64Array>(),
+            ),
+            Arc::new(
+                labels[some]
+                    .iter()
+                    .map(|&label| manifest.classes.get(usize::try_from(label).ok()?))
+                    .collect::<StringArray>(),
+            ),
             Arc::new(FixedSizeListArray::new(item.clone(), dim as i32, Arc::new(rows), None)),
         ];
         let batch = RecordBatch::try_new(schema.clone(), columns).expect("columns are as the schema says");

@@ -1,6 +1,7 @@
 //! A linear classifier that is trained beside the encoder, on its representations, without the encoder noticing: how
 //! good they are can be seen while they are learned (the official code's `lineareval_while_pretraining`).
 
+use simclr_ground::batch::NO_LABEL;
 use tch::{Kind, Tensor};
 
 use crate::model::parameters::{Parameters, Role};
@@ -26,15 +27,19 @@ impl Probe {
     /// The probe's loss on representations `h`, `[views × N, dim]` with the first views first, of images with these
     /// `labels`, `[N]`; and the share of views that it recognizes. Both are scalars on the device.
     ///
+    /// Images without a label, whose entry is -1, are passed over; without any label both are 0.
+    ///
     /// The loss is the mean cross entropy and `weight_decay / 2` times the sum of the squared weights, as in the official
     /// code. `h` itself gets no gradient.
     pub fn loss(&self, h: &Tensor, labels: &Tensor, weight_decay: f64) -> (Tensor, Tensor) {
         let h = h.detach().to_kind(Kind::Float);
         let labels = labels.to_device(h.device()).repeat([h.size()[0] / labels.size()[0]]);
         let scores = h.linear(&self.weight, Some(&self.bias));
-        let loss =
-            scores.cross_entropy_for_logits(&labels) + self.weight.square().sum(Kind::Float) * (0.5 * weight_decay);
-        let accuracy = scores.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(Kind::Float);
+        // -1 is no class of any scores, so it is never recognized.
+        let labeled = labels.ge(0).sum(Kind::Float).clamp_min(1.0);
+        let entropy = scores.cross_entropy_loss(&labels, None::<Tensor>, tch::Reduction::Sum, NO_LABEL, 0.0) / &labeled;
+        let loss = entropy + self.weight.square().sum(Kind::Float) * (0.5 * weight_decay);
+        let accuracy = scores.argmax(1, false).eq_tensor(&labels).sum(Kind::Float) / labeled;
         (loss, accuracy)
     }
 }
@@ -68,5 +73,14 @@ mod tests {
         };
         (0..200).for_each(|_| _ = once(2));
         assert_eq!(once(1), 1.0);
+        // Half of the images have no label, then none has one.
+        let h = labels.one_hot(3).to_kind(Kind::Float).matmul(&encoder);
+        let of = |labels: &[i64]| {
+            let (loss, accuracy) = probe.loss(&h, &Tensor::from_slice(labels), 0.0);
+            (f64::try_from(loss).unwrap(), f64::try_from(accuracy).unwrap())
+        };
+        let (some, all) = (of(&[0, -1, -1]), of(&[0, 1, 2]));
+        assert!(some.0 > 0.0 && all.0 > 0.0 && some.1 == 1.0);
+        assert_eq!(of(&[-1, -1, -1]), (0.0, 0.0));
     }
 }

@@ -10,7 +10,7 @@ use super::{OptimizerShared, Together, Update, check_share};
 const EPSILON: f64 = 1e-8;
 
 /// `w ← w − lr·wd·w`, then `m ← β₁m + (1 − β₁)g`, `v ← β₂v + (1 − β₂)g²` and
-/// `w ← w − lr·(m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)` at step `t`, counted from 1. NoDecay tensors have no decay.
+/// `w ← w − lr·(m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)` at step `t`, counted from 1. Excluded tensors have no decay.
 /// β₁ is the momentum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::{OptimizerShared, Together, Update, check_positive};
 
 /// `v ← m·v + lr·trust·(g + wd·w)`, `w ← w − v`; trust is `η·‖w‖ / ‖g + wd·w‖`, and 1 if either norm is zero.
-/// NoDecay tensors have neither decay nor trust ratio.
+/// Excluded tensors have neither decay nor trust ratio.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lars {

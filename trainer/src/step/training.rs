@@ -232,7 +232,7 @@ impl Training {
                     // One that was given up ends with the run, at the next step.
                     && !stop.load(Ordering::Relaxed)
                 {
-                    // TorchError already if it can't be: what made the evaluation fail is what is to be known.
+                    // Said already if it can't be: what made the evaluation fail is what is to be known.
                     let _ = self.keep(saved, stream, checkpoints);
                     return Err(while_running(error, true));
                 }

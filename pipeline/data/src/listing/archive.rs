@@ -47,7 +47,7 @@ pub(super) fn found(path: &Path, labels: Option<&Path>) -> Result<Found, Listing
 /// A tar of tars, each of one class and named for it, as ILSVRC2012's training set comes.
 fn class_tars(archive: &Archive, entries: Vec<Entry>, mut left_out: LeftOut) -> Result<Found, ListingError> {
     let (tars, others): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| entry.name.ends_with(".tar"));
-    left_out.others = others.into_iter().map(|entry| entry.name.into()).collect();
+    left_out.others.extend(others.into_iter().map(|entry| PathBuf::from(entry.name)));
     let class_of = |entry: &Entry| {
         let name = entry.name.rsplit('/').next().expect("a name has a last part");
         name.trim_end_matches(".tar").to_owned()
@@ -84,7 +84,7 @@ fn images(
 ) -> Result<Found, ListingError> {
     let (mut images, others): (Vec<Entry>, Vec<Entry>) =
         entries.into_iter().partition(|entry| is_image(Path::new(&entry.name)));
-    left_out.others = others.into_iter().map(|entry| entry.name.into()).collect();
+    left_out.others.extend(others.into_iter().map(|entry| PathBuf::from(entry.name)));
     images.sort_by(|a, b| a.name.cmp(&b.name));
     let (classes, notes) = match labels {
         Some(path) => (Some(read_labels(path, &images)?), Vec::new()),
@@ -193,6 +193,10 @@ impl Archive {
         let last = |found: &[Entry]| found.last().map_or(String::new(), |entry| shown(&entry.name));
         while let Some(entry) = entries.next_entry().map_err(|error| wrong(&last(&found), error))? {
             if !entry.kind.is_file() {
+                // A link's image is elsewhere in the tar, or nowhere.
+                if matches!(entry.kind, tar::EntryType::Link | tar::EntryType::Symlink) {
+                    left_out.others.push(format!("{} (a link)", String::from_utf8_lossy(&entry.name)).into());
+                }
                 continue;
             }
             let sparse = entry.sparse;

@@ -72,14 +72,24 @@ fn number(name: &str) -> Option<u64> {
 /// The class of each image, by the folders that it lies in: the one folder in which the images differ, if all lie equally
 /// deep. `cat/1.jpg` and `train/cat/images/1.jpg` are of class `cat` among others of their kind; folders of years and
 /// months, and images beside folders, give no classes. The error says why there are none, the depth which folder it is.
-pub(crate) fn by_folders(folders: &[Vec<String>]) -> Result<(usize, Vec<String>), &'static str> {
+pub(crate) fn by_folders(folders: &[Vec<String>]) -> Result<(usize, Vec<String>), String> {
     let depth = folders.first().map_or(0, Vec::len);
     if folders.iter().any(|parts| parts.len() != depth) {
-        return Err("the images lie at different depths");
+        // The depth that most have, and one of those that differ.
+        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+        folders.iter().for_each(|parts| *counts.entry(parts.len()).or_default() += 1);
+        let usual = counts.iter().max_by_key(|(_, count)| **count).map_or(0, |(depth, _)| *depth);
+        let stray: Vec<&Vec<String>> = folders.iter().filter(|parts| parts.len() != usual).collect();
+        let place = stray.first().map_or(String::new(), |parts| parts.join("/"));
+        let place = if place.is_empty() { "beside the folders".into() } else { format!("in {place}") };
+        return Err(format!(
+            "the images lie at different depths; {} lie elsewhere than most, e.g. {place}",
+            stray.len()
+        ));
     }
     let differ = |&level: &usize| folders.iter().any(|parts| parts[level] != folders[0][level]);
     let level = match depth {
-        0 => return Err("the images lie side by side"),
+        0 => return Err("the images lie side by side".into()),
         // Even if there is one class alone.
         1 => 0,
         _ => {
@@ -87,7 +97,12 @@ pub(crate) fn by_folders(folders: &[Vec<String>]) -> Result<(usize, Vec<String>)
             match levels[..] {
                 [level] => level,
                 [] => depth - 1,
-                _ => return Err("the images lie in folders of folders"),
+                _ => {
+                    return Err(
+                        "the images lie in folders of folders; name one whose folders are classes to have labels"
+                            .into(),
+                    );
+                }
             }
         }
     };

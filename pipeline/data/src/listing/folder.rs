@@ -84,6 +84,11 @@ impl Walk {
         let mut names: Vec<_> = entries.into_iter().map(|entry| entry.file_name()).collect();
         names.sort();
         for name in names {
+            if name.to_str().is_none() {
+                self.notes.push(format!("{}: its name is not UTF-8, left out", folder.join(&name).display()));
+                self.left_out.others.push(folder.join(&name));
+                continue;
+            }
             if belongs_to_nobody(&name.to_string_lossy()) {
                 self.left_out.nobodys += 1;
                 continue;
@@ -99,7 +104,6 @@ impl Walk {
                 Ok(known) => self.file(path, at, &known)?,
                 Err(error) => {
                     self.notes.push(format!("{}: cannot be looked at, left out: {error}", path.display()));
-                    self.left_out.others.push(path);
                 }
             }
         }

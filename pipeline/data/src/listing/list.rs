@@ -1,5 +1,6 @@
 //! Text files that name images: a path on each line, and perhaps a class.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use icu_normalizer::{ComposingNormalizerBorrowed, DecomposingNormalizerBorrowed};
@@ -31,25 +32,50 @@ pub(super) fn found(path: &Path) -> Result<Found, ListingError> {
     let text = String::from_utf8(bytes).map_err(|_| input(path, "not UTF-8 text"))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let lines: Vec<(usize, &str)> =
-        text.lines().enumerate().map(|(i, line)| (i + 1, line.trim())).filter(|(_, line)| !line.is_empty()).collect();
+    let lines: Vec<(usize, &str)> = text
+        .lines()
+        .enumerate()
+        .map(|(i, line)| (i + 1, line.trim()))
+        .filter(|(_, line)| is_line(folder, line))
+        .collect();
     if lines.is_empty() {
         return Err(input(path, "lists no images; expected a path, and perhaps a class, on each line"));
     }
     let columns = columns(path, folder, &lines);
     let mut images = Vec::with_capacity(lines.len());
-    for (number, name, class) in rows(path, columns, &lines)? {
+    let mut notes = Vec::new();
+    let mut seen: BTreeMap<PathBuf, (usize, Option<String>)> = BTreeMap::new();
+    let mut twice = 0;
+    for (number, name, class) in rows(path, columns, &lines, &mut notes)? {
         let wrong = |why: String| input(path, format!("line {number}: {why}"));
         let name = name.trim();
         if !is_image(Path::new(name)) {
             return Err(wrong(format!("{name:?} is not an image; {}", expected_extensions())));
         }
         let file = file(folder, name).map_err(wrong)?;
-        let class = class.map(|class| class.trim().to_owned()).filter(|class| !class.is_empty());
+        // -1 is what the field writes for no class.
+        let class = class.map(|class| class.trim().to_owned()).filter(|class| !class.is_empty() && class != "-1");
+        match seen.get(&file) {
+            Some((first, known)) if *known != class => {
+                let told = |class: &Option<String>| class.clone().unwrap_or_else(|| "no class".into());
+                let (here, there) = (told(&class), told(known));
+                return Err(wrong(format!("{name} is of {here:?} here and of {there:?} on line {first}")));
+            }
+            Some(_) => twice += 1,
+            None => _ = seen.insert(file.clone(), (number, class.clone())),
+        }
         let by_class = class.is_some();
         images.push(Image { path: relative(name), class, by_class, bytes: Bytes::File(file) });
     }
-    Ok(Found { images, left_out: LeftOut::default(), notes: Vec::new(), origin: "a list" })
+    if twice > 0 {
+        notes.push(format!("{twice} lines name images that other lines name too; each counts"));
+    }
+    Ok(Found { images, left_out: LeftOut::default(), notes, origin: "a list" })
+}
+
+/// Whether a line is one of the list: blank ones and comments are not.
+fn is_line(folder: &Path, line: &str) -> bool {
+    !line.is_empty() && (!line.starts_with('#') || folder.join(line).is_file())
 }
 
 /// The path in a key, which starts at no root.
@@ -71,7 +97,7 @@ fn file(folder: &Path, name: &str) -> Result<PathBuf, String> {
     match found {
         Some((path, known)) if known.is_file() => Ok(path),
         Some((path, _)) => Err(format!("{}: not a regular file", path.display())),
-        None => Err(format!("{}: no such file", as_written.display())),
+        None => Err(format!("{}: no such file (paths start at the folder of the list)", as_written.display())),
     }
 }
 
@@ -98,9 +124,14 @@ fn columns(path: &Path, folder: &Path, lines: &[(usize, &str)]) -> Columns {
 }
 
 /// The rows of a list, without its header.
-fn rows(path: &Path, columns: Columns, lines: &[(usize, &str)]) -> Result<Vec<Row>, ListingError> {
+fn rows(
+    path: &Path,
+    columns: Columns,
+    lines: &[(usize, &str)],
+    notes: &mut Vec<String>,
+) -> Result<Vec<Row>, ListingError> {
     let wrong = |number: usize, why: String| input(path, format!("line {number}: {why}"));
-    let separated = |mark: u8| -> Result<Vec<Row>, ListingError> {
+    let mut separated = |mark: u8| -> Result<Vec<Row>, ListingError> {
         let mut rows = Vec::with_capacity(lines.len());
         let (mut path_at, mut class_at) = (0, 1);
         for (i, &(number, line)) in lines.iter().enumerate() {
@@ -117,7 +148,17 @@ fn rows(path: &Path, columns: Columns, lines: &[(usize, &str)]) -> Result<Vec<Ro
                     let why = format!("no column of paths: expected one of {}", PATH_COLUMNS.join(", "));
                     wrong(number, format!("{line:?} names no image, and {why}"))
                 })?;
-                class_at = at(&CLASS_COLUMNS).unwrap_or(usize::MAX);
+                // Of two columns the other one is the class, whatever it is called.
+                let other = (record.len() == 2).then_some(1 - path_at.min(1));
+                class_at = at(&CLASS_COLUMNS).or(other).unwrap_or(usize::MAX);
+                if class_at == usize::MAX && record.len() > 1 {
+                    let columns: Vec<&str> = record.iter().collect();
+                    notes.push(format!(
+                        "none of the columns {} is one of classes ({})",
+                        columns.join(", "),
+                        CLASS_COLUMNS.join(", ")
+                    ));
+                }
                 continue;
             }
             let name = field(path_at).ok_or_else(|| wrong(number, format!("no column {}", path_at + 1)))?;
@@ -132,9 +173,21 @@ fn rows(path: &Path, columns: Columns, lines: &[(usize, &str)]) -> Result<Vec<Ro
         Columns::Blank => lines
             .iter()
             .map(|&(number, line)| {
-                let split = line.rsplit_once(char::is_whitespace);
-                let (name, class) = split.ok_or_else(|| wrong(number, "expected a path and a class".into()))?;
-                Ok((number, name.to_owned(), Some(class.to_owned())))
+                if is_image(Path::new(line)) {
+                    return Ok((number, line.to_owned(), None));
+                }
+                match line.rsplit_once(char::is_whitespace) {
+                    Some((name, class)) if is_image(Path::new(name.trim())) => {
+                        Ok((number, name.trim().to_owned(), Some(class.to_owned())))
+                    }
+                    _ => Err(wrong(
+                        number,
+                        format!(
+                            "{line:?} is not an image, nor an image and a class behind a tab, comma or blank; {}",
+                            expected_extensions()
+                        ),
+                    )),
+                }
             })
             .collect(),
     }

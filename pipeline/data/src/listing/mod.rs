@@ -131,12 +131,23 @@ impl LeftOut {
         let nobodys = (self.nobodys > 0).then(|| format!("{} hidden or system files", self.nobodys));
         let others = self.others.first().map(|first| {
             let endings = IMAGE_EXTENSIONS.join(" .");
-            format!("{} files that are not images (.{endings}), e.g. {}", self.others.len(), first.display())
+            let is_photo = |path: &&PathBuf| UNREADABLE.contains(&extension(path).as_str());
+            let photos: Vec<&PathBuf> = self.others.iter().filter(is_photo).collect();
+            let photos = photos.first().map_or(String::new(), |first| {
+                let (count, first) = (photos.len(), first.display());
+                format!(
+                    "; {count} of them are photos in a format that is not decoded, e.g. {first}: convert them to JPEG"
+                )
+            });
+            format!("{} files that are not images (.{endings}), e.g. {}{photos}", self.others.len(), first.display())
         });
         let parts: Vec<String> = others.into_iter().chain(nobodys).collect();
         (!parts.is_empty()).then(|| format!("left out {}", parts.join(", and ")))
     }
 }
+
+/// Extensions of photographs that are not decoded here.
+const UNREADABLE: [&str; 10] = ["heic", "heif", "avif", "jxl", "jp2", "dng", "cr2", "cr3", "nef", "arw"];
 
 /// Why a source can't be listed.
 #[derive(Debug, thiserror::Error)]
@@ -259,7 +270,15 @@ impl Found {
     fn numbered(self, source: &Path, classes: Option<&[String]>) -> Result<Listing, ListingError> {
         let Self { images, left_out, mut notes, origin } = self;
         if images.is_empty() {
-            let seen = left_out.told().map_or(String::new(), |told| format!(" ({told})"));
+            let is_tar = |path: &PathBuf| path.to_string_lossy().to_lowercase().contains(".tar");
+            let hint = match left_out.others.iter().find(|path| is_tar(path)) {
+                Some(tar) => format!(
+                    "; shards are looked for directly in a folder: name {}",
+                    tar.with_file_name("*.tar").display()
+                ),
+                None => String::new(),
+            };
+            let seen = left_out.told().map_or(String::new(), |told| format!(" ({told}){hint}"));
             return Err(input(source, format!("contains no images{seen}; {}", expected_extensions())));
         }
         let seen = || images.iter().filter_map(|image| image.class.as_deref());
@@ -321,6 +340,11 @@ fn extension(path: &Path) -> String {
 pub fn is_image_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     is_image(path) && !simclr_ground::sample::belongs_to_nobody(&name)
+}
+
+/// Whether a name ends as those of images do.
+pub fn has_image_extension(path: &Path) -> bool {
+    is_image(path)
 }
 
 fn is_image(path: &Path) -> bool {

@@ -526,6 +526,9 @@ fn failure(server: &Server, error: &object_store::Error) -> Failure {
     if ["400", "401", "403"].iter().any(refuses) && !text.contains("RequestTimeout") {
         return Failure::Final(FetchError::Denied(text));
     }
+    if ["405", "501"].iter().any(refuses) {
+        return Failure::Final(FetchError::Setup(format!("the server cannot do this: {text}")));
+    }
     match is_nobody(error, &text) {
         true => Failure::Nobody { detail: text },
         false => Failure::Passing { reason: "connection", detail: text, pause: None },
@@ -585,6 +588,8 @@ impl HttpService for Listener {
         let status = response.status();
         let answer = match status.as_u16() {
             200 if ranged => Answer::WholeOnly,
+            // What a server does not know how to do it will not know later.
+            501 | 505 => return Ok(response),
             429 | 500..=599 => {
                 let header = response.headers().get(http::header::RETRY_AFTER);
                 let seconds = header.and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());

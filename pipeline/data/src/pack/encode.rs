@@ -5,7 +5,7 @@ use simclr_image::damage::{Damage, DamageReason};
 use simclr_image::decode::{Orientation, RgbImage, decode, orientation};
 
 /// Images of more pixels than this are not decoded for packing.
-const MAX_PIXELS: u64 = 200_000_000;
+const MAX_PIXELS: u64 = 400_000_000;
 
 /// How images are encoded anew.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -20,6 +20,17 @@ pub enum StoreError {
         /// Whether other input would help: a file that is not there is the user's, a disk or a server that fails is not.
         class: ErrorClass,
     },
+    /// An image file is not the one that was scanned.
+    #[error(
+        "{path} is not what was scanned ({what}); put the file back, or start anew with the data set as it is now (after \
+         `touch`, if its time did not change)"
+    )]
+    ChangedFile {
+        /// The file.
+        path: String,
+        /// What was found and what was expected.
+        what: String,
+    },
     /// The shard is not the one that the manifest describes.
     #[error("shard {place} does not match the manifest ({what}); run `manifest verify`")]
     Changed {
@@ -64,9 +75,11 @@ impl Classify for StoreError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Io { class, .. } => *class,
-            Self::Changed { .. } | Self::Memory { .. } | Self::NoMemory { .. } | Self::Cache { .. } => {
-                ErrorClass::Input
-            }
+            Self::Changed { .. }
+            | Self::ChangedFile { .. }
+            | Self::Memory { .. }
+            | Self::NoMemory { .. }
+            | Self::Cache { .. } => ErrorClass::Input,
         }
     }
 }

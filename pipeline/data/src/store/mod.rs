@@ -347,7 +347,10 @@ impl Store {
     fn read_loose(&self, sample: SampleRef, memory: &mut Vec<u8>) -> Result<(), StoreError> {
         let path = self.loose_file(sample);
         let size = self.manifest.shards[sample.shard as usize].sizes[sample.index as usize];
-        let file = open_checked(&path, size.into())?;
+        let file = open_checked(&path, size.into()).map_err(|error| match error {
+            StoreError::Changed { place, what } => StoreError::ChangedFile { path: place, what },
+            other => other,
+        })?;
         memory.resize(size as usize, 0);
         let io = |error| StoreError::io(path.display(), &error);
         file.read_exact_at(memory, 0).map_err(io)
@@ -480,6 +483,13 @@ impl Store {
         let check = Check::of(bytes);
         if check == shard.checks[i] {
             return Ok(());
+        }
+        if shard.loose {
+            let (path, wanted) = (self.loose_file(sample).display().to_string(), shard.checks[i]);
+            return Err(StoreError::ChangedFile {
+                path,
+                what: format!("its content has XXH3 {check}, expected {wanted}"),
+            });
         }
         let (entry, offset, wanted) = (&shard.entries[i], shard.offsets[i], shard.checks[i]);
         let what = format!("the content of {entry} (byte {offset}) has XXH3 {check}, expected {wanted}");

@@ -23,7 +23,7 @@ pub struct AutoAugment {
 enum Operation {
     AutoContrast,
     Color,
-    LossOutput,
+    Contrast,
     Equalize,
     Invert,
     Posterize,
@@ -54,7 +54,7 @@ const IMAGENET: [[Choice; 2]; 25] = [
     [(Rotate, 0.4, 9), (Equalize, 0.6, 0)],
     [(Equalize, 0.0, 0), (Equalize, 0.8, 0)],
     [(Invert, 0.6, 0), (Equalize, 1.0, 0)],
-    [(Color, 0.6, 4), (LossOutput, 1.0, 8)],
+    [(Color, 0.6, 4), (Contrast, 1.0, 8)],
     [(Rotate, 0.8, 8), (Color, 1.0, 2)],
     [(Color, 0.8, 8), (Solarize, 0.8, 7)],
     [(Sharpness, 0.4, 7), (Invert, 0.6, 0)],
@@ -63,7 +63,7 @@ const IMAGENET: [[Choice; 2]; 25] = [
     [(Equalize, 0.4, 0), (Solarize, 0.2, 4)],
     [(Solarize, 0.6, 5), (AutoContrast, 0.6, 0)],
     [(Invert, 0.6, 0), (Equalize, 1.0, 0)],
-    [(Color, 0.6, 4), (LossOutput, 1.0, 8)],
+    [(Color, 0.6, 4), (Contrast, 1.0, 8)],
     [(Equalize, 0.8, 0), (Equalize, 0.6, 0)],
 ];
 
@@ -97,7 +97,7 @@ impl Operation {
         let share = f64::from(strength) / 9.0;
         match self {
             AutoContrast | Equalize | Invert => 0.0,
-            Color | LossOutput | Sharpness => sign * 0.9 * share,
+            Color | Contrast | Sharpness => sign * 0.9 * share,
             Posterize => 8.0 - (4.0 * share).round(),
             Rotate => sign * 30.0 * share,
             ShearX => sign * 0.3 * share,
@@ -112,7 +112,7 @@ impl Operation {
         match self {
             AutoContrast => Step::filter(Levels::AutoContrast),
             Color => Step::Colors(vec![Change::Saturation(factor)]),
-            LossOutput => Step::Colors(vec![Change::LossOutput(factor)]),
+            Contrast => Step::Colors(vec![Change::Contrast(factor)]),
             Equalize => Step::filter(Levels::Equalize),
             Invert => Step::Colors(vec![Change::Invert]),
             Posterize => Step::Colors(vec![Change::Posterize(amount as u32)]),

@@ -17,7 +17,7 @@ pub struct ColorJitter {
     pub strength: f64,
     /// Brightness changes by a factor in [1 − b, 1 + b], not below 0; 0.8 in the paper.
     pub brightness: f64,
-    /// LossOutput likewise; 0.8 in the paper.
+    /// Contrast likewise; 0.8 in the paper.
     pub contrast: f64,
     /// Saturation likewise; 0.8 in the paper.
     pub saturation: f64,
@@ -86,7 +86,7 @@ impl ColorJitter {
                 BrightnessRule::Multiply => factor(draws, self.brightness).map(Change::Brightness),
                 BrightnessRule::Add => shift(draws, self.brightness).map(Change::AddBrightness),
             },
-            1 => factor(draws, self.contrast).map(Change::LossOutput),
+            1 => factor(draws, self.contrast).map(Change::Contrast),
             2 => factor(draws, self.saturation).map(Change::Saturation),
             _ => shift(draws, self.hue).map(Change::Hue),
         });

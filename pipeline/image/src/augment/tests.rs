@@ -42,7 +42,7 @@ fn apply(mode: Mode, op: &str, params: &Value) -> Vec<u8> {
     match op {
         "adjust_brightness" => change(Change::Brightness(number("factor") as f32)),
         "add_brightness" => change(Change::AddBrightness(number("delta") as f32)),
-        "adjust_contrast" => change(Change::LossOutput(number("factor") as f32)),
+        "adjust_contrast" => change(Change::Contrast(number("factor") as f32)),
         "adjust_saturation" => change(Change::Saturation(number("factor") as f32)),
         "adjust_hue" => change(Change::Hue(number("delta") as f32)),
         "rgb_to_grayscale" => change(Change::Gray),
@@ -89,7 +89,7 @@ fn blur_and_jitter_keep_what_they_should() {
         assert_eq!(inner, 77, "blur keeps a flat image flat");
         for change in [
             Change::Brightness(1.0),
-            Change::LossOutput(1.0),
+            Change::Contrast(1.0),
             Change::Saturation(1.0),
             Change::Hue(0.0),
             Change::Hue(1.0),

@@ -3,18 +3,29 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use icu_normalizer::ComposingNormalizerBorrowed;
 use simclr_data::manifest::Manifest;
 use simclr_ground::error::{Error, Result};
 
 /// How many classes a message lists.
 const SHOWN: usize = 5;
 
-/// Numbers the classes of the test set as those of the training set. Without names on both sides their numbers must do.
+/// Numbers the classes of the test set as those of the training set. Where neither has names their numbers must do.
 ///
 /// # Errors
-/// If the test set has a class that the training set does not have.
+/// If the test set has a class that the training set does not have, or one set alone has names.
 pub fn match_by_name((train_path, train): (&Path, &Manifest), (test_path, test): (&Path, &mut Manifest)) -> Result<()> {
     let (known, found) = (train.num_classes(), test.num_classes());
+    if train.classes.is_empty() != test.classes.is_empty() && known > 0 && found > 0 {
+        let (with, without) = if train.classes.is_empty() { (test_path, train_path) } else { (train_path, test_path) };
+        return Err(Error::input(format!(
+            "the classes of {} have names, those of {} are numbers alone, and which is which nobody knows; name them: a \
+             classes.txt beside the shards, one name on each line in the order of the numbers, or pack both sets from folders or \
+             lists with names",
+            with.display(),
+            without.display()
+        )));
+    }
     if train.classes.is_empty() || test.classes.is_empty() {
         if found > known && known > 0 {
             return Err(Error::input(format!(
@@ -35,8 +46,10 @@ pub fn match_by_name((train_path, train): (&Path, &Manifest), (test_path, test):
     if train.classes == test.classes {
         return Ok(());
     }
-    let numbers: BTreeMap<&str, u32> = train.classes.iter().zip(0..).map(|(name, i)| (name.as_str(), i)).collect();
-    let map: Vec<Option<u32>> = test.classes.iter().map(|name| numbers.get(name.as_str()).copied()).collect();
+    // As one system composes letters, or as another does.
+    let plain = |name: &String| ComposingNormalizerBorrowed::new_nfc().normalize(name).into_owned();
+    let numbers: BTreeMap<String, u32> = train.classes.iter().map(plain).zip(0..).collect();
+    let map: Vec<Option<u32>> = test.classes.iter().map(|name| numbers.get(&plain(name)).copied()).collect();
     let mut unknown: Vec<&str> = Vec::new();
     for label in test.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten().flatten() {
         if let Some(None) = map.get(*label as usize) {
@@ -49,7 +62,7 @@ pub fn match_by_name((train_path, train): (&Path, &Manifest), (test_path, test):
     if !unknown.is_empty() {
         let more = if unknown.len() > SHOWN { ", …" } else { "" };
         return Err(Error::input(format!(
-            "{}: {} of its classes are not in {} ({}{more}); classes are matched by name, so pack both sets with the same class names",
+            "{}: {} of its classes are not in {} ({}{more}); classes are matched by name",
             test_path.display(),
             unknown.len(),
             train_path.display(),

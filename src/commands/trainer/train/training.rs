@@ -70,7 +70,7 @@ pub fn train(
     runtime: &tokio::runtime::Handle,
     output: Output,
 ) -> Result<Outcome> {
-    let mut opened = Opened::new(config, folder, resume, rendezvous, output)?;
+    let mut opened = Opened::new(config, folder, resume, (rendezvous, runtime), output)?;
     let mut batches = opened.batches(runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
     let lines = if opened.world.leads() { Some(opened.start(folder)?) } else { None };
@@ -119,7 +119,7 @@ impl Opened {
         config: &Config,
         folder: &RunFolder,
         resume: bool,
-        rendezvous: Option<&Rc<Rendezvous>>,
+        (rendezvous, runtime): (Option<&Rc<Rendezvous>>, &tokio::runtime::Handle),
         output: Output,
     ) -> Result<Self> {
         let place = rendezvous.map(|rendezvous| rendezvous.place());
@@ -150,6 +150,11 @@ impl Opened {
         let mut training = new_training(&config, &stream, device, world.clone())?;
         if config.eval.every > 0 && config.eval.test.as_os_str().is_empty() {
             return Err(Error::input("eval.every requires eval.test: the manifest of a labeled test set"));
+        }
+        if config.eval.every > 0 {
+            // What keeps it from being evaluated is better known now than after an epoch.
+            let (train, test) = evaluated(&config);
+            ManifestData::open(&config, train, test, runtime, QUIET)?;
         }
         let lock = if world.leads() { Some(folder.lock()?) } else { None };
         if resume && world.leads() {
@@ -392,6 +397,15 @@ fn check_plan(path: &Path, recorded: &str, stream: &StreamSummary) -> Result<()>
     )))
 }
 
+/// Training shows its progress already.
+const QUIET: Output = Output { json: false, quiet: true };
+
+/// The sets that `[eval]` names: those who vote, and those who are asked.
+fn evaluated(config: &Config) -> (&Path, &Path) {
+    let eval = &config.eval;
+    (if eval.train.as_os_str().is_empty() { &config.data.manifest } else { &eval.train }, &eval.test)
+}
+
 /// The accuracy of nearest neighbors among the sets that `[eval]` names; noted in the run's folder.
 fn evaluate_neighbours(
     config: &Config,
@@ -400,19 +414,16 @@ fn evaluate_neighbours(
     device: Device,
     (runtime, stop): (&tokio::runtime::Handle, &Stop),
 ) -> Result<f64> {
-    let eval = &config.eval;
-    let train = if eval.train.as_os_str().is_empty() { &config.data.manifest } else { &eval.train };
-    // Training shows its progress already.
-    let output = Output { json: false, quiet: true };
+    let (train, test) = evaluated(config);
     let represent = |views: &Tensor| normalized_halves(&model.represent(views, 0));
-    let data = ManifestData::open(config, train, &eval.test, runtime, output)?.until(stop);
+    let data = ManifestData::open(config, train, test, runtime, QUIET)?.until(stop);
     let encode = |set, what| encode(&represent, &data, &StreamRequest::centers(set, config.seed), device, what);
     let (voters, asked) = (encode(SetRole::Train, "train set")?, encode(SetRole::Test, "test set")?);
-    let result = knn(&voters, &asked, &eval.knn)?.measure()?;
+    let result = knn(&voters, &asked, &config.eval.knn)?.measure()?;
     metrics::gauge!("simclr_trainer_knn_accuracy_ratio").set(result.top1);
     folder.add_evaluation(&json!({
-        "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": i64::from(eval.knn.k).min(voters.labels.size()[0]),
-        "temperature": eval.knn.temperature, "train": train, "test": eval.test,
+        "evaluation": "knn", "step": step, "top1": result.top1, "top5": result.top5, "k": i64::from(config.eval.knn.k).min(voters.labels.size()[0]),
+        "temperature": config.eval.knn.temperature, "train": train, "test": test,
         "train_images": voters.labels.size()[0], "test_images": asked.labels.size()[0],
     }))?;
     Ok(result.top1)

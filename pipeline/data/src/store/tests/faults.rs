@@ -127,7 +127,7 @@ fn a_shard_deleted_in_mid_epoch_stops_the_run_and_is_named() {
     };
     let error = world.digest_with(&in_memory(0), &mut delete).unwrap_err().to_string();
     assert!(error.contains("shard-000002.tar") && error.contains("no such object"), "{error}");
-    // ResidentShard in the cache before, it is not missed.
+    // Held in the cache before, it is not missed.
     let (world, cache) = (World::new(|_| Action::Pass), tempfile::tempdir().unwrap());
     let wanted = quiet_digest(&world.set);
     // The stream does not wait for shards that it can read in another way.

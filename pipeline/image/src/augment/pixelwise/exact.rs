@@ -80,7 +80,7 @@ fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Opt
     match change {
         Change::Brightness(factor) => each(tile, |x| store(x * factor)),
         Change::AddBrightness(share) => each(tile, |x| store(x + share * 255.0)),
-        Change::LossOutput(factor) => {
+        Change::Contrast(factor) => {
             let mean = mean.expect("summed up in the pass before");
             for (plane, mean) in tile.iter_mut().zip(mean) {
                 for value in plane.iter_mut() {

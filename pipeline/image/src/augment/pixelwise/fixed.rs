@@ -15,7 +15,7 @@ const TOP: i16 = 255 << BITS;
 pub(super) fn makes(change: &Change) -> bool {
     match *change {
         // Factors have 14 bits behind the point.
-        Change::Brightness(x) | Change::LossOutput(x) | Change::Saturation(x) => (0.0..1.99).contains(&x),
+        Change::Brightness(x) | Change::Contrast(x) | Change::Saturation(x) => (0.0..1.99).contains(&x),
         Change::AddBrightness(x) | Change::Hue(x) => (-1.0..=1.0).contains(&x),
         Change::Solarize(x) => (0.0..=256.0).contains(&x),
         Change::Gray | Change::Posterize(_) | Change::Invert => true,
@@ -113,7 +113,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
                 |x| cut(x.add(more)),
             );
         }
-        Change::LossOutput(x) => {
+        Change::Contrast(x) => {
             let factor = L::splat(factor(x));
             for (plane, mean) in tile.iter_mut().zip(mean.expect("summed up in the pass before")) {
                 let mean = L::splat(mean);

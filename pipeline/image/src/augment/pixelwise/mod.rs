@@ -1,6 +1,6 @@
 //! Changes of each pixel's color alone, several in one pass.
 //!
-//! A pass goes over the view in tiles that stay in the first-level cache, and makes all changes on each. LossOutput needs
+//! A pass goes over the view in tiles that stay in the first-level cache, and makes all changes on each. Contrast needs
 //! the mean of what the changes before it made, so a pass ends there, having summed it up. [`exact`] works in f32, as
 //! the reference libraries do; [`fixed`], twice as fast and more, in whole numbers of 1/32, where results may differ
 //! from theirs by one of 255.
@@ -22,7 +22,7 @@ pub enum Change {
     /// Add this share of full brightness to all pixels.
     AddBrightness(f32),
     /// Move pixels from, or towards, their mean.
-    LossOutput(f32),
+    Contrast(f32),
     /// Move pixels from, or towards, their gray.
     Saturation(f32),
     /// Turn the hue by this share of the circle.
@@ -42,7 +42,7 @@ impl std::fmt::Display for Change {
         match self {
             Change::Brightness(x) => write!(f, "b×{x:.2}"),
             Change::AddBrightness(x) => write!(f, "b{x:+.2}"),
-            Change::LossOutput(x) => write!(f, "c×{x:.2}"),
+            Change::Contrast(x) => write!(f, "c×{x:.2}"),
             Change::Saturation(x) => write!(f, "s×{x:.2}"),
             Change::Hue(x) => write!(f, "h{x:+.2}"),
             Change::Gray => write!(f, "gray"),
@@ -84,7 +84,7 @@ pub(super) fn apply(mode: Mode, changes: &[Change], view: &mut View, kept: &mut 
 /// been made, the first is the contrast that it was made for.
 fn pass(changes: &[Change], summed: bool) -> (&[Change], &[Change]) {
     let begin = usize::from(summed);
-    let is_contrast = |change: &Change| matches!(change, Change::LossOutput(_));
+    let is_contrast = |change: &Change| matches!(change, Change::Contrast(_));
     changes.split_at(changes.iter().skip(begin).position(is_contrast).map_or(changes.len(), |i| i + begin))
 }
 
@@ -106,7 +106,7 @@ mod tests {
             let mut factor = || draws.uniform(0.2, 1.8) as f32;
             let mut changes = vec![
                 Change::Brightness(factor()),
-                Change::LossOutput(factor()),
+                Change::Contrast(factor()),
                 Change::Saturation(factor()),
                 Change::Hue((factor() - 1.0) / 4.0),
             ];

@@ -71,7 +71,17 @@ impl Entropy {
         let known = known.filter(|known| header.restart_interval == 0 && known.fits(rows));
         let (mut first, mut end, mut bit, mut predictions) = (0, rows, 0, [0i32; 3]);
         match known {
-            None => self.prepare(header, usize::MAX)?,
+            None => {
+                self.prepare(header, usize::MAX)?;
+                // A file that claims more blocks than its bytes can hold is not gone through to find that out: a block takes
+                // a code for its average and one for its end.
+                let units = u64::from(columns) * u64::from(rows);
+                let per_unit: u32 =
+                    header.components.iter().map(|component| component.sampling).map(|(h, v)| h * v).sum();
+                if units * u64::from(per_unit) * 2 > 8 * self.data.len() as u64 {
+                    return Err(Unknown);
+                }
+            }
             Some(known) => {
                 let (row, start) = known.before(needed_rows.start.min(rows - 1));
                 (first, end) = (row, needed_rows.end.min(rows));
