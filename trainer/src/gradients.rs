@@ -21,7 +21,7 @@ impl Gradients {
     /// # Errors
     /// If libtorch fails, as when the device's memory is full.
     pub fn of(loss: &Tensor, parameters: &Parameters) -> Result<Self, TrainError> {
-        let weights: Vec<&Tensor> = parameters.learning().map(|p| &p.tensor).collect();
+        let weights: Vec<&Tensor> = parameters.trainable().map(|p| &p.tensor).collect();
         Ok(Self(Tensor::f_run_backward(&[loss], &weights, false, false)?))
     }
 
@@ -46,7 +46,7 @@ impl Gradients {
     /// If libtorch fails.
     pub fn norm(&self, parameters: &Parameters) -> Result<Tensor, TrainError> {
         let of_model =
-            parameters.learning().zip(&self.0).filter(|(p, g)| g.defined() && !p.name.starts_with(probe::PREFIX));
+            parameters.trainable().zip(&self.0).filter(|(p, g)| g.defined() && !p.name.starts_with(probe::PREFIX));
         let all: List<'_> = of_model.map(|(_, gradient)| gradient).collect();
         Ok(all.norms().map_err(of_torch)?.norm().to_kind(Kind::Float))
     }
@@ -99,7 +99,7 @@ impl<'a> Backward<'a> {
         if self.reducer.is_none() {
             return sum;
         }
-        Gradients(self.parameters.learning().map(|parameter| parameter.tensor.grad()).collect())
+        Gradients(self.parameters.trainable().map(|parameter| parameter.tensor.grad()).collect())
     }
 }
 

@@ -45,7 +45,7 @@
 //! while let Some(batch) = loader.next_batch()? {
 //!     assert_eq!((batch.num_images, batch.pixels().len()), (8, 8 * 2 * 16 * 16 * 3));
 //! }
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # Ok::<(), simclr_ground::error::Error>(())
 //! ```
 
 pub mod metrics;

@@ -85,7 +85,7 @@ impl<S: Slab> Loader<S> {
             source: source.clone(),
             options,
             slabs: slab_receiver,
-            home: slab_sender.clone(),
+            recycle: slab_sender.clone(),
             batches: batch_sender,
             work: work_sender,
         };
@@ -141,7 +141,7 @@ struct Feeder<S: Slab> {
     source: Arc<Source>,
     options: LoaderOptions,
     slabs: Receiver<S>,
-    home: Sender<S>,
+    recycle: Sender<S>,
     batches: Sender<Promise<S>>,
     work: Sender<Work<S>>,
 }
@@ -255,7 +255,7 @@ impl<S: Slab> Parts<'_, S> {
             &samples,
             (slab, PixelOrder::Views),
             done,
-            self.feeder.home.clone(),
+            self.feeder.recycle.clone(),
         ));
         Some(())
     }

@@ -42,14 +42,14 @@ pub fn start<S: Slab>(
 }
 
 /// Lays out batch `number`, which holds `samples`, in the slab, in the order that is asked for. The finished batch goes
-/// to `done`, its slab in the end to `home`.
+/// to `done`, its slab in the end to `recycle`.
 pub fn begin<S: Slab>(
     source: &Source,
     number: u64,
     samples: &[SampleRef],
     (slab, order): (S, PixelOrder),
     done: Sender<Result<Batch<S>, LoadError>>,
-    home: Sender<S>,
+    recycle: Sender<S>,
 ) -> impl Iterator<Item = NextPart<S>> + use<S> {
     let plan = &source.plan;
     let layout = Layout { order, ..plan.layout(samples.len()) };
@@ -64,7 +64,7 @@ pub fn begin<S: Slab>(
         replaced: Vec::new(),
         waited_there: None,
     };
-    let making = Arc::new(PendingBatch::new(filled, done, home, &source.metrics));
+    let making = Arc::new(PendingBatch::new(filled, done, recycle, &source.metrics));
     let samples = samples.to_vec();
     split(slab, layout, PART_IMAGES).into_iter().map(move |part| {
         let samples = samples[part.images.clone()].to_vec();
@@ -105,20 +105,20 @@ pub struct PendingBatch<S: Slab> {
     epoch: u64,
     filled: Mutex<Option<Filled>>,
     done: Sender<Result<Batch<S>, LoadError>>,
-    home: Sender<S>,
+    recycle: Sender<S>,
     metrics: PipelineMetrics,
 }
 
 impl<S: Slab> PendingBatch<S> {
-    /// A batch that goes to `done` when it is finished, and its slab in the end to `home`.
+    /// A batch that goes to `done` when it is finished, and its slab in the end to `recycle`.
     pub fn new(
         filled: Filled,
         done: Sender<Result<Batch<S>, LoadError>>,
-        home: Sender<S>,
+        recycle: Sender<S>,
         metrics: &PipelineMetrics,
     ) -> Self {
         let metrics = metrics.clone();
-        Self { epoch: filled.position.epoch, filled: Mutex::new(Some(filled)), done, home, metrics }
+        Self { epoch: filled.position.epoch, filled: Mutex::new(Some(filled)), done, recycle, metrics }
     }
 
     /// Changes what is known of the batch beside its pixels.
@@ -130,7 +130,7 @@ impl<S: Slab> PendingBatch<S> {
     /// Says that all pixels are in the slab: the last part was filled, so nobody else holds what is known of the batch.
     pub fn finish(&self, slab: S) {
         let filled = self.filled.lock().expect("no panic while held").take().expect("taken once");
-        let _ = self.done.try_send(Ok(Batch::new(filled, slab, self.home.clone(), self.metrics.ready())));
+        let _ = self.done.try_send(Ok(Batch::new(filled, slab, self.recycle.clone(), self.metrics.ready())));
     }
 
     /// Gives the batch up.

@@ -64,7 +64,7 @@ pub struct Batch<S: Slab> {
     /// How the views lie in the slab.
     pub layout: Layout,
     slab: Option<S>,
-    home: async_channel::Sender<S>,
+    recycle: async_channel::Sender<S>,
     /// Counts the batch as made and not yet taken; dropped when it is taken.
     ready: Option<ReadyGuard>,
 }
@@ -143,8 +143,8 @@ impl Layout {
 }
 
 impl<S: Slab> Batch<S> {
-    /// A batch in `slab`, which goes to `home` when the batch is dropped.
-    pub fn new(filled: Filled, slab: S, home: async_channel::Sender<S>, ready: ReadyGuard) -> Self {
+    /// A batch in `slab`, which goes to `recycle` when the batch is dropped.
+    pub fn new(filled: Filled, slab: S, recycle: async_channel::Sender<S>, ready: ReadyGuard) -> Self {
         let Filled { position, layout, labels, sample_ids, replaced, waited_there } = filled;
         let num_images = layout.images;
         Self {
@@ -156,7 +156,7 @@ impl<S: Slab> Batch<S> {
             waited_there,
             layout,
             slab: Some(slab),
-            home,
+            recycle,
             ready: Some(ready),
         }
     }
@@ -208,7 +208,7 @@ impl<S: Slab> Drop for Batch<S> {
     fn drop(&mut self) {
         if let Some(slab) = self.slab.take() {
             // The loader may be gone; its slabs then are too.
-            let _ = self.home.try_send(slab);
+            let _ = self.recycle.try_send(slab);
         }
     }
 }

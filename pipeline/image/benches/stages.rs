@@ -4,7 +4,7 @@
 //! a file of yours.
 
 use divan::Bencher;
-use simclr_image::augment::{Augmenter, BlurStep, Change, CropStep, Image, Interpolation, Mode, Step};
+use simclr_image::augment::{Augmenter, BlurStep, ColorOp, CropStep, Image, Interpolation, Mode, Step};
 use simclr_image::decode::jpeg::{Decoder, Jpeg, Planes, Region};
 
 fn main() {
@@ -72,8 +72,8 @@ fn view(bencher: Bencher, what: &str) {
     let mode = if std::env::var_os("BENCH_TORCHVISION").is_some() { Mode::Torchvision } else { Mode::Paper };
     let interpolation = if what == "crop bilinear" { Interpolation::Bilinear } else { Interpolation::Bicubic };
     let crop = CropStep { left: 90, top: 40, width: 320, height: 280, interpolation };
-    let jitter = |changes: &[Change]| Step::Colors(changes.to_vec());
-    let all = [Change::Brightness(1.3), Change::Contrast(0.6), Change::Saturation(1.4), Change::Hue(0.1)];
+    let jitter = |changes: &[ColorOp]| Step::Colors(changes.to_vec());
+    let all = [ColorOp::Brightness(1.3), ColorOp::Contrast(0.6), ColorOp::Saturation(1.4), ColorOp::Hue(0.1)];
     let mut steps = vec![Step::Crop(crop)];
     steps.extend(match what {
         "brightness" => Some(jitter(&all[..1])),
@@ -81,7 +81,7 @@ fn view(bencher: Bencher, what: &str) {
         "saturation" => Some(jitter(&all[2..3])),
         "hue" => Some(jitter(&all[3..])),
         "all four" => Some(jitter(&all)),
-        "gray" => Some(Step::Colors(vec![Change::Gray])),
+        "gray" => Some(Step::Colors(vec![ColorOp::Gray])),
         "blur 0.5" => Some(Step::filter(BlurStep { sigma: 0.5, radius: 11 })),
         "blur 2" => Some(Step::filter(BlurStep { sigma: 2.0, radius: 11 })),
         _ => None,

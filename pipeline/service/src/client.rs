@@ -88,7 +88,8 @@ impl<S: Slab> Feed<S> {
             tasks.spawn_on(receiver.run(wanted), runtime);
         }
         let (batch_sender, promised) = bounded(num_slabs + 1);
-        let asking = Asking { source: source.clone(), share, slabs: slab_receiver, home: slab_sender.clone(), shares };
+        let asking =
+            Requesting { source: source.clone(), share, slabs: slab_receiver, recycle: slab_sender.clone(), shares };
         tasks.spawn_on(asking.run(batches, batch_sender), runtime);
         Ok(Self { promises: Promises::new(promised, source, runtime), slabs: slab_sender, nodes: all, _tasks: tasks })
     }
@@ -124,22 +125,22 @@ fn parts(lanes: u32, nodes: u32) -> u32 {
 }
 
 /// Lays out batches in free slabs and asks for their shares.
-struct Asking<S: Slab> {
+struct Requesting<S: Slab> {
     source: Arc<Source>,
     share: Share,
     slabs: Receiver<S>,
-    home: Sender<S>,
-    shares: Vec<Sender<Wanted<S>>>,
+    recycle: Sender<S>,
+    shares: Vec<Sender<ShareRequest<S>>>,
 }
 
 /// A requested share of a batch, and the places that it fills.
-struct Wanted<S: Slab> {
+struct ShareRequest<S: Slab> {
     number: u64,
     part: Part<S>,
     batch: Arc<PendingBatch<S>>,
 }
 
-impl<S: Slab> Asking<S> {
+impl<S: Slab> Requesting<S> {
     async fn run(self, (from, to): (u64, Option<u64>), promises: Sender<Promise<S>>) {
         let plan = &self.source.plan;
         let images = (plan.config.batch.size / self.share.world) as usize;
@@ -155,13 +156,13 @@ impl<S: Slab> Asking<S> {
                 replaced: Vec::new(),
                 waited_there: None,
             };
-            let batch = Arc::new(PendingBatch::new(filled, done, self.home.clone(), &self.source.metrics));
+            let batch = Arc::new(PendingBatch::new(filled, done, self.recycle.clone(), &self.source.metrics));
             if promises.send(Promise::Batch(number, promise)).await.is_err() {
                 return;
             }
             let parts = split(slab, layout, images / self.shares.len());
             for (share, part) in self.shares.iter().zip(parts) {
-                if share.send(Wanted { number, part, batch: batch.clone() }).await.is_err() {
+                if share.send(ShareRequest { number, part, batch: batch.clone() }).await.is_err() {
                     return;
                 }
             }
@@ -198,9 +199,9 @@ enum Failure {
 }
 
 impl Receiving {
-    async fn run<S: Slab>(self, wanted: Receiver<Wanted<S>>) {
+    async fn run<S: Slab>(self, wanted: Receiver<ShareRequest<S>>) {
         let mut open = None;
-        while let Ok(Wanted { number, mut part, batch }) = wanted.recv().await {
+        while let Ok(ShareRequest { number, mut part, batch }) = wanted.recv().await {
             match self.receive(number, &mut open, &mut part, &batch).await {
                 Ok(()) => {
                     if let Some(slab) = part.finish() {

@@ -159,10 +159,10 @@ impl Producer {
             Arc::new(LoadError::from(InvalidValue::new("batch.size", self.source.plan.config.batch.size, wanted)))
         })?;
         let (done, made) = bounded(1);
-        // Slabs go home by themselves.
-        let (home, _) = bounded(1);
+        // Slabs go recycle by themselves.
+        let (recycle, _) = bounded(1);
         {
-            let parts = workers::begin(&self.source, number, &samples, (slab, PixelOrder::Images), done, home);
+            let parts = workers::begin(&self.source, number, &samples, (slab, PixelOrder::Images), done, recycle);
             let read = |next: workers::NextPart<PooledSlab>| async {
                 let located = self.source.store.locate(&next.samples).await;
                 (next, located)

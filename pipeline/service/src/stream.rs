@@ -25,7 +25,7 @@ use crate::ticket::Ticket;
 use crate::wire::{self, MessageInfo};
 
 /// A share of a batch that is coming, and the place that it takes among those made ahead.
-struct Coming {
+struct UpcomingBatch {
     number: u64,
     making: PendingBatch,
     shared: bool,
@@ -59,7 +59,7 @@ impl AsRef<[u8]> for Pixels {
 struct State {
     service: Arc<Service>,
     share: Share,
-    coming: Receiver<Coming>,
+    coming: Receiver<UpcomingBatch>,
     sending: Option<Sending>,
     opened: bool,
     draining: watch::Receiver<bool>,
@@ -123,7 +123,7 @@ pub(super) fn open(
 }
 
 /// Asks the maker for the ticket's batches in order, as long as there is a place for one more.
-async fn ask(service: Arc<Service>, ticket: Ticket, places: Arc<Semaphore>, coming: Sender<Coming>) {
+async fn ask(service: Arc<Service>, ticket: Ticket, places: Arc<Semaphore>, coming: Sender<UpcomingBatch>) {
     let plan = &service.maker.source.plan;
     let mut batches = Batches::new(plan, ticket.share());
     let mut around = Default::default();
@@ -137,7 +137,7 @@ async fn ask(service: Arc<Service>, ticket: Ticket, places: Arc<Semaphore>, comi
         let samples = batches.samples(number);
         let (fed, all_fed) = oneshot::channel();
         let (making, shared) = service.maker.make(ticket.share(), number, samples.clone(), fed);
-        if coming.send(Coming { number, making, shared, samples, place }).await.is_err() {
+        if coming.send(UpcomingBatch { number, making, shared, samples, place }).await.is_err() {
             return;
         }
         // Its parts come before the next one's, so that batches are done in the order in which they are needed.
@@ -213,7 +213,7 @@ impl State {
         let waited = Waited::for_workers(wait.as_secs_f64(), now.since(before), now);
         match made {
             Ok(batch) => {
-                let Coming { shared, samples, place, .. } = coming;
+                let UpcomingBatch { shared, samples, place, .. } = coming;
                 let pixels = Bytes::from_owner(Pixels { batch: batch.clone(), _place: place });
                 Ok(Some(Sending { batch, pixels, next_row: 0, shared, samples, waited }))
             }

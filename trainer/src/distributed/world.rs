@@ -70,7 +70,7 @@ impl World {
     }
 
     /// Whether this process writes and evaluates for all.
-    pub fn leads(&self) -> bool {
+    pub fn is_leader(&self) -> bool {
         self.rank == 0
     }
 
@@ -78,13 +78,13 @@ impl World {
     ///
     /// # Errors
     /// If a rank is gone.
-    pub fn gather(&self, own: &Tensor) -> Result<Tensor, TrainError> {
+    pub fn all_gather(&self, own: &Tensor) -> Result<Tensor, TrainError> {
         let own = own.detach();
         let Some(members) = &self.members else { return Ok(own.unsqueeze(0)) };
         let own = own.contiguous();
         let shape: Vec<i64> = std::iter::once(i64::from(self.size)).chain(own.size()).collect();
         let all = Tensor::empty(shape, (own.kind(), own.device()));
-        members.told(|group| group.gather(&own, &all))?;
+        members.told(|group| group.all_gather(&own, &all))?;
         Ok(all)
     }
 
@@ -92,15 +92,15 @@ impl World {
     ///
     /// # Errors
     /// If a rank is gone.
-    pub fn sum(&self, tensor: &Tensor) -> Result<(), TrainError> {
-        self.members.as_ref().map_or(Ok(()), |members| members.told(|group| group.sum(tensor)))
+    pub fn all_reduce(&self, tensor: &Tensor) -> Result<(), TrainError> {
+        self.members.as_ref().map_or(Ok(()), |members| members.told(|group| group.all_reduce(tensor)))
     }
 
     /// Makes all tensors those of rank 0.
     ///
     /// # Errors
     /// If a rank is gone.
-    pub fn share<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<(), TrainError> {
+    pub fn broadcast<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<(), TrainError> {
         let Some(members) = &self.members else { return Ok(()) };
         tensors.into_iter().try_for_each(|tensor| {
             let tensor = tensor.detach();
@@ -128,7 +128,7 @@ impl World {
                  batch yet says what that waits for"
             );
         };
-        saying(say, || self.sum(&counts))?;
+        saying(say, || self.all_reduce(&counts))?;
         let counts = Vec::<f32>::try_from(&counts)?;
         Ok(std::array::from_fn(|i| counts[i] > 0.0))
     }
@@ -197,7 +197,7 @@ impl World {
     /// If rank 0 fails.
     pub fn await_leader(&self, what: &str) -> Result<(), TrainError> {
         let Some(Members { rendezvous, .. }) = &self.members else { return Ok(()) };
-        if self.leads() {
+        if self.is_leader() {
             return Ok(rendezvous.say(what, "")?);
         }
         rendezvous.wait_for_key(0, what, None, &mut waiting(self.rank, &[0], what))?;
@@ -213,7 +213,7 @@ impl World {
         self.await_leader("done")?;
         let own = rendezvous.place().rank;
         rendezvous.say(&format!("left/{own}"), "")?;
-        if self.leads() {
+        if self.is_leader() {
             let until = Instant::now() + rendezvous.timeout;
             for rank in 1..self.size {
                 rendezvous.wait_for_key(

@@ -148,7 +148,7 @@ mod tests {
             let with: Vec<&str> = classifier
                 .model
                 .parameters
-                .learning()
+                .trainable()
                 .zip(gradients.tensors())
                 .filter(|(_, gradient)| gradient.defined())
                 .map(|(parameter, _)| parameter.name.as_str())

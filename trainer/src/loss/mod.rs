@@ -153,7 +153,7 @@ struct Views {
 
 impl Views {
     fn gather(graph: Tensor, world: &World) -> Result<Self, TrainError> {
-        let all = parts_together(&world.gather(&graph)?, 2);
+        let all = parts_together(&world.all_gather(&graph)?, 2);
         let n = graph.size()[0] / 2;
         let mut starts = own_parts(world.rank(), world.size(), n, 2);
         let own = std::array::from_fn(|_| starts.next().expect("two parts")).map(|start| start..start + n);
@@ -162,7 +162,7 @@ impl Views {
 
     /// Everyone's values for their own views, `[2B / world]`, as one row for all, `[2B]`.
     fn together(&self, own: &Tensor, world: &World) -> Result<Tensor, TrainError> {
-        Ok(parts_together(&world.gather(own)?, 2))
+        Ok(parts_together(&world.all_gather(own)?, 2))
     }
 
     /// The scalar `value` with this gradient for this rank's views, `[2B / world, dim]`.

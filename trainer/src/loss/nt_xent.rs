@@ -86,7 +86,7 @@ fn in_chunks(views: &Views, temperature: f64, world: &World, chunk_bytes: usize)
         let gradient = Tensor::cat(&gradient, 0) / (rows as f64 * temperature);
         // One message for all of them.
         let sums = Tensor::stack(&[loss / rows as f64, search.hits, search.entropy], 0);
-        world.sum(&sums)?;
+        world.all_reduce(&sums)?;
         let search = RetrievalStats { hits: sums.get(1), entropy: sums.get(2) };
         Ok((sums.get(0).to_kind(kind), gradient, search))
     })

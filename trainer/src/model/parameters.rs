@@ -65,13 +65,13 @@ impl Parameters {
     }
 
     /// The tensors that learn.
-    pub fn learning(&self) -> impl Iterator<Item = &Parameter> {
+    pub fn trainable(&self) -> impl Iterator<Item = &Parameter> {
         self.entries.iter().filter(|p| p.role != Role::Buffer)
     }
 
     /// Number of values that learn.
     pub fn num_trainable(&self) -> usize {
-        self.learning().map(|p| p.tensor.numel()).sum()
+        self.trainable().map(|p| p.tensor.numel()).sum()
     }
 
     /// A weight with normally distributed values; four dimensions lie channels last in memory.

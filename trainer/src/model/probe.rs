@@ -65,7 +65,7 @@ mod tests {
             let gradients = Gradients::of(&loss, &parameters).unwrap();
             assert!(!gradients.tensors()[0].defined(), "nothing comes back");
             tch::no_grad(|| {
-                for (parameter, gradient) in parameters.learning().zip(gradients.tensors()).skip(1) {
+                for (parameter, gradient) in parameters.trainable().zip(gradients.tensors()).skip(1) {
                     let _ = parameter.tensor.shallow_clone().g_sub_(gradient);
                 }
             });

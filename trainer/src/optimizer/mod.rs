@@ -189,7 +189,7 @@ impl Optimizer {
             tensor: p.tensor.shallow_clone(),
             excluded: p.role == Role::NoDecay,
         };
-        Self { config: config.clone(), slots: parameters.learning().map(slot).collect() }
+        Self { config: config.clone(), slots: parameters.trainable().map(slot).collect() }
     }
 
     /// Moves the weights along their gradients; `step` counts from 1.

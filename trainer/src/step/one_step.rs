@@ -187,7 +187,7 @@ impl Training {
             let (of_probe, accuracy) =
                 probe.loss(&h, &Tensor::from_slice(&batch.labels), config.optimizer.shared.weight_decay);
             learned += of_probe;
-            world.sum(&accuracy)?;
+            world.all_reduce(&accuracy)?;
             probe_accuracy = Some(accuracy / f64::from(world.size()));
         }
         passes.add(&learned, true)?;

@@ -135,7 +135,7 @@ impl Training {
         }
         let peak = config.optimizer.peak_learning_rate(batch_size);
         let schedule = Schedule::new(&config.schedule, stream.num_samples, batch_size, peak)?;
-        let learning: Vec<&Tensor> = model.parameters.learning().map(|parameter| &parameter.tensor).collect();
+        let learning: Vec<&Tensor> = model.parameters.trainable().map(|parameter| &parameter.tensor).collect();
         let reducer = world.reducer(&learning)?;
         Ok(Self {
             model,
@@ -163,10 +163,10 @@ impl Training {
     /// If a rank is gone.
     pub fn follow_leader(&mut self) -> Result<(), TrainError> {
         let step = Tensor::from(self.step as i64);
-        self.world.share([&step])?;
+        self.world.broadcast([&step])?;
         self.step = i64::try_from(step)? as u64;
-        self.world.share(self.model.parameters.entries().iter().map(|parameter| &parameter.tensor))?;
-        self.world.share(self.optimizer.state().into_iter().map(|(_, tensor)| tensor))
+        self.world.broadcast(self.model.parameters.entries().iter().map(|parameter| &parameter.tensor))?;
+        self.world.broadcast(self.optimizer.state().into_iter().map(|(_, tensor)| tensor))
     }
 
     /// The step at which the run is done.
@@ -227,7 +227,7 @@ impl Training {
             {
                 let started = Instant::now();
                 self.settled = None;
-                if self.world.leads()
+                if self.world.is_leader()
                     && let Err(error) = evaluate(&self.model, self.step)
                     // One that was given up ends with the run, at the next step.
                     && !stop.load(Ordering::Relaxed)
@@ -260,7 +260,7 @@ impl Training {
     }
 
     fn save(&mut self, stream: &StreamSummary, checkpoints: &Checkpoints) -> Result<(), TrainError> {
-        if !self.world.leads() {
+        if !self.world.is_leader() {
             return Ok(());
         }
         let (began, counted) = (Instant::now(), self.spent);

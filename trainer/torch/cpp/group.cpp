@@ -29,7 +29,7 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> gloo_options(
 extern "C" char* simclr_group_open(
     SimclrStore* store, const char* host, int rank, int world, int64_t timeout_ms, SimclrMakeBackend nccl,
     SimclrGroup** group) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     using c10d::ProcessGroup;
     const auto timeout = std::chrono::milliseconds(timeout_ms);
     auto made = c10::make_intrusive<ProcessGroup>(store->store, rank, world);
@@ -75,15 +75,15 @@ void SimclrGroup::gather(at::Tensor& own, at::Tensor& all) const {
 }
 
 extern "C" char* simclr_all_reduce(SimclrGroup* group, at::Tensor* tensor) {
-  return simclr::told([&] { group->sum(*tensor); });
+  return simclr::guard([&] { group->sum(*tensor); });
 }
 
 extern "C" char* simclr_all_gather(SimclrGroup* group, at::Tensor* own, at::Tensor* all) {
-  return simclr::told([&] { group->gather(*own, *all); });
+  return simclr::guard([&] { group->gather(*own, *all); });
 }
 
 extern "C" char* simclr_broadcast(SimclrGroup* group, at::Tensor* tensor, int from) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     std::vector<at::Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = from;

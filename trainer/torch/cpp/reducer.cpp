@@ -31,7 +31,7 @@ struct SimclrReducer {
 
 extern "C" char* simclr_reducer_open(
     SimclrGroup* group, at::Tensor** parameters, size_t count, SimclrReducer** reducer) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     std::vector<at::Tensor> own;
     for (size_t i = 0; i < count; ++i) {
       own.push_back(*parameters[i]);
@@ -77,9 +77,9 @@ extern "C" void simclr_reducer_close(SimclrReducer* reducer) {
 }
 
 extern "C" char* simclr_reducer_prepare(SimclrReducer* reducer) {
-  return simclr::told([&] { reducer->prepare(); });
+  return simclr::guard([&] { reducer->prepare(); });
 }
 
 extern "C" char* simclr_reducer_clear(SimclrReducer* reducer) {
-  return simclr::told([&] { reducer->clear(); });
+  return simclr::guard([&] { reducer->clear(); });
 }

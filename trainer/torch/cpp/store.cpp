@@ -12,7 +12,7 @@ extern "C" void simclr_free_text(char* text) {
 extern "C" char* simclr_store_open(
     const char* host, uint16_t* port, bool keep, int listening, const char* prefix, int64_t timeout_ms,
     SimclrStore** store) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     // Its warnings and errors repeat, with stack traces, what comes back as an error here.
     if (getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
       FLAGS_caffe2_log_level = 3;
@@ -37,12 +37,12 @@ extern "C" void simclr_store_close(SimclrStore* store) {
 }
 
 extern "C" char* simclr_store_set(SimclrStore* store, const char* key, const char* value, size_t length) {
-  return simclr::told([&] { store->store->set(key, std::vector<uint8_t>(value, value + length)); });
+  return simclr::guard([&] { store->store->set(key, std::vector<uint8_t>(value, value + length)); });
 }
 
 extern "C" char* simclr_store_get(
     SimclrStore* store, const char* key, int64_t timeout_ms, bool* found, char** value, size_t* length) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     *found = store->store->check({key});
     if (!*found && timeout_ms > 0) {
       try {

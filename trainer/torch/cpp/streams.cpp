@@ -34,7 +34,7 @@ SimclrMoment* recorded(const c10::Stream& stream) {
 } // namespace
 
 extern "C" char* simclr_side_stream_open(int device, SimclrSideStream** side) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     const c10::impl::VirtualGuardImpl of_device(c10::DeviceType::CUDA);
     const auto stream = of_device.getStreamFromGlobalPool(gpu(device), /*isHighPriority=*/false);
     *side = new SimclrSideStream{of_device, gpu(device), stream};
@@ -47,7 +47,7 @@ extern "C" void simclr_side_stream_close(SimclrSideStream* side) {
 
 extern "C" char* simclr_side_stream_copy(
     SimclrSideStream* side, at::Tensor* pinned, at::Tensor** copy, SimclrMoment** done) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     const c10::Stream computing = side->of_device.exchangeStream(side->stream);
     try {
       auto made = std::make_unique<at::Tensor>(pinned->to(side->device, pinned->scalar_type(), /*non_blocking=*/true));
@@ -64,7 +64,7 @@ extern "C" char* simclr_side_stream_copy(
 }
 
 extern "C" char* simclr_moment_now(int device, SimclrMoment** now) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     *now = recorded(c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getStream(gpu(device)));
   });
 }
@@ -74,13 +74,13 @@ extern "C" void simclr_moment_drop(SimclrMoment* moment) {
 }
 
 extern "C" char* simclr_moment_hold(SimclrMoment* moment) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     moment->event.block(c10::impl::VirtualGuardImpl(moment->device.type()).getStream(moment->device));
   });
 }
 
 extern "C" char* simclr_moments_apart(SimclrMoment* earlier, SimclrMoment* later, double* milliseconds) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     earlier->event.synchronize();
     later->event.synchronize();
     *milliseconds = earlier->event.elapsedTime(later->event);

@@ -163,7 +163,7 @@ std::optional<Tensor> given(const Tensor* tensor) {
 extern "C" char* simclr_sync_batch_norm(
     SimclrGroup* group, Tensor* x, Tensor* scale, Tensor* shift, Tensor* running_mean, Tensor* running_var,
     double momentum, double epsilon, Tensor** out) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     *out = new Tensor(SyncBatchNorm::apply(
         *x, *scale, given(shift), given(running_mean), given(running_var), group, momentum, epsilon));
   });

@@ -28,7 +28,7 @@ namespace simclr {
 
 // Runs `body`; what it throws becomes text.
 template <typename Body>
-char* told(Body&& body) {
+char* guard(Body&& body) {
   std::string what;
   try {
     body();

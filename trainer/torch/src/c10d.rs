@@ -10,7 +10,7 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::{TorchError, said};
+use crate::{TorchError, check};
 
 /// Makes the backend for tensors on a GPU.
 type MakeBackend = unsafe extern "C" fn(*mut c_void, c_int, c_int, i64, *mut *mut c_void) -> *mut c_char;
@@ -113,7 +113,7 @@ impl Store {
         let (host, prefix, mut store) = (c_string(host), c_string(prefix), null_mut());
         let timeout = milliseconds(timeout);
         // SAFETY: both texts outlive the call, `listening` is nobody else's, and `store` is written when it succeeds.
-        said(unsafe {
+        check(unsafe {
             simclr_store_open(host.as_ptr(), &mut port, keep, listening, prefix.as_ptr(), timeout, &mut store)
         })?;
         Ok((Self(store), port))
@@ -123,7 +123,7 @@ impl Store {
     pub fn set(&self, key: &str, value: &str) -> Result<(), TorchError> {
         let key = c_string(key);
         // SAFETY: the store is open until it is dropped; key and value outlive the call.
-        said(unsafe { simclr_store_set(self.0, key.as_ptr(), value.as_ptr().cast(), value.len()) })
+        check(unsafe { simclr_store_set(self.0, key.as_ptr(), value.as_ptr().cast(), value.len()) })
     }
 
     /// The word at `key`, waited for as long as said; `None` if it does not come.
@@ -132,7 +132,7 @@ impl Store {
         // SAFETY: the store is open until it is dropped; the shim fills what it is pointed at, and hands out `length`
         // bytes, to be freed once, if it found them.
         unsafe {
-            said(simclr_store_get(self.0, key.as_ptr(), milliseconds(wait), &mut found, &mut value, &mut length))?;
+            check(simclr_store_get(self.0, key.as_ptr(), milliseconds(wait), &mut found, &mut value, &mut length))?;
             if !found {
                 return Ok(None);
             }
@@ -166,28 +166,28 @@ impl Group {
         let (mut group, host) = (null_mut(), c_string(host));
         let (rank, world, nccl) = (rank as c_int, world as c_int, nccl.map(|nccl| nccl.0));
         // SAFETY: the store is open; what the group needs of it, it holds itself.
-        said(unsafe {
+        check(unsafe {
             simclr_group_open(store.0, host.as_ptr(), rank, world, milliseconds(timeout), nccl, &mut group)
         })?;
         Ok(Self(group))
     }
 
     /// Makes `tensor` the sum of all ranks'.
-    pub fn sum(&self, tensor: &Tensor) -> Result<(), TorchError> {
+    pub fn all_reduce(&self, tensor: &Tensor) -> Result<(), TorchError> {
         // SAFETY: group and tensor are alive; the tensor is written as any in-place operation writes it.
-        said(unsafe { simclr_all_reduce(self.0, tensor.as_ptr().cast_mut()) })
+        check(unsafe { simclr_all_reduce(self.0, tensor.as_ptr().cast_mut()) })
     }
 
     /// Fills `all`, `[world, ...]`, with everyone's `own`, `[...]`, both contiguous.
-    pub fn gather(&self, own: &Tensor, all: &Tensor) -> Result<(), TorchError> {
+    pub fn all_gather(&self, own: &Tensor, all: &Tensor) -> Result<(), TorchError> {
         // SAFETY: as above.
-        said(unsafe { simclr_all_gather(self.0, own.as_ptr().cast_mut(), all.as_ptr().cast_mut()) })
+        check(unsafe { simclr_all_gather(self.0, own.as_ptr().cast_mut(), all.as_ptr().cast_mut()) })
     }
 
     /// Makes `tensor` that of rank 0.
     pub fn broadcast(&self, tensor: &Tensor) -> Result<(), TorchError> {
         // SAFETY: as above.
-        said(unsafe { simclr_broadcast(self.0, tensor.as_ptr().cast_mut(), 0) })
+        check(unsafe { simclr_broadcast(self.0, tensor.as_ptr().cast_mut(), 0) })
     }
 
     /// Batch norm of `x`, `[N, C, ...]`, by the statistics of all ranks' `x`, which have one shape; `running` are its
@@ -206,7 +206,7 @@ impl Group {
         // SAFETY: group and tensors are alive; what is handed out is a new tensor that is ours. The backward pass that
         // it belongs to uses the group, which lives as long as the model whose ranks it joins.
         unsafe {
-            said(simclr_sync_batch_norm(
+            check(simclr_sync_batch_norm(
                 self.0,
                 x.as_ptr(),
                 scale.as_ptr(),
@@ -239,20 +239,20 @@ impl Reducer {
         let mut reducer = null_mut();
         // SAFETY: the pointers are those of living tensors, of which the shim keeps handles of its own, as it does of the
         // group.
-        said(unsafe { simclr_reducer_open(group.0, pointers.as_ptr(), pointers.len(), &mut reducer) })?;
+        check(unsafe { simclr_reducer_open(group.0, pointers.as_ptr(), pointers.len(), &mut reducer) })?;
         Ok(Self(reducer))
     }
 
     /// The next backward pass makes gradients the mean over all ranks.
     pub fn prepare(&self) -> Result<(), TorchError> {
         // SAFETY: it is open until it is dropped.
-        said(unsafe { simclr_reducer_prepare(self.0) })
+        check(unsafe { simclr_reducer_prepare(self.0) })
     }
 
     /// Forgets all gradients.
     pub fn clear(&self) -> Result<(), TorchError> {
         // SAFETY: as above.
-        said(unsafe { simclr_reducer_clear(self.0) })
+        check(unsafe { simclr_reducer_clear(self.0) })
     }
 }
 

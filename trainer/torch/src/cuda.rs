@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Cuda;
 
-use crate::{TorchError, said};
+use crate::{TorchError, check};
 
 unsafe extern "C" {
     fn simclr_gpu_use(device: c_int) -> *mut c_char;
@@ -116,7 +116,7 @@ fn pytorch() -> Option<PathBuf> {
 /// Makes a GPU the one that this thread's kernels without a tensor of their own go to.
 pub fn use_gpu(gpu: usize) -> Result<(), TorchError> {
     // SAFETY: sets a number of the thread's.
-    said(unsafe { simclr_gpu_use(gpu as c_int) })
+    check(unsafe { simclr_gpu_use(gpu as c_int) })
 }
 
 /// Memory of a GPU, in bytes.
@@ -135,7 +135,7 @@ pub fn memory(gpu: usize) -> Result<GpuMemory, TorchError> {
     let mut memory = GpuMemory { available: 0, total: 0, peak: 0 };
     let GpuMemory { available, total, peak } = &mut memory;
     // SAFETY: three numbers are written when it succeeds.
-    said(unsafe { simclr_gpu_memory(gpu as c_int, available, total, peak) })?;
+    check(unsafe { simclr_gpu_memory(gpu as c_int, available, total, peak) })?;
     Ok(memory)
 }
 
@@ -143,5 +143,5 @@ pub fn memory(gpu: usize) -> Result<GpuMemory, TorchError> {
 /// shape of convolution.
 pub fn arithmetic(tf32: bool, benchmark: bool) -> Result<(), TorchError> {
     // SAFETY: sets flags of libtorch's.
-    said(unsafe { simclr_gpu_arithmetic(tf32, benchmark) })
+    check(unsafe { simclr_gpu_arithmetic(tf32, benchmark) })
 }

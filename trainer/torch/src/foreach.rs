@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::{TorchError, said};
+use crate::{TorchError, check};
 
 unsafe extern "C" {
     fn simclr_lists_add(x: *const Pointer, y: *const Pointer, count: usize, factor: f64) -> *mut c_char;
@@ -64,14 +64,14 @@ impl List<'_> {
         let (x, y) = self.with(y);
         // SAFETY: here and below, each pointer is that of a tensor that the lists borrow, there are as many as said, and
         // what is handed out is written once and ours.
-        said(unsafe { simclr_lists_add(x.as_ptr(), y.as_ptr(), x.len(), factor) })
+        check(unsafe { simclr_lists_add(x.as_ptr(), y.as_ptr(), x.len(), factor) })
     }
 
     /// `x *= factor`
     pub fn scale(&self, factor: f64) -> Result<(), TorchError> {
         let x = self.pointers();
         // SAFETY: see `add`.
-        said(unsafe { simclr_lists_scale(x.as_ptr(), x.len(), factor) })
+        check(unsafe { simclr_lists_scale(x.as_ptr(), x.len(), factor) })
     }
 
     /// `x *= factors[i]`, `factors` a row of as many values.
@@ -79,7 +79,7 @@ impl List<'_> {
         assert_eq!(factors.size(), [self.0.len() as i64], "a factor for each tensor");
         let x = self.pointers();
         // SAFETY: see `add`.
-        said(unsafe { simclr_lists_scale_each(x.as_ptr(), x.len(), factors.as_ptr()) })
+        check(unsafe { simclr_lists_scale_each(x.as_ptr(), x.len(), factors.as_ptr()) })
     }
 
     /// `x + factor · y`, as new tensors.
@@ -88,7 +88,7 @@ impl List<'_> {
         let mut sums = vec![null_mut(); x.len()];
         // SAFETY: see `add`.
         unsafe {
-            said(simclr_lists_sum(x.as_ptr(), y.as_ptr(), x.len(), factor, sums.as_mut_ptr()))?;
+            check(simclr_lists_sum(x.as_ptr(), y.as_ptr(), x.len(), factor, sums.as_mut_ptr()))?;
             Ok(sums.into_iter().map(|sum| Tensor::from_ptr(sum)).collect())
         }
     }
@@ -97,7 +97,7 @@ impl List<'_> {
     pub fn add_squares(&self, y: &List<'_>, factor: f64) -> Result<(), TorchError> {
         let (x, y) = self.with(y);
         // SAFETY: see `add`.
-        said(unsafe { simclr_lists_add_squares(x.as_ptr(), y.as_ptr(), x.len(), factor) })
+        check(unsafe { simclr_lists_add_squares(x.as_ptr(), y.as_ptr(), x.len(), factor) })
     }
 
     /// `x += factor · y / (√z / root + epsilon)`
@@ -110,7 +110,7 @@ impl List<'_> {
     ) -> Result<(), TorchError> {
         let ((x, y), (_, z)) = (self.with(y), self.with(z));
         // SAFETY: see `add`.
-        said(unsafe { simclr_lists_add_ratio(x.as_ptr(), y.as_ptr(), z.as_ptr(), x.len(), factor, root, epsilon) })
+        check(unsafe { simclr_lists_add_ratio(x.as_ptr(), y.as_ptr(), z.as_ptr(), x.len(), factor, root, epsilon) })
     }
 
     /// The norm of each tensor, `[n]`.
@@ -118,7 +118,7 @@ impl List<'_> {
         let (x, mut norms) = (self.pointers(), null_mut());
         // SAFETY: see `add`.
         unsafe {
-            said(simclr_lists_norms(x.as_ptr(), x.len(), &mut norms))?;
+            check(simclr_lists_norms(x.as_ptr(), x.len(), &mut norms))?;
             Ok(Tensor::from_ptr(norms))
         }
     }

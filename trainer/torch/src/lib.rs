@@ -18,7 +18,7 @@ unsafe extern "C" {
 }
 
 /// What a function of the shim returned, as a result.
-fn said(text: *mut c_char) -> Result<(), TorchError> {
+fn check(text: *mut c_char) -> Result<(), TorchError> {
     if text.is_null() {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
-use crate::said;
+use crate::check;
 
 unsafe extern "C" {
     fn simclr_pinned_zeros(bytes: i64, pinned: *mut *mut C_tensor) -> *mut c_char;
@@ -30,7 +30,7 @@ impl HostBytes {
         let mut handed = null_mut();
         // SAFETY: `handed` is written when it succeeds, and is ours then.
         let tensor = unsafe {
-            said(simclr_pinned_zeros(bytes as i64, &mut handed)).map_err(TchError::Torch)?;
+            check(simclr_pinned_zeros(bytes as i64, &mut handed)).map_err(TchError::Torch)?;
             Tensor::from_ptr(handed)
         };
         Ok(Self { tensor, bytes })

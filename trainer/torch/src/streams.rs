@@ -7,7 +7,7 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::{TorchError, said};
+use crate::{TorchError, check};
 
 unsafe extern "C" {
     fn simclr_side_stream_open(device: c_int, side: *mut *mut c_void) -> *mut c_char;
@@ -32,7 +32,7 @@ impl CopyStream {
     pub fn open(gpu: usize) -> Result<Self, TorchError> {
         let mut side = null_mut();
         // SAFETY: `side` is written when it succeeds; so are all that are pointed at below.
-        said(unsafe { simclr_side_stream_open(gpu as c_int, &mut side) })?;
+        check(unsafe { simclr_side_stream_open(gpu as c_int, &mut side) })?;
         Ok(Self(side))
     }
 
@@ -42,7 +42,7 @@ impl CopyStream {
         let (mut copy, mut done) = (null_mut(), null_mut());
         // SAFETY: the stream is open, the tensor alive; both that are handed out are ours.
         unsafe {
-            said(simclr_side_stream_copy(self.0, pinned.as_ptr(), &mut copy, &mut done))?;
+            check(simclr_side_stream_copy(self.0, pinned.as_ptr(), &mut copy, &mut done))?;
             Ok((Tensor::from_ptr(copy), Event(done)))
         }
     }
@@ -63,21 +63,21 @@ impl Event {
     pub fn now(gpu: usize) -> Result<Self, TorchError> {
         let mut now = null_mut();
         // SAFETY: see above.
-        said(unsafe { simclr_moment_now(gpu as c_int, &mut now) })?;
+        check(unsafe { simclr_moment_now(gpu as c_int, &mut now) })?;
         Ok(Self(now))
     }
 
     /// Lets what is asked of the computing stream from now on begin after this moment.
     pub fn hold(&self) -> Result<(), TorchError> {
         // SAFETY: the moment is ours until it is dropped.
-        said(unsafe { simclr_moment_hold(self.0) })
+        check(unsafe { simclr_moment_hold(self.0) })
     }
 
     /// Waits for both, and says how long after this one the later one was.
     pub fn until(&self, later: &Self) -> Result<Duration, TorchError> {
         let mut milliseconds = 0.0;
         // SAFETY: both are ours until they are dropped.
-        said(unsafe { simclr_moments_apart(self.0, later.0, &mut milliseconds) })?;
+        check(unsafe { simclr_moments_apart(self.0, later.0, &mut milliseconds) })?;
         Ok(Duration::from_secs_f64(milliseconds.max(0.0) / 1e3))
     }
 }

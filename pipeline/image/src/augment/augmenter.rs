@@ -1,6 +1,6 @@
 //! Applies drawn steps to images.
 
-use super::{Change, Mode, Step, View, horizontal_flip, pixelwise, random_resized_crop, resize};
+use super::{ColorOp, Mode, Step, View, horizontal_flip, pixelwise, random_resized_crop, resize};
 use crate::decode::RgbImage;
 use crate::decode::jpeg::Planes;
 
@@ -20,9 +20,9 @@ pub struct Augmenter {
     resizer: resize::Resizer,
     pub(super) view: View,
     /// Color changes that are made together.
-    changes: Vec<Change>,
+    changes: Vec<ColorOp>,
     /// Values between their passes.
-    kept: pixelwise::Kept,
+    kept: pixelwise::Scratch,
 }
 
 impl Augmenter {

@@ -5,7 +5,7 @@ use simclr_ground::rng::Draws;
 
 use super::levels::Levels;
 use super::op::check_probability;
-use super::pixelwise::Change;
+use super::pixelwise::ColorOp;
 use super::warp::Warp;
 use super::{Augmentation, Step, ViewContext};
 
@@ -111,15 +111,15 @@ impl Operation {
         let factor = (1.0 + amount) as f32;
         match self {
             AutoContrast => Step::filter(Levels::AutoContrast),
-            Color => Step::Colors(vec![Change::Saturation(factor)]),
-            Contrast => Step::Colors(vec![Change::Contrast(factor)]),
+            Color => Step::Colors(vec![ColorOp::Saturation(factor)]),
+            Contrast => Step::Colors(vec![ColorOp::Contrast(factor)]),
             Equalize => Step::filter(Levels::Equalize),
-            Invert => Step::Colors(vec![Change::Invert]),
-            Posterize => Step::Colors(vec![Change::Posterize(amount as u32)]),
+            Invert => Step::Colors(vec![ColorOp::Invert]),
+            Posterize => Step::Colors(vec![ColorOp::Posterize(amount as u32)]),
             Rotate => Step::filter(Warp::RotateNearest(amount)),
             Sharpness => Step::filter(Levels::Sharpness(factor)),
             ShearX => Step::filter(Warp::ShearNearest(amount)),
-            Solarize => Step::Colors(vec![Change::Solarize((255.0 * amount) as f32)]),
+            Solarize => Step::Colors(vec![ColorOp::Solarize((255.0 * amount) as f32)]),
         }
     }
 }

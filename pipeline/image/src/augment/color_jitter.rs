@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
 use super::op::check_probability;
-use super::pixelwise::Change;
+use super::pixelwise::ColorOp;
 use super::{Augmentation, Step, ViewContext};
 
 /// Changes the colors with a probability, by factors drawn anew for each view, in an order drawn anew.
@@ -67,7 +67,7 @@ impl Augmentation for ColorJitter {
 
 impl ColorJitter {
     /// The changes in the order in which they are made; those whose strength is 0 are left out.
-    fn drawn(&self, draws: &mut Draws) -> Option<Vec<Change>> {
+    fn drawn(&self, draws: &mut Draws) -> Option<Vec<ColorOp>> {
         if !draws.chance(self.probability) {
             return None;
         }
@@ -83,12 +83,12 @@ impl ColorJitter {
         };
         let changes = order.iter().filter_map(|change| match change {
             0 => match self.brightness_rule {
-                BrightnessRule::Multiply => factor(draws, self.brightness).map(Change::Brightness),
-                BrightnessRule::Add => shift(draws, self.brightness).map(Change::AddBrightness),
+                BrightnessRule::Multiply => factor(draws, self.brightness).map(ColorOp::Brightness),
+                BrightnessRule::Add => shift(draws, self.brightness).map(ColorOp::AddBrightness),
             },
-            1 => factor(draws, self.contrast).map(Change::Contrast),
-            2 => factor(draws, self.saturation).map(Change::Saturation),
-            _ => shift(draws, self.hue).map(Change::Hue),
+            1 => factor(draws, self.contrast).map(ColorOp::Contrast),
+            2 => factor(draws, self.saturation).map(ColorOp::Saturation),
+            _ => shift(draws, self.hue).map(ColorOp::Hue),
         });
         Some(changes.collect())
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
 use super::op::check_probability;
-use super::{Augmentation, Change, Step, ViewContext};
+use super::{Augmentation, ColorOp, Step, ViewContext};
 
 /// Drops the color with this probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,6 @@ impl Augmentation for Grayscale {
     }
 
     fn draw(&self, _: &ViewContext, draws: &mut Draws, steps: &mut Vec<Step>) {
-        steps.extend(draws.chance(self.probability).then(|| Step::Colors(vec![Change::Gray])));
+        steps.extend(draws.chance(self.probability).then(|| Step::Colors(vec![ColorOp::Gray])));
     }
 }

@@ -39,7 +39,7 @@ pub use gaussian_noise::NoiseStep;
 pub use levels::Levels;
 pub use motion_blur::MotionStep;
 pub use op::{Augmentation, Filter, Step, ViewContext};
-pub use pixelwise::Change;
+pub use pixelwise::ColorOp;
 pub use random_resized_crop::{CropStep, Interpolation};
 pub use recipe::{Branch, DecodePath, RecipeConfig, view_bytes};
 pub use view::View;

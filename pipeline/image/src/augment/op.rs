@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use simclr_ground::rng::Draws;
 
-use super::{Change, CropStep, Mode, View};
+use super::{ColorOp, CropStep, Mode, View};
 
 /// What parameters are drawn for.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +50,8 @@ pub enum Step {
     Crop(CropStep),
     /// Mirror left and right.
     HorizontalFlip,
-    /// Change the colors so, in this order; those that follow each other are made together.
-    Colors(Vec<Change>),
+    /// ColorOp the colors so, in this order; those that follow each other are made together.
+    Colors(Vec<ColorOp>),
     /// Anything else.
     Filter(Arc<dyn Filter>),
 }

@@ -37,7 +37,7 @@ pub struct RecipeConfig {
     pub views: u32,
     /// What is done, in this order; a crop comes first.
     pub ops: Vec<Op>,
-    /// Further views of the same image, made in other ways; they come after those of `ops`, in this order.
+    /// Further views of the same image, made in other view_specs; they come after those of `ops`, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub branches: Vec<Branch>,
 }
@@ -93,7 +93,7 @@ impl RecipeConfig {
     }
 
     /// Side and ops of each view.
-    fn ways(&self) -> impl Iterator<Item = (u32, &[Op])> {
+    fn view_specs(&self) -> impl Iterator<Item = (u32, &[Op])> {
         let own = std::iter::repeat_n((self.size, &self.ops[..]), self.views as usize);
         own.chain(
             self.branches
@@ -104,12 +104,12 @@ impl RecipeConfig {
 
     /// Side in pixels of each view of an image.
     pub fn sizes(&self) -> impl Iterator<Item = u32> {
-        self.ways().map(|(size, _)| size)
+        self.view_specs().map(|(size, _)| size)
     }
 
     /// Views per image, all branches together.
     pub fn count(&self) -> usize {
-        self.ways().count()
+        self.view_specs().count()
     }
 
     /// The smallest region that the crops of all views lie in.
@@ -133,7 +133,7 @@ impl RecipeConfig {
             ops.iter().for_each(|op| op.draw(&context, &mut draws, &mut steps));
             steps
         };
-        self.ways().enumerate().map(view).collect()
+        self.view_specs().enumerate().map(view).collect()
     }
 }
 

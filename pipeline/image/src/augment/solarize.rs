@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use simclr_ground::rng::Draws;
 
 use super::op::check_probability;
-use super::pixelwise::Change;
+use super::pixelwise::ColorOp;
 use super::{Augmentation, Step, ViewContext};
 
 /// Inverts values that are at least as large as a threshold, with a probability, as Pillow and torchvision do. Part of
@@ -33,7 +33,7 @@ impl Augmentation for Solarize {
 }
 
 impl Solarize {
-    fn drawn(&self, draws: &mut Draws) -> Option<Change> {
-        draws.chance(self.probability).then_some(Change::Solarize(self.threshold as f32))
+    fn drawn(&self, draws: &mut Draws) -> Option<ColorOp> {
+        draws.chance(self.probability).then_some(ColorOp::Solarize(self.threshold as f32))
     }
 }

@@ -40,12 +40,12 @@ fn apply(mode: Mode, op: &str, params: &Value) -> Vec<u8> {
     view.read(&pixels, WIDTH, HEIGHT);
     let mut change = |change| pixelwise::apply(mode, &[change], &mut view, &mut Default::default());
     match op {
-        "adjust_brightness" => change(Change::Brightness(number("factor") as f32)),
-        "add_brightness" => change(Change::AddBrightness(number("delta") as f32)),
-        "adjust_contrast" => change(Change::Contrast(number("factor") as f32)),
-        "adjust_saturation" => change(Change::Saturation(number("factor") as f32)),
-        "adjust_hue" => change(Change::Hue(number("delta") as f32)),
-        "rgb_to_grayscale" => change(Change::Gray),
+        "adjust_brightness" => change(ColorOp::Brightness(number("factor") as f32)),
+        "add_brightness" => change(ColorOp::AddBrightness(number("delta") as f32)),
+        "adjust_contrast" => change(ColorOp::Contrast(number("factor") as f32)),
+        "adjust_saturation" => change(ColorOp::Saturation(number("factor") as f32)),
+        "adjust_hue" => change(ColorOp::Hue(number("delta") as f32)),
+        "rgb_to_grayscale" => change(ColorOp::Gray),
         "gaussian_blur" => {
             let radius = integer("kernel_size") as usize / 2;
             BlurStep { sigma: number("sigma"), radius }.apply(mode, &mut view);
@@ -88,11 +88,11 @@ fn blur_and_jitter_keep_what_they_should() {
         let inner = flat.planes[0][16 * 32 + 16];
         assert_eq!(inner, 77, "blur keeps a flat image flat");
         for change in [
-            Change::Brightness(1.0),
-            Change::Contrast(1.0),
-            Change::Saturation(1.0),
-            Change::Hue(0.0),
-            Change::Hue(1.0),
+            ColorOp::Brightness(1.0),
+            ColorOp::Contrast(1.0),
+            ColorOp::Saturation(1.0),
+            ColorOp::Hue(0.0),
+            ColorOp::Hue(1.0),
         ] {
             let mut view = View::default();
             view.read(&image(), WIDTH, HEIGHT);
@@ -136,9 +136,9 @@ fn augmentations_for_studies_equal_the_reference_libraries() {
             pixels.iter_mut().for_each(|value| *value = *value / 2 + 40);
         }
         let step = match op {
-            "solarize" => Step::Colors(vec![Change::Solarize(number("threshold") as f32)]),
-            "posterize" => Step::Colors(vec![Change::Posterize(number("bits") as u32)]),
-            "invert" => Step::Colors(vec![Change::Invert]),
+            "solarize" => Step::Colors(vec![ColorOp::Solarize(number("threshold") as f32)]),
+            "posterize" => Step::Colors(vec![ColorOp::Posterize(number("bits") as u32)]),
+            "invert" => Step::Colors(vec![ColorOp::Invert]),
             "equalize" => Step::filter(Levels::Equalize),
             "autocontrast" => Step::filter(Levels::AutoContrast),
             "sharpness" => Step::filter(Levels::Sharpness(number("factor") as f32)),

@@ -73,7 +73,7 @@ pub fn train(
     let mut opened = Opened::new(config, folder, resume, (rendezvous, runtime), output)?;
     let mut batches = opened.batches(runtime)?;
     // Nothing that the user could put right fails from here on: now it is a run.
-    let lines = if opened.world.leads() { Some(opened.start(folder)?) } else { None };
+    let lines = if opened.world.is_leader() { Some(opened.start(folder)?) } else { None };
     live.begin(folder.path(), opened.told_device(), opened.source.clone(), opened.steps(), opened.load());
     let journal = RefCell::new(Journal::new(&opened, folder, lines, (stop, live), output)?);
     let Opened { config, source, stream, world, training, device, share, .. } = &mut opened;
@@ -156,8 +156,8 @@ impl Opened {
             let (train, test) = evaluated(&config);
             ManifestData::open(&config, train, test, runtime, QUIET)?;
         }
-        let lock = if world.leads() { Some(folder.lock()?) } else { None };
-        if resume && world.leads() {
+        let lock = if world.is_leader() { Some(folder.lock()?) } else { None };
+        if resume && world.is_leader() {
             go_on(&mut training, folder, (&stream, source.store.manifest()), output)?;
         }
         training.follow_leader()?;
@@ -258,7 +258,7 @@ impl<'a> Journal<'a> {
     ) -> Result<Self> {
         let (first, last) = opened.steps();
         let path = folder.join("tensorboard");
-        let events = match opened.config.machine.tensorboard && opened.world.leads() {
+        let events = match opened.config.machine.tensorboard && opened.world.is_leader() {
             true => Some(Events::create(&path, first).with_context(|| {
                 let path = path.display();
                 format!("cannot write {path}; set machine.tensorboard = false to disable TensorBoard")

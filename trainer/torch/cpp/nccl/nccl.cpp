@@ -7,7 +7,7 @@
 #include "torch.h"
 
 extern "C" char* simclr_make_nccl(void* store, int rank, int world, int64_t timeout_ms, void** backend) {
-  return simclr::told([&] {
+  return simclr::guard([&] {
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = std::chrono::milliseconds(timeout_ms);
     auto own = c10::make_intrusive<c10d::PrefixStore>("nccl", *static_cast<c10::intrusive_ptr<c10d::Store>*>(store));

@@ -1,13 +1,13 @@
 //! Color changes in f32, in an order that is written down here, so that every machine gives the same bytes.
 
-use super::{Change, TILE, pass};
+use super::{ColorOp, TILE, pass};
 use crate::augment::View;
 use crate::simd::{round_to_bytes, sums8};
 
 /// Makes the changes, with values cut down to whole numbers after each if `WHOLE`. `kept` is room for values between
 /// passes.
 #[inline(always)]
-pub(super) fn run<const WHOLE: bool>(changes: &[Change], view: &mut View, kept: &mut [Vec<f32>; 3]) {
+pub(super) fn run<const WHOLE: bool>(changes: &[ColorOp], view: &mut View, kept: &mut [Vec<f32>; 3]) {
     let pixels = view.width * view.height;
     let mut buffer = [[0.0; TILE]; 3];
     let mut rest = changes;
@@ -74,13 +74,13 @@ fn add_sum<const WHOLE: bool>(tile: &[&mut [f32]; 3], sums: &mut [f64; 3]) {
 
 /// Makes one change on a tile.
 #[inline(always)]
-fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Option<[f32; 3]>) {
+fn make<const WHOLE: bool>(change: ColorOp, tile: &mut [&mut [f32]; 3], mean: Option<[f32; 3]>) {
     // torchvision stores u8 after each op, cutting off the fraction.
     let store = |x: f32| cut::<WHOLE>(x);
     match change {
-        Change::Brightness(factor) => each(tile, |x| store(x * factor)),
-        Change::AddBrightness(share) => each(tile, |x| store(x + share * 255.0)),
-        Change::Contrast(factor) => {
+        ColorOp::Brightness(factor) => each(tile, |x| store(x * factor)),
+        ColorOp::AddBrightness(share) => each(tile, |x| store(x + share * 255.0)),
+        ColorOp::Contrast(factor) => {
             let mean = mean.expect("summed up in the pass before");
             for (plane, mean) in tile.iter_mut().zip(mean) {
                 for value in plane.iter_mut() {
@@ -92,11 +92,11 @@ fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Opt
                 }
             }
         }
-        Change::Saturation(factor) if WHOLE => pixels(tile, |pixel| {
+        ColorOp::Saturation(factor) if WHOLE => pixels(tile, |pixel| {
             let gray = gray::<WHOLE>(pixel);
             pixel.map(|x| store(factor * x + (1.0 - factor) * gray))
         }),
-        Change::Saturation(factor) => pixels(tile, |pixel| {
+        ColorOp::Saturation(factor) => pixels(tile, |pixel| {
             // Scaling the saturation of HSV, with the hue and the largest channel kept, moves each channel from or
             // towards the largest one.
             let max = larger(larger(pixel[0], pixel[1]), pixel[2]);
@@ -106,17 +106,17 @@ fn make<const WHOLE: bool>(change: Change, tile: &mut [&mut [f32]; 3], mean: Opt
             pixel.map(|x| store(max - (max - x) * scale))
         }),
         // torchvision goes through floats in [0, 1] and back by × 255.999 and cutting off.
-        Change::Hue(turn) if WHOLE => {
+        ColorOp::Hue(turn) if WHOLE => {
             pixels(tile, |pixel| turn_hue(pixel, turn).map(|x| cut::<WHOLE>(x * (255.999 / 255.0))))
         }
-        Change::Hue(turn) => pixels(tile, |pixel| turn_hue(pixel, turn).map(store)),
-        Change::Gray => pixels(tile, |pixel| [gray::<WHOLE>(pixel); 3]),
-        Change::Solarize(threshold) => each(tile, |x| if x >= threshold { 255.0 - x } else { x }),
-        Change::Posterize(bits) => {
+        ColorOp::Hue(turn) => pixels(tile, |pixel| turn_hue(pixel, turn).map(store)),
+        ColorOp::Gray => pixels(tile, |pixel| [gray::<WHOLE>(pixel); 3]),
+        ColorOp::Solarize(threshold) => each(tile, |x| if x >= threshold { 255.0 - x } else { x }),
+        ColorOp::Posterize(bits) => {
             let step = (1u32 << (8 - bits.min(8))) as f32;
             each(tile, |x| whole(x / step) * step);
         }
-        Change::Invert => each(tile, |x| 255.0 - x),
+        ColorOp::Invert => each(tile, |x| 255.0 - x),
     }
 }
 

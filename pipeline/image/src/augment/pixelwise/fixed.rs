@@ -1,7 +1,7 @@
 //! Color changes in whole numbers of 1/32, sixteen bits each: as many at a time as the machine's vectors hold, and the
 //! same on every machine.
 
-use super::{Change, TILE, pass};
+use super::{ColorOp, TILE, pass};
 use crate::augment::View;
 use crate::simd::{Lanes, LanesJob, MAX_LANES, on_widest_lanes};
 
@@ -12,23 +12,23 @@ const BITS: u32 = 5;
 const TOP: i16 = 255 << BITS;
 
 /// Whether a change's amount can be had here.
-pub(super) fn makes(change: &Change) -> bool {
+pub(super) fn makes(change: &ColorOp) -> bool {
     match *change {
         // Factors have 14 bits behind the point.
-        Change::Brightness(x) | Change::Contrast(x) | Change::Saturation(x) => (0.0..1.99).contains(&x),
-        Change::AddBrightness(x) | Change::Hue(x) => (-1.0..=1.0).contains(&x),
-        Change::Solarize(x) => (0.0..=256.0).contains(&x),
-        Change::Gray | Change::Posterize(_) | Change::Invert => true,
+        ColorOp::Brightness(x) | ColorOp::Contrast(x) | ColorOp::Saturation(x) => (0.0..1.99).contains(&x),
+        ColorOp::AddBrightness(x) | ColorOp::Hue(x) => (-1.0..=1.0).contains(&x),
+        ColorOp::Solarize(x) => (0.0..=256.0).contains(&x),
+        ColorOp::Gray | ColorOp::Posterize(_) | ColorOp::Invert => true,
     }
 }
 
 /// Makes the changes, which [`makes`] has let in.
-pub(super) fn run(changes: &[Change], view: &mut View, kept: &mut [Vec<i16>; 3]) {
+pub(super) fn run(changes: &[ColorOp], view: &mut View, kept: &mut [Vec<i16>; 3]) {
     on_widest_lanes(Run { changes, view, kept });
 }
 
 struct Run<'a> {
-    changes: &'a [Change],
+    changes: &'a [ColorOp],
     view: &'a mut View,
     kept: &'a mut [Vec<i16>; 3],
 }
@@ -94,10 +94,10 @@ fn factor(x: f32) -> i16 {
 
 /// Makes one change on a tile.
 #[inline(always)]
-fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16; 3]>) {
+fn make<L: Lanes>(change: ColorOp, tile: &mut [&mut [i16]; 3], mean: Option<[i16; 3]>) {
     let (zero, top) = (L::splat(0), L::splat(TOP));
     match change {
-        Change::Brightness(x) => {
+        ColorOp::Brightness(x) => {
             let factor = L::splat(factor(x));
             each::<L>(
                 tile,
@@ -105,7 +105,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
                 |x| times(x, factor).min(top),
             );
         }
-        Change::AddBrightness(share) => {
+        ColorOp::AddBrightness(share) => {
             let more = L::splat((share * f32::from(TOP)).round() as i16);
             each::<L>(
                 tile,
@@ -113,7 +113,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
                 |x| cut(x.add(more)),
             );
         }
-        Change::Contrast(x) => {
+        ColorOp::Contrast(x) => {
             let factor = L::splat(factor(x));
             for (plane, mean) in tile.iter_mut().zip(mean.expect("summed up in the pass before")) {
                 let mean = L::splat(mean);
@@ -126,7 +126,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
         }
         // Scaling the saturation of HSV, with the hue and the largest channel kept, moves each channel from or towards
         // the largest one. No saturation grows beyond 1.
-        Change::Saturation(x) => {
+        ColorOp::Saturation(x) => {
             let grows = x > 1.0;
             let factor = L::splat(factor(x));
             pixels::<L>(
@@ -141,7 +141,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
                 },
             );
         }
-        Change::Hue(turn) => {
+        ColorOp::Hue(turn) => {
             let forward = if turn < 0.0 { turn + 1.0 } else { turn };
             // A whole turn is none.
             let forward = L::splat((forward * 65_536.0).round() as u32 as u16 as i16);
@@ -151,7 +151,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
                 |pixel| turn_hue(pixel, forward),
             );
         }
-        Change::Gray => pixels::<L>(
+        ColorOp::Gray => pixels::<L>(
             tile,
             #[inline(always)]
             |pixel| {
@@ -161,7 +161,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
                 [sum.add(L::splat(2)).shift_right::<2>(); 3]
             },
         ),
-        Change::Solarize(threshold) => {
+        ColorOp::Solarize(threshold) => {
             let below = L::splat((threshold * f32::from(1u16 << BITS)).ceil() as i16 - 1);
             each::<L>(
                 tile,
@@ -169,7 +169,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
                 |x| L::if_greater(x, below, top.sub(x), x),
             );
         }
-        Change::Posterize(bits) => {
+        ColorOp::Posterize(bits) => {
             let step = 1i32 << (8 - bits.min(8));
             let kept = L::splat(-((step << BITS) as i16));
             each::<L>(
@@ -178,7 +178,7 @@ fn make<L: Lanes>(change: Change, tile: &mut [&mut [i16]; 3], mean: Option<[i16;
                 |x| x.and(kept),
             );
         }
-        Change::Invert => each::<L>(
+        ColorOp::Invert => each::<L>(
             tile,
             #[inline(always)]
             |x| top.sub(x),

@@ -16,7 +16,7 @@ const TILE: usize = 1024;
 
 /// One color change with its drawn amount.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Change {
+pub enum ColorOp {
     /// Multiply all pixels.
     Brightness(f32),
     /// Add this share of full brightness to all pixels.
@@ -37,32 +37,32 @@ pub enum Change {
     Invert,
 }
 
-impl std::fmt::Display for Change {
+impl std::fmt::Display for ColorOp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Change::Brightness(x) => write!(f, "b×{x:.2}"),
-            Change::AddBrightness(x) => write!(f, "b{x:+.2}"),
-            Change::Contrast(x) => write!(f, "c×{x:.2}"),
-            Change::Saturation(x) => write!(f, "s×{x:.2}"),
-            Change::Hue(x) => write!(f, "h{x:+.2}"),
-            Change::Gray => write!(f, "gray"),
-            Change::Solarize(x) => write!(f, "solarize ≥ {x:.0}"),
-            Change::Posterize(bits) => write!(f, "posterise {bits}"),
-            Change::Invert => write!(f, "invert"),
+            ColorOp::Brightness(x) => write!(f, "b×{x:.2}"),
+            ColorOp::AddBrightness(x) => write!(f, "b{x:+.2}"),
+            ColorOp::Contrast(x) => write!(f, "c×{x:.2}"),
+            ColorOp::Saturation(x) => write!(f, "s×{x:.2}"),
+            ColorOp::Hue(x) => write!(f, "h{x:+.2}"),
+            ColorOp::Gray => write!(f, "gray"),
+            ColorOp::Solarize(x) => write!(f, "solarize ≥ {x:.0}"),
+            ColorOp::Posterize(bits) => write!(f, "posterise {bits}"),
+            ColorOp::Invert => write!(f, "invert"),
         }
     }
 }
 
 /// Room for the values of a view between passes.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(super) struct Scratch {
     exact: [Vec<f32>; 3],
     fixed: [Vec<i16>; 3],
 }
 
 /// Makes the changes; after each all values are in [0, 255], and whole numbers in torchvision's arithmetic. In the
 /// other they are rounded, half up, at the end.
-pub(super) fn apply(mode: Mode, changes: &[Change], view: &mut View, kept: &mut Kept) {
+pub(super) fn apply(mode: Mode, changes: &[ColorOp], view: &mut View, kept: &mut Scratch) {
     if changes.is_empty() {
         return;
     }
@@ -82,9 +82,9 @@ pub(super) fn apply(mode: Mode, changes: &[Change], view: &mut View, kept: &mut 
 
 /// The changes up to the next contrast, which needs a sum of what they make, and those from it on. If a sum has just
 /// been made, the first is the contrast that it was made for.
-fn pass(changes: &[Change], summed: bool) -> (&[Change], &[Change]) {
+fn pass(changes: &[ColorOp], summed: bool) -> (&[ColorOp], &[ColorOp]) {
     let begin = usize::from(summed);
-    let is_contrast = |change: &Change| matches!(change, Change::Contrast(_));
+    let is_contrast = |change: &ColorOp| matches!(change, ColorOp::Contrast(_));
     changes.split_at(changes.iter().skip(begin).position(is_contrast).map_or(changes.len(), |i| i + begin))
 }
 
@@ -105,14 +105,14 @@ mod tests {
             let view = View { width, height, planes: std::array::from_fn(|_| noise(&mut draws)), ..View::default() };
             let mut factor = || draws.uniform(0.2, 1.8) as f32;
             let mut changes = vec![
-                Change::Brightness(factor()),
-                Change::Contrast(factor()),
-                Change::Saturation(factor()),
-                Change::Hue((factor() - 1.0) / 4.0),
+                ColorOp::Brightness(factor()),
+                ColorOp::Contrast(factor()),
+                ColorOp::Saturation(factor()),
+                ColorOp::Hue((factor() - 1.0) / 4.0),
             ];
             changes.rotate_left(round % 4);
             if round % 5 == 0 {
-                changes.push(Change::Gray);
+                changes.push(ColorOp::Gray);
             }
             let (mut a, mut b) = (view.clone(), view);
             fixed::run(&changes, &mut a, &mut Default::default());

@@ -20,7 +20,7 @@ const PLACES: [u8; 256] = {
 };
 
 /// The blocks of a component that are needed: columns and rows.
-pub type Wanted = (Range<u32>, Range<u32>);
+pub type BlockRange = (Range<u32>, Range<u32>);
 
 /// Decodes scans, keeping buffers and tables.
 #[derive(Default)]
@@ -51,7 +51,7 @@ impl Entropy {
     pub fn decode(
         &mut self,
         header: &Header<'_>,
-        wanted: &[Wanted; 3],
+        wanted: &[BlockRange; 3],
         known: Option<&RowIndex>,
         mut index: Option<&mut RowIndex>,
         mut place: impl FnMut(usize, u32, u32, &Block) -> bool,
@@ -218,7 +218,7 @@ struct Interval {
 }
 
 /// How many columns of units are needed, from the first on, and which rows: those that hold a wanted block of any component.
-fn needed_units(header: &Header<'_>, wanted: &[Wanted; 3]) -> Option<(u32, Range<u32>)> {
+fn needed_units(header: &Header<'_>, wanted: &[BlockRange; 3]) -> Option<(u32, Range<u32>)> {
     let components = || header.components.iter().map(|component| component.sampling).zip(wanted);
     let columns = components().map(|((h, _), (columns, _))| columns.end.div_ceil(h)).max()?;
     let rows = components().map(|((_, v), (_, rows))| rows.start / v..rows.end.div_ceil(v));
