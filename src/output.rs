@@ -1,6 +1,7 @@
 //! How a command answers: a result on stdout, an exit status.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::path::Path;
 
 use serde::Serialize;
 use simclr_ground::error::{Error, Result};
@@ -47,5 +48,25 @@ impl Output {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Whether a result may take the place of what is at `path`: of nothing, of a pipe or device, and of a result of the same
+/// kind, which begins with `begins`. Something else was not meant.
+///
+/// # Errors
+/// If it is something else.
+pub fn check_replaceable(flag: &str, path: &Path, begins: &[u8], what: &str) -> Result<()> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(begins.len() as u64).read_to_end(&mut start));
+    match read {
+        Ok(_) if start.is_empty() || start == begins => Ok(()),
+        _ => Err(Error::input(format!(
+            "{flag} {}: already there, and not {what} that could be replaced; choose another name",
+            path.display()
+        ))),
     }
 }

@@ -75,6 +75,9 @@ impl Run for BenchArgs {
         if self.images == 0 {
             return Err(Error::input("--images must be at least 1"));
         }
+        if self.threads > 4096 {
+            return Err(Error::input(format!("--threads must be at most 4096, got {}", self.threads)));
+        }
         if self.feed.is_some_and(|wanted| !(wanted > 0.0 && wanted.is_finite())) {
             return Err(Error::input(format!("--feed must be greater than 0, got {}", self.feed.unwrap_or(0.0))));
         }

@@ -21,8 +21,7 @@ use super::args::ReadingArgs;
 use crate::config::Config;
 use crate::open;
 use crate::open::cores;
-use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{ExitStatus, Output, check_replaceable};
 use crate::telemetry::logging::say;
 use crate::telemetry::progress::Progress;
 use crate::terminal::row;
@@ -76,6 +75,7 @@ pub struct BuildArgs {
 impl Run for BuildArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { shards, out, classes, exclude, no_row_index, reading } = self;
+        check_replaceable("--out", out, b"{", "a manifest")?;
         if let [one] = &shards[..]
             && dataset::is_images(Path::new(one))?
         {
@@ -161,6 +161,13 @@ impl Run for VerifyArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { manifest: path, reading, decode, quarantine } = self;
         let manifest = open::manifest(path, reading.reading(None))?;
+        // Lines are added to a ledger; to anything else they would be nonsense.
+        if let Some(ledger) = quarantine.as_deref().filter(|ledger| ledger.exists()) {
+            if !ledger.is_file() {
+                return Err(Error::input(format!("--quarantine {}: not a regular file", ledger.display())));
+            }
+            ledger_entries(ledger)?;
+        }
         let problems =
             with_progress("verifying", manifest.shards.len(), output, |progress| verify(&manifest, cores(), progress))?;
         let (samples, shards, digest) = (manifest.samples, manifest.shards.len(), manifest.digest.clone());
@@ -244,6 +251,10 @@ pub struct ConvertArgs {
 impl Run for ConvertArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { manifest: path, wids: out } = self;
+        check_replaceable("--wids", out, b"{", "an index")?;
+        if std::fs::canonicalize(path).ok().is_some_and(|path| std::fs::canonicalize(out).ok() == Some(path)) {
+            return Err(Error::input(format!("--wids {}: is the manifest itself", out.display())));
+        }
         let manifest = Manifest::read(path)?;
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         let index = with_progress("reading", manifest.shards.len(), output, |progress| {

@@ -13,8 +13,7 @@ use super::Run;
 use super::args::ConfigArgs;
 use crate::drawing::contact_sheet::contact_sheet;
 use crate::open;
-use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{ExitStatus, Output, check_replaceable};
 
 /// Render a contact sheet of images, their augmented views and the sampled parameters.
 #[derive(Args)]
@@ -37,6 +36,7 @@ impl Run for PreviewArgs {
         if self.out.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
             return Err(Error::input(format!("--out must end in .png, got {}", self.out.display())));
         }
+        check_replaceable("--out", &self.out, b"\x89PNG", "a PNG")?;
         let mut config = self.config.load()?;
         let manifest = open::fitted(&mut config)?;
         let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Budget)?;

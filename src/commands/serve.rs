@@ -15,6 +15,7 @@ use super::args::ConfigArgs;
 use crate::open;
 use crate::output::ExitStatus;
 use crate::output::Output;
+use crate::telemetry::logging;
 use crate::web::{self, Pages};
 
 /// Serve batches to remote trainers over Arrow Flight (see `train --feed`).
@@ -120,6 +121,12 @@ async fn drain_on_signals(service: Arc<Service>) {
             std::process::exit(130);
         }
         told = true;
+        if !logging::is_quiet() {
+            let seconds = service.drain_seconds();
+            logging::say(&format!(
+                "shutting down: open streams have {seconds} s to end, new ones are refused; a second signal ends at once"
+            ));
+        }
         service.drain();
     }
 }

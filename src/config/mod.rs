@@ -617,8 +617,8 @@ mod tests {
         assert_eq!(load(&["schedule.epochs=50"]).unwrap(), preset);
         assert!((load(&["schedule.epochs=3"]).unwrap() - 0.3).abs() < 1e-12);
         assert_eq!(load(&["schedule.epochs=3", "schedule.warmup_epochs=1"]).unwrap(), 1.0);
-        let error = load(&["schedule.epochs=3", "schedule.warmup_epochs=5"]).unwrap_err().to_string();
-        assert!(error.contains("warmup_epochs"), "{error}");
+        // What is asked for stays, sensible or not; training refuses it.
+        assert_eq!(load(&["schedule.epochs=3", "schedule.warmup_epochs=5"]).unwrap(), 5.0);
     }
 
     #[test]

@@ -75,3 +75,40 @@ fn too_much_damage_stops_the_stream_and_names_the_last_sample() {
     let object: serde_json::Value = serde_json::from_slice(&digest("0.1").stdout).unwrap();
     assert_eq!(object["damaged"].as_array().unwrap().len(), 3);
 }
+
+/// A result takes the place of a result of its kind, and of nothing else.
+#[test]
+fn what_was_not_meant_is_not_replaced() {
+    let world = World::new();
+    let manifest = world.packed("set", 40, &[]);
+    let shard = world.arg("set/shard-000000.tar");
+    let before = std::fs::read(&shard).unwrap();
+    world.fails(&["manifest", "build", &shard, "--out", &shard], 2, &["shard-000000.tar", "already there"]);
+    assert_eq!(std::fs::read(&shard).unwrap(), before);
+    world.fails(&["manifest", "convert", &manifest, "--wids", &manifest], 2, &["is the manifest itself"]);
+    std::fs::write(world.at("notes.png"), "mine").unwrap();
+    let preview = [&["preview"], TINY, &["--data", &manifest, "--out", "notes.png"]].concat();
+    world.fails(&preview, 2, &["notes.png", "already there"]);
+    std::fs::write(world.at("notes.txt"), "# precious\n").unwrap();
+    let verify = ["manifest", "verify", &manifest, "--decode", "--quarantine", "notes.txt"];
+    world.fails(&verify, 2, &["notes.txt: line 1", "quarantine"]);
+    assert_eq!(std::fs::read(world.at("notes.txt")).unwrap(), b"# precious\n");
+    // A link stays one.
+    std::os::unix::fs::symlink(world.at("real.json"), world.at("link.json")).unwrap();
+    std::fs::write(world.at("real.json"), "{}").unwrap();
+    world.done(&["manifest", "build", &shard, "--out", "link.json"]);
+    assert!(std::fs::symlink_metadata(world.at("link.json")).unwrap().is_symlink());
+    assert_eq!(world.done(&["manifest", "show", "real.json"])["shards"], 1);
+}
+
+/// Nothing waits for a pipe that nobody writes to.
+#[test]
+fn a_shard_that_is_a_pipe_is_refused() {
+    let world = World::new();
+    let manifest = world.packed("set", 40, &[]);
+    std::fs::remove_file(world.at("set/shard-000000.tar")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(world.at("set/shard-000000.tar")).status().unwrap();
+    assert!(made.success());
+    let digest = [&["digest"], TINY, &["--data", &manifest, "--batches", "2"]].concat();
+    world.fails(&digest, 2, &["shard-000000.tar", "not a regular file"]);
+}

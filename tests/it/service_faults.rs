@@ -9,6 +9,7 @@ use arrow_flight::{Action, FlightDescriptor, Ticket};
 use serde_json::{Value, json};
 
 use crate::service::{Node, fed, local, until};
+use crate::sources::{Bucket, Gate};
 use crate::world::World;
 
 /// A stream that takes some seconds on one node.
@@ -197,7 +198,7 @@ fn storage_that_is_lost_while_nobody_asks_is_noticed() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
     let wanted = local(&world, &manifest, &[]);
-    let mut node = Node::start(&world, &["--manifest", &manifest]);
+    let node = Node::start(&world, &["--manifest", &manifest]);
     // From here on the shards' files are open.
     assert_eq!(world.done(&fed(&manifest, &node.url, &[])), wanted);
     assert_eq!(node.get("/readyz").0, 200);
@@ -211,21 +212,25 @@ fn storage_that_is_lost_while_nobody_asks_is_noticed() {
     std::fs::rename(world.at("gone"), world.at("set")).unwrap();
     until("its return", || node.get("/readyz").0 == 200);
     assert_eq!(world.done(&fed(&manifest, &node.url, &[])), wanted);
-    // As a file system does whose server is gone: opening a shard neither succeeds nor fails.
-    for shard in std::fs::read_dir(world.at("set"))
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.path() != world.at("set/manifest.json"))
-    {
-        std::fs::remove_file(shard.path()).unwrap();
-        assert!(std::process::Command::new("mkfifo").arg(shard.path()).status().unwrap().success());
-    }
+    drop(node);
+    // A server that is gone without a word: reading neither succeeds nor fails.
+    let bucket = Bucket::serve(&world.at(""));
+    let mut environment = bucket.environment("secret");
+    let gate = Gate::before(environment[0].1.trim_start_matches("http://"), true);
+    environment[0].1 = format!("http://{}", gate.address);
+    let build = ["manifest", "build", "s3://set/*.tar", "--out", "far.json"];
+    assert!(world.command(&build).envs(environment.clone()).output().unwrap().status.success());
+    // Of which so little is wanted that no shard is held.
+    let stream = ["--manifest", "far.json", "--set", "data.part=[0.0, 0.2]"];
+    let mut node = Node::start_with(&world, "127.0.0.1:0", &stream, &environment);
+    until("it is ready", || node.get("/readyz").0 == 200);
+    gate.set(false);
     until("silence", || node.get("/readyz").0 == 503);
     let (_, page) = node.get("/readyz");
     assert!(page.contains("storage has not responded"), "{page}");
     assert_eq!(node.get("/livez").0, 200);
     node.signal("-TERM");
-    assert_eq!(node.child.wait().unwrap().code(), Some(0), "it ends well though a thread still waits");
+    assert_eq!(node.child.wait().unwrap().code(), Some(0), "it ends well though somebody still waits");
 }
 
 #[test]

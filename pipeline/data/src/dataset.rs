@@ -202,6 +202,11 @@ impl ReadSample for Samples {
     fn read(&self, number: u64) -> Result<Vec<u8>, Error> {
         Ok(self.store.read(&[self.samples[number as usize]], &self.runtime)?.remove(0))
     }
+
+    fn size(&self, number: u64) -> u64 {
+        let SampleRef { shard, index } = self.samples[number as usize];
+        self.store.manifest().shards[shard as usize].sizes[index as usize].into()
+    }
 }
 
 /// Whether `what` names images that are files of their own: a folder of them, or a list.

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use simclr_ground::error::{Classify, ErrorClass};
-use simclr_ground::files::write_whole;
 
 use crate::metrics::PipelineMetrics;
 
@@ -114,6 +114,9 @@ struct Line {
 impl Ledger {
     /// The lines that the file at `path` holds; one that a kill cut short is left out, its sample will be met again.
     fn read(path: &Path) -> std::io::Result<Vec<Line>> {
+        if std::fs::metadata(path).is_ok_and(|known| !known.is_file()) {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+        }
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -142,9 +145,17 @@ impl Ledger {
         if self.file.is_none() {
             // Of a rank on another machine, the folder may not be there yet.
             std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
-            let whole: String = Self::read(&self.path)?.iter().map(text).collect();
-            write_whole(&self.path, whole.as_bytes())?;
-            self.file = Some(File::options().append(true).open(&self.path)?);
+            let mut file = File::options().create(true).read(true).append(true).open(&self.path)?;
+            // A line that a kill cut short stays, and ends here.
+            let length = file.metadata()?.len();
+            let mut last = [b'\n'];
+            if length > 0 {
+                file.read_exact_at(&mut last, length - 1)?;
+            }
+            if last != [b'\n'] {
+                file.write_all(b"\n")?;
+            }
+            self.file = Some(file);
         }
         let line = Line { entry: entry.clone(), plan: Some(self.plan.clone()) };
         self.file.as_mut().expect("opened above").write_all(text(&line).as_bytes())
@@ -178,6 +189,19 @@ impl Quarantine {
         let known = own.into_iter().map(|entry| (entry.sample, entry)).collect();
         let ledger = Some(Ledger { path: ledger.to_owned(), plan: plan.to_owned(), file: None });
         Ok(Self { allowed, metrics, state: Mutex::new(State { known, ledger }) })
+    }
+
+    /// Leaves out what is listed of samples that are none, or are called otherwise.
+    pub fn keep(&self, is_known: impl Fn(&QuarantineEntry) -> bool) {
+        let mut state = self.lock();
+        let before = state.known.len();
+        state.known.retain(|_, entry| is_known(entry));
+        let dropped = before - state.known.len();
+        if dropped > 0 {
+            tracing::warn!(
+                "{dropped} damaged samples on record are not in the data set by this name and place; they are not applied"
+            );
+        }
     }
 
     /// Whether the budget is kept.
@@ -296,6 +320,21 @@ mod tests {
         let message = second.record(entry(4)).unwrap_err().to_string();
         assert!(message.contains("too many damaged samples: 4 > 3") && message.contains("4.jpg"), "{message}");
         assert!(first.check_budget().is_err(), "the others see it too");
+    }
+
+    #[test]
+    fn what_else_a_ledger_holds_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("quarantine.jsonl");
+        std::fs::write(&path, "# a note\n{\"cut\": ").unwrap();
+        let quarantine = Quarantine::with_ledger(9, &path, "one", PipelineMetrics::register()).unwrap();
+        quarantine.record(entry(3)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("# a note\n{\"cut\": \n{\"sample\":3"), "{text}");
+        let again = Quarantine::with_ledger(9, &path, "one", PipelineMetrics::register()).unwrap();
+        assert!(again.holds(3));
+        again.keep(|entry| entry.sample != 3);
+        assert!(!again.holds(3));
     }
 
     #[test]

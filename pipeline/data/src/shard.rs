@@ -34,6 +34,12 @@ const KEPT_BYTES_PER_SAMPLE: usize = 256;
 /// So many problems of a shard are noted: a shard of nothing else must not fill memory.
 const MAX_PROBLEMS: usize = 1000;
 
+/// So many unused entries of a key, and so many extensions of a shard, are told apart.
+const MAX_UNUSED: usize = 64;
+
+/// So many letters of an extension are told.
+const MAX_SHOWN_EXTENSION: usize = 32;
+
 /// So many extensions that may be those of images are told.
 const MAX_MAYBE_IMAGES: usize = 8;
 
@@ -340,8 +346,12 @@ impl<'a> Scanner<'a> {
                 }
             }
             Use::None => {
-                self.kept_bytes += extension.len();
-                self.group.unused.push(extension);
+                // What they are called is told, not each of them.
+                if self.group.unused.len() < MAX_UNUSED {
+                    let short: String = extension.chars().take(MAX_SHOWN_EXTENSION).collect();
+                    self.kept_bytes += short.len() + size_of::<String>();
+                    self.group.unused.push(short);
+                }
             }
         }
         ControlFlow::Continue(())
@@ -400,7 +410,9 @@ impl<'a> Scanner<'a> {
             Some(mut sample) => {
                 sample.label = group.labels.into_iter().flatten().next().unwrap_or_default();
                 for extension in group.unused {
-                    *self.scan.passed_over.unused.entry(shown(&extension)).or_default() += 1;
+                    let unused = &mut self.scan.passed_over.unused;
+                    let name = if unused.len() < MAX_UNUSED { shown(&extension) } else { "…".into() };
+                    *unused.entry(name).or_default() += 1;
                 }
                 self.scan.samples.push(sample);
             }
@@ -761,6 +773,19 @@ mod tests {
         let extras = Extras { label_field: Some("label"), ..Extras::default() };
         let with_field = super::scan(&Location::File(dir.path().join("s.tar")), extras).unwrap();
         assert_eq!((seen(&with_field), with_field.problems), (owned(all(Label::Index(2))), vec![]));
+    }
+
+    #[test]
+    fn bounded_a_key_of_many_entries_is_told_in_few_words() {
+        let names: Vec<String> = (0..3000).map(|i| format!("a.{}{i}", "x".repeat(50))).collect();
+        let entries = [("a.jpg", &b"A"[..])].into_iter().chain(names.iter().map(|name| (name.as_str(), &b"x"[..])));
+        let scan = scan_bytes("s.tar", &tar_of(&entries.collect::<Vec<_>>()));
+        assert_eq!((scan.samples.len(), &scan.problems), (1, &vec![]));
+        let unused = &scan.passed_over.unused;
+        assert!(
+            unused.len() <= MAX_UNUSED + 1 && unused.keys().all(|name| name.len() <= MAX_SHOWN_EXTENSION),
+            "{unused:?}"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use simclr_ground::error::{Classify, Context, ErrorClass, InvalidValue, Result};
 use simclr_plan::Plan;
 use simclr_plan::StreamConfig;
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, shard_name};
 use crate::metrics::PipelineMetrics;
 use crate::quarantine::{BudgetSpent, Quarantine, QuarantineError};
 use crate::store::{Store, StoreError, StoreOptions};
@@ -61,6 +61,18 @@ impl Source {
             DamagePolicy::Ledger(path) => Quarantine::with_ledger(allowed, path, &plan.digest, metrics.clone())
                 .with_context(|| format!("cannot read {}", path.display()))?,
         };
+        quarantine.keep(|entry| {
+            let mut index = entry.sample;
+            for shard in &store.manifest().shards {
+                let count = shard.num_samples() as u64;
+                if index < count {
+                    let is_same = shard_name(&shard.location) == shard_name(&entry.shard);
+                    return is_same && shard.entries[index as usize] == entry.entry;
+                }
+                index -= count;
+            }
+            false
+        });
         quarantine.check_budget()?;
         Ok(Arc::new(Self::of(plan, store, quarantine, metrics)))
     }

@@ -9,6 +9,15 @@ use std::path::Path;
 /// # Errors
 /// If the folder can't be written to or the disk is full; `path` is then as it was.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A link stays one, and what it leads to is written; into a pipe or a device one writes, and does not take its place.
+    let target = match std::fs::canonicalize(path) {
+        Ok(target) if !target.is_file() && !target.is_dir() => {
+            return File::options().write(true).open(&target)?.write_all(bytes);
+        }
+        Ok(target) => target,
+        Err(_) => path.to_owned(),
+    };
+    let path = target.as_path();
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".writing-").permissions(readable_by_all()).tempfile_in(folder)?;
     file.write_all(bytes)?;

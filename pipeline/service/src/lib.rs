@@ -224,6 +224,11 @@ impl Service {
         self.draining.send_replace(true);
     }
 
+    /// How long open streams may take to end once it drains, in seconds.
+    pub fn drain_seconds(&self) -> u64 {
+        self.config.drain_seconds
+    }
+
     /// Waits until the service is told to drain.
     pub async fn drained(&self) {
         // The sender is ours, so the wait can't fail.

@@ -217,7 +217,7 @@ fn write_npy(out: &Path, features: &Features) -> Result<()> {
     let write = |out: &Path, kind: &str, shape: &str, bytes: &mut dyn Iterator<Item = u8>| -> Result<()> {
         let mut file = create(out)?;
         let bytes: Vec<u8> = bytes.collect();
-        npy(file.as_file_mut(), kind, shape, &bytes)?;
+        npy(file.as_file_mut(), kind, shape, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
         keep(file, out)
     };
     write(out, "<f4", &format!("({rows}, {dim})"), &mut rows_of.iter().flat_map(|value| value.to_le_bytes()))?;

@@ -55,6 +55,12 @@ impl Run for ExportArgs {
                 self.out.display()
             )));
         }
+        if self.out.parent().is_some_and(|folder| folder.join("state.json").is_file()) {
+            return Err(Error::input(format!(
+                "--out {}: a checkpoint's folder holds its own files alone; choose another folder",
+                self.out.display()
+            )));
+        }
         let (folder, chosen) = self.model.find(false)?;
         let chosen = chosen.expect("without --untrained there is a checkpoint or an error");
         let step = chosen.step;

@@ -10,8 +10,7 @@ use simclr_trainer::run::RunFolder;
 use super::embed::EMBEDDING;
 use super::runs;
 use crate::commands::Run;
-use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{ExitStatus, Output, check_replaceable};
 use crate::report;
 
 /// Write a run's report: one HTML file with curves, settings and evaluations.
@@ -38,6 +37,10 @@ impl Run for ReportArgs {
         let out = self.out.clone().unwrap_or_else(|| run.join("report.html"));
         let folder = RunFolder::open(&run)?;
         let embedding = self.embedding.clone().or_else(|| Some(run.join(EMBEDDING)).filter(|path| path.is_file()));
+        check_replaceable("--out", &out, b"<!", "a report")?;
+        if let Some(csv) = &self.csv {
+            check_replaceable("--csv", csv, b"step,", "a table of steps")?;
+        }
         report::write(&folder, embedding.as_deref(), &out)?;
         if let Some(csv) = &self.csv {
             report::write_table(&folder, csv)?;

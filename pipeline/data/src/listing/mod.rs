@@ -55,6 +55,9 @@ pub trait ReadSample: Send + Sync {
     /// # Errors
     /// If they can't be read.
     fn read(&self, number: u64) -> Result<Vec<u8>, Error>;
+
+    /// How many bytes an image has.
+    fn size(&self, number: u64) -> u64;
 }
 
 impl Item {
@@ -80,7 +83,13 @@ impl Item {
         };
         match &self.bytes {
             Bytes::Sample(set, number) => set.read(*number).map_err(ListingError::Sample),
-            Bytes::File(path) => std::fs::read(path).map_err(error(path)),
+            Bytes::File(path) => {
+                let size = std::fs::metadata(path).map_err(error(path))?.len();
+                if size > MAX_ENTRY_BYTES {
+                    return Err(input(path, format!("{size} bytes; an image can have at most {MAX_ENTRY_BYTES}")));
+                }
+                std::fs::read(path).map_err(error(path))
+            }
             Bytes::Within { archive, offset, size } => {
                 if *size > MAX_ENTRY_BYTES {
                     let why = format!("{} has {size} bytes; an image can have at most {MAX_ENTRY_BYTES}", self.key);
@@ -90,6 +99,15 @@ impl Item {
                 archive.1.read_exact_at(&mut bytes, *offset).map_err(error(&archive.0))?;
                 Ok(bytes)
             }
+        }
+    }
+
+    /// How many bytes the image has, as far as that is known without reading it.
+    pub fn size(&self) -> u64 {
+        match &self.bytes {
+            Bytes::File(path) => std::fs::metadata(path).map_or(0, |known| known.len()),
+            Bytes::Within { size, .. } => *size,
+            Bytes::Sample(set, number) => set.size(*number),
         }
     }
 

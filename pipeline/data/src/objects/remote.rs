@@ -488,8 +488,26 @@ async fn get(server: &Server, path: &Path, options: GetOptions, size: Option<u64
     if let Some(expected) = size.filter(|&expected| expected != found && found > 0) {
         return Err(Failure::Final(FetchError::Size { found, expected }));
     }
-    answer.bytes().await.map_err(|error| failure(server, &error))
+    // What a server says of the size may be anything; memory follows what comes.
+    let most = size.unwrap_or(MAX_OBJECT_BYTES).min(MAX_OBJECT_BYTES);
+    let mut parts = answer.into_stream();
+    let mut all = bytes::BytesMut::with_capacity(found.min(FIRST_BYTES) as usize);
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|error| failure(server, &error))?;
+        if (all.len() + part.len()) as u64 > most {
+            let found = (all.len() + part.len()) as u64;
+            return Err(Failure::Final(FetchError::Size { found, expected: most }));
+        }
+        all.extend_from_slice(&part);
+    }
+    Ok(all.freeze())
 }
+
+/// Nothing that is read whole into memory has more bytes.
+const MAX_OBJECT_BYTES: u64 = 16 << 30;
+
+/// So much room is made before anything has come.
+const FIRST_BYTES: u64 = 16 << 20;
 
 /// What an error means for the next attempt.
 fn failure(server: &Server, error: &object_store::Error) -> Failure {

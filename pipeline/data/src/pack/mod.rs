@@ -27,6 +27,9 @@ use crate::manifest::{BuildOptions, Manifest, ManifestError, NamedShard, build};
 /// Images that are read, and resized, at the same time, while those before them are written.
 const CHUNK_IMAGES: usize = 256;
 
+/// So many bytes of them, or one image.
+const CHUNK_BYTES: u64 = 256 << 20;
+
 /// How to pack.
 pub struct PackOptions<'a> {
     /// A shard is closed before its tar stream would grow beyond this.
@@ -229,7 +232,7 @@ fn write_shards(items: &[Item], folder: &Path, options: &PackOptions<'_>) -> Res
     let prepare = |items: &[Item]| items.par_iter().map(|item| ready(item, options)).collect::<Result<Vec<_>, _>>();
     let mut writer = SetWriter::new(folder, options);
     let mut kept_as_is = Vec::new();
-    let mut chunks = items.chunks(CHUNK_IMAGES);
+    let mut chunks = chunks(items);
     let mut current = chunks.next();
     let mut prepared = current.map_or(Ok(Vec::new()), prepare)?;
     let mut written = 0;
@@ -253,6 +256,21 @@ fn write_shards(items: &[Item], folder: &Path, options: &PackOptions<'_>) -> Res
         (current, prepared) = (next, coming?);
     }
     Ok(Written { shards: writer.finish()?, kept_as_is })
+}
+
+/// The items in runs that fit into memory together.
+fn chunks(mut items: &[Item]) -> impl Iterator<Item = &[Item]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |item: &&Item| {
+            bytes += item.size();
+            bytes <= CHUNK_BYTES
+        };
+        let count = items.iter().take(CHUNK_IMAGES).take_while(fits).count().max(1).min(items.len());
+        let (now, later) = items.split_at(count);
+        items = later;
+        (!now.is_empty()).then_some(now)
+    })
 }
 
 fn ready(item: &Item, options: &PackOptions<'_>) -> Result<Ready, PackError> {

@@ -70,6 +70,10 @@ impl Deref for OpenFile {
 pub(super) fn open_checked(path: &Path, expected: u64) -> Result<File, StoreError> {
     let place = path.display().to_string();
     let io = |error: std::io::Error| StoreError::io(&place, &error);
+    // Opening a pipe waits for somebody to write to it.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(StoreError::Changed { place, what: "not a regular file".into() });
+    }
     let file = File::open(path).map_err(io)?;
     let found = file.metadata().map_err(io)?.len();
     if found == expected {

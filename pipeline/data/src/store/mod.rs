@@ -451,6 +451,10 @@ impl Store {
                     false => (path.clone(), shard.bytes),
                 };
                 let read = move || {
+                    // Opening a pipe waits for somebody to write to it.
+                    if !std::fs::metadata(&path)?.is_file() {
+                        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+                    }
                     let file = File::open(&path)?;
                     let found = file.metadata()?.len();
                     let mut bytes = Vec::new();

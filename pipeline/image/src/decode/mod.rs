@@ -144,6 +144,12 @@ pub fn decode_bytes(bytes: &[u8]) -> u64 {
 /// No side may be longer, whatever the format: JPEG's own limit, and a bound on the buffers of a resize.
 const MAX_SIDE: u64 = 65_535;
 
+/// Memory for a decoder's output; that there is none is no reason to end the process.
+fn room(bytes: usize) -> Result<Vec<u8>, Damage> {
+    let none = || Damage::new(DamageReason::Dimensions, format!("no memory for its {bytes} bytes"));
+    simclr_ground::batch::zeros(bytes).ok_or_else(none)
+}
+
 fn check_size(width: u64, height: u64, max_pixels: u64) -> Result<(), Damage> {
     if width == 0 || height == 0 {
         return Err(Damage::new(DamageReason::Dimensions, format!("{width}×{height} pixels")));

@@ -15,7 +15,16 @@ use crate::damage::{Damage, DamageReason};
 pub(super) fn decode(format: Format, bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> {
     match format {
         Format::Bmp => with("BMP", bmp(bytes), max_pixels),
-        Format::Gif => with("GIF", gif(bytes), max_pixels),
+        Format::Gif => {
+            // The decoder believes the first frame's own size, and allocates it before it compares it with the canvas.
+            if let (Some((w, h)), Some((width, height))) = (gif_frame(bytes), size(format, bytes))
+                && (w > width || h > height)
+            {
+                let detail = format!("GIF: a frame of {w}×{h} pixels on a canvas of {width}×{height}");
+                return Err(Damage::new(DamageReason::Corrupt, detail));
+            }
+            with("GIF", gif(bytes), max_pixels)
+        }
         Format::Tiff => with("TIFF", tiff(bytes), max_pixels),
         Format::Jpeg | Format::Png | Format::WebP => unreachable!("it has a decoder of its own"),
     }
@@ -49,6 +58,29 @@ fn gif(bytes: &[u8]) -> Result<GifDecoder<Cursor<&[u8]>>, ImageError> {
 
 fn tiff(bytes: &[u8]) -> Result<TiffDecoder<Cursor<&[u8]>>, ImageError> {
     TiffDecoder::new(Cursor::new(bytes))
+}
+
+/// Columns and rows of a GIF's first frame, by its own header.
+fn gif_frame(bytes: &[u8]) -> Option<(u32, u32)> {
+    let table = |flags: u8| if flags & 0x80 != 0 { 3 << ((flags & 7) + 1) } else { 0 };
+    let mut at = 13 + table(*bytes.get(10)?);
+    loop {
+        match bytes.get(at)? {
+            0x2C => {
+                let &[w1, w2, h1, h2] = bytes.get(at + 5..at + 9)?.first_chunk()?;
+                return Some((u16::from_le_bytes([w1, w2]).into(), u16::from_le_bytes([h1, h2]).into()));
+            }
+            // An extension: its kind, then blocks with their lengths, until an empty one.
+            0x21 => {
+                at += 2;
+                while *bytes.get(at)? != 0 {
+                    at += 1 + usize::from(bytes[at]);
+                }
+                at += 1;
+            }
+            _ => return None,
+        }
+    }
 }
 
 fn with(format: &str, decoder: Result<impl ImageDecoder, ImageError>, max_pixels: u64) -> Result<RgbImage, Damage> {
@@ -93,4 +125,27 @@ fn to_rgb(image: DynamicImage) -> Result<RgbImage, Damage> {
         other => return Err(Damage::new(DamageReason::Unsupported, format!("pixels of type {:?}", other.color()))),
     };
     rgb(width, height, pixels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounded_a_gif_frame_larger_than_its_canvas_is_refused_before_it_is_decoded() {
+        // A canvas of 1×1 with a table of two colors, a comment, and a frame of its own size.
+        let gif = |w: u16, h: u16| {
+            let frame = [&[0x2C, 0, 0, 0, 0][..], &w.to_le_bytes(), &h.to_le_bytes(), &[0]].concat();
+            let canvas = [&b"GIF89a"[..], &[1, 0, 1, 0, 0x80, 0, 0], &[0; 6]].concat();
+            // The one pixel: code size 2, a clear code, color 0, an end.
+            [&canvas[..], &[0x21, 0xFE, 2, b'h', b'i', 0], &frame, &[2, 2, 0x44, 1, 0, 0x3B]].concat()
+        };
+        assert_eq!(gif_frame(&gif(39_000, 40_000)), Some((39_000, 40_000)));
+        let damage = decode(Format::Gif, &gif(39_000, 40_000), 1 << 40).unwrap_err();
+        assert!(damage.detail.contains("39000×40000") && damage.detail.contains("1×1"), "{damage:?}");
+        assert_eq!(decode(Format::Gif, &gif(1, 1), 1 << 20).map(|image| (image.width, image.height)), Ok((1, 1)));
+        for cut in 0..gif(1, 1).len() {
+            let _ = gif_frame(&gif(1, 1)[..cut]);
+        }
+    }
 }

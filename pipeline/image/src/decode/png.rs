@@ -19,7 +19,7 @@ pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> 
     let mut reader = open(bytes, max_pixels)?;
     let (width, height) = reader.info().size();
     let size = reader.output_buffer_size().ok_or(DecodingError::LimitsExceeded).map_err(of_png)?;
-    let mut pixels = vec![0; size];
+    let mut pixels = super::room(size)?;
     let frame = reader.next_frame(&mut pixels).map_err(of_png)?;
     if frame.bit_depth == BitDepth::Sixteen {
         // The upper byte comes first.

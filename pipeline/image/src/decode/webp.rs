@@ -8,7 +8,7 @@ use std::io::Cursor;
 use image::ImageDecoder;
 use image::codecs::webp::WebPDecoder;
 
-use super::{RgbImage, check_size, damage, rgb, to_rgb};
+use super::{RgbImage, check_size, damage, rgb, room, to_rgb};
 use crate::damage::{Damage, DamageReason};
 
 /// Decodes a WebP of at most `max_pixels` pixels.
@@ -31,7 +31,7 @@ pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Damage> 
         return Err(Damage::new(DamageReason::Corrupt, detail));
     }
     let channels = usize::from(decoder.color_type().channel_count());
-    let mut pixels = vec![0; channels * width as usize * height as usize];
+    let mut pixels = room(channels * width as usize * height as usize)?;
     decoder.read_image(&mut pixels).map_err(of_webp)?;
     rgb(width, height, to_rgb(channels, pixels))
 }

@@ -27,8 +27,7 @@ use super::model::{ModelArgs, OpenModel};
 use crate::commands::{Run, verbs};
 use crate::drawing::confusion::confusion_image;
 use crate::open;
-use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{ExitStatus, Output, check_replaceable};
 pub use data::{ManifestData, open_stream};
 
 verbs! {
@@ -76,6 +75,9 @@ pub struct Evaluate<P: Protocol> {
     #[command(flatten)]
     protocol: P,
 }
+
+/// How a PNG begins.
+const PNG: &[u8] = b"\x89PNG";
 
 /// The metric that a dataset is judged by.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -163,6 +165,9 @@ impl<P: Protocol> Run for Evaluate<P> {
         if let Some(folder) = save.as_ref().filter(|folder| folder.holds_run()) {
             let path = folder.path().display();
             return Err(Error::input(format!("--save {path}: already contains a run; choose another directory")));
+        }
+        if let Some(out) = &common.confusion {
+            check_replaceable("--confusion", out, PNG, "a PNG")?;
         }
         let runtime = open::runtime()?;
         let mut results = Vec::new();
