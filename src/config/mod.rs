@@ -607,6 +607,7 @@ mod tests {
         assert_eq!(differences.len(), 4, "{differences:?}");
     }
 
+    #[cfg(feature = "trainer")]
     #[test]
     fn a_short_schedule_shortens_the_warmup_that_nobody_asked_for() {
         let load = |settings: &[&str]| {
