@@ -11,7 +11,7 @@ use crate::error::{TrainError, of_torch};
 use crate::model::parameters::Parameters;
 use crate::model::probe;
 
-/// Gradients of [`Parameters::learning`], in that order; undefined where the loss does not depend on a tensor.
+/// Gradients of [`Parameters::trainable`], in that order; undefined where the loss does not depend on a tensor.
 #[derive(Default)]
 pub struct Gradients(Vec<Tensor>);
 
