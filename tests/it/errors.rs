@@ -112,3 +112,17 @@ fn a_shard_that_is_a_pipe_is_refused() {
     let digest = [&["digest"], TINY, &["--data", &manifest, "--batches", "2"]].concat();
     world.fails(&digest, 2, &["shard-000000.tar", "not a regular file"]);
 }
+
+/// A server that takes a connection and says nothing is waited for, but not in silence.
+#[test]
+fn a_server_that_says_nothing_is_named() {
+    let world = World::new();
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/manifest.json", server.local_addr().unwrap());
+    let mut child = world.command(&["manifest", "show", &url]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    let said = lines.map_while(Result::ok).find(|line| line.contains("no complete response"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(said.is_some_and(|line| line.contains("127.0.0.1")));
+}

@@ -164,7 +164,13 @@ struct Server {
     answered: AtomicBool,
     /// When it was last said that it fails.
     told: Mutex<Option<Instant>>,
+    /// When it was last said that it takes long.
+    told_slow: Mutex<Option<Instant>>,
 }
+
+/// A response that has not come after this long is told of, with the time added that its bytes usually take.
+const SLOW_RESPONSE: Duration = Duration::from_secs(5);
+const USUAL_BYTES_PER_SECOND: u64 = 10_000_000;
 
 /// That a server fails is said at once, and then again each time that so much has passed.
 const TELL_AGAIN: Duration = Duration::from_secs(30);
@@ -172,18 +178,42 @@ const TELL_AGAIN: Duration = Duration::from_secs(30);
 impl Server {
     fn new(origin: &str, store: Arc<dyn ObjectStore>, options: &RemoteOptions) -> Self {
         let (pace, origin) = (Pace::new(options.requests), origin.to_owned());
-        Self { origin, store, pace, no_ranges: false.into(), answered: false.into(), told: Mutex::default() }
+        Self {
+            origin,
+            store,
+            pace,
+            no_ranges: false.into(),
+            answered: false.into(),
+            told: Mutex::default(),
+            told_slow: Mutex::default(),
+        }
+    }
+
+    /// Says that a response takes long, unless that was said a moment ago.
+    fn tell_slow(&self, slow: Duration, timeout: Duration) {
+        if is_due(&self.told_slow) {
+            let (origin, slow, timeout) = (&self.origin, slow.as_secs(), timeout.as_secs());
+            tracing::warn!("{origin}: no complete response for {slow} s; waiting for it, {timeout} s at most");
+        }
     }
 
     /// Says that a request has failed and is repeated, unless that was said a moment ago.
     fn tell(&self, why: &str, since: Duration, patience: Duration) {
-        let mut told = self.told.lock().expect("no panic while held");
-        if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
-            *told = Some(Instant::now());
+        if is_due(&self.told) {
             let (origin, since, patience) = (&self.origin, since.as_secs_f64(), patience.as_secs());
             tracing::warn!("{origin} fails for {since:.1} s: {why}; tried again, for {patience} s at most");
         }
     }
+}
+
+/// Whether it is time to say something that was said last at this time; it is taken as said.
+fn is_due(told: &Mutex<Option<Instant>>) -> bool {
+    let mut told = told.lock().expect("no panic while held");
+    let is_due = told.is_none_or(|at| at.elapsed() >= TELL_AGAIN);
+    if is_due {
+        *told = Some(Instant::now());
+    }
+    is_due
 }
 
 /// What a server's answer says beyond what `object_store` reports.
@@ -309,13 +339,23 @@ impl Remote {
     {
         let options = &self.options;
         let timeout = options.attempt_timeout + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
+        // A wait that is longer than what is asked for would take is worth a word.
+        let slow = SLOW_RESPONSE + Duration::from_secs(bytes / USUAL_BYTES_PER_SECOND);
         let began = Instant::now();
         let (mut attempts, mut backoff) = (0, options.first_backoff);
         let mut failures: BTreeMap<String, usize> = BTreeMap::new();
         loop {
             let permit = server.pace.enter().await;
             attempts += 1;
-            let result = tokio::time::timeout(timeout, self.hedged(server, &attempt)).await;
+            let mut response = std::pin::pin!(tokio::time::timeout(timeout, self.hedged(server, &attempt)));
+            let result = tokio::select! {
+                biased;
+                result = &mut response => result,
+                () = tokio::time::sleep(slow) => {
+                    server.tell_slow(slow, timeout);
+                    response.await
+                }
+            };
             let result = result.unwrap_or_else(|_| {
                 let detail = format!("no response within {:.1} s", timeout.as_secs_f64());
                 Err(Failure::Passing { reason: "timeout", detail, pause: None })
