@@ -107,7 +107,7 @@ impl Run for BuildArgs {
         for line in passed_over.told().iter().filter(|_| !output.quiet) {
             say(line);
         }
-        if passed_over.unused.contains_key("json") && manifest.num_labelled() == 0 && !output.quiet {
+        if passed_over.unused.contains_key("json") && manifest.num_labeled() == 0 && !output.quiet {
             say("hint: --label-field NAME takes labels from a field of .json");
         }
         let excluded: usize = manifest.shards.iter().map(|shard| shard.excluded.len()).sum();
@@ -366,11 +366,7 @@ fn with_progress<T>(
 
 /// Class names: from the file named, or from `classes.txt` beside the first local shard, or none.
 fn classes_of(named: Option<&Path>, shards: &[NamedShard]) -> Result<Vec<String>> {
-    let beside = match &shards[0].place {
-        Location::File(path) => Some(path.with_file_name("classes.txt")).filter(|path| path.is_file()),
-        Location::Url(_) => None,
-    };
-    let Some(path) = named.map(Path::to_owned).or(beside) else { return Ok(Vec::new()) };
+    let Some(path) = named.map(Path::to_owned).or_else(|| dataset::names_beside(shards)) else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string(&path)
         .map_err(|error| Error::input(format!("{}: cannot read class names: {error}", path.display())))?;
     Ok(text.lines().map(str::to_owned).collect())
@@ -385,7 +381,7 @@ fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
     let present = per_class.len();
     let object = json!({
         "manifest": path, "samples": manifest.samples, "shards": manifest.shards.len(), "bytes": bytes, "digest": manifest.digest,
-        "classes": manifest.num_classes(), "classes_present": present, "class_names": manifest.classes, "labels_from": manifest.labels_from, "labelled": manifest.num_labelled() > 0, "labelled_samples": manifest.num_labelled(), "source": manifest.source, "problems": [],
+        "classes": manifest.num_classes(), "classes_present": present, "class_names": manifest.classes, "labels_from": manifest.labels_from, "labelled": manifest.num_labeled() > 0, "labelled_samples": manifest.num_labeled(), "source": manifest.source, "problems": [],
     });
     output.result(&object, || {
         let mut text = format!(
@@ -398,7 +394,7 @@ fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
             row(&manifest.digest),
             row(&manifest.source)
         );
-        if manifest.num_labelled() > 0 {
+        if manifest.num_labeled() > 0 {
             let (least, most) = (per_class.values().min().unwrap_or(&0), per_class.values().max().unwrap_or(&0));
             text +=
                 &format!("classes {} ({present} present, {least} to {most} samples each)\n", manifest.num_classes());
@@ -407,8 +403,8 @@ fn report(manifest: &Manifest, path: &Path, output: Output) -> Result<()> {
                 let names: Vec<&str> = manifest.classes.iter().take(SHOWN_CLASSES).map(String::as_str).collect();
                 text += &format!("        {}{more}\n", row(&names.join(", ")));
             }
-            if manifest.num_labelled() < manifest.samples {
-                text += &format!("labels  {} of {} samples have one\n", manifest.num_labelled(), manifest.samples);
+            if manifest.num_labeled() < manifest.samples {
+                text += &format!("labels  {} of {} samples have one\n", manifest.num_labeled(), manifest.samples);
             }
         } else {
             text += "no labels\n";

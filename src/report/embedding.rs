@@ -31,7 +31,7 @@ const POINTS: usize = 2000;
 /// Images whose neighbors are shown.
 const QUERIES: usize = 10;
 /// Neighbors of each.
-const NEIGHBOURS: usize = 8;
+const NEIGHBORS: usize = 8;
 /// Directions of largest variance that t-SNE sees; fewer if there are fewer.
 const DIRECTIONS: i64 = 50;
 
@@ -87,7 +87,7 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
         }
         page.push_str("</p>");
     }
-    let image = match embedding.images(config).and_then(|source| neighbours(&embedding, &source)) {
+    let image = match embedding.images(config).and_then(|source| neighbors(&embedding, &source)) {
         Ok(image) => base64(&drawn::png(&image)),
         Err(error) => {
             let why = format!("no images of nearest neighbors: {error:#}");
@@ -98,7 +98,7 @@ pub fn write(page: &mut String, path: &Path, config: &Config) -> Result<()> {
     };
     write!(
         page,
-        "<h2>Nearest neighbors</h2><p class=\"faint\">Each image and its {NEIGHBOURS} nearest neighbors by representation; a green mark means the same class.</p><img alt=\"images with their nearest neighbors\" src=\"data:image/png;base64,{image}\">"
+        "<h2>Nearest neighbors</h2><p class=\"faint\">Each image and its {NEIGHBORS} nearest neighbors by representation; a green mark means the same class.</p><img alt=\"images with their nearest neighbors\" src=\"data:image/png;base64,{image}\">"
     )?;
     Ok(())
 }
@@ -208,14 +208,14 @@ fn color(class: usize, classes: usize) -> String {
 }
 
 /// Rows of an image and those most like it.
-fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::decode::RgbImage> {
+fn neighbors(embedding: &Embedding, source: &Source) -> Result<simclr_image::decode::RgbImage> {
     const SIDE: u32 = 96;
     const GAP: u32 = 10;
     const NAME: u32 = 20;
     const GOOD: [u8; 3] = [21, 128, 61];
     const OTHER: [u8; 3] = [190, 190, 184];
     let rows = embedding.ids.len();
-    let neighbours = NEIGHBOURS.min(rows - 1);
+    let neighbors = NEIGHBORS.min(rows - 1);
     let queries = queries(&embedding.labels);
     let values = &embedding.values / embedding.values.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
     let asked = values.index_select(0, &Tensor::from_slice(&queries));
@@ -223,7 +223,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
     // Not the image itself, nor a copy of it that comes first.
     let itself = Tensor::from_slice(&queries).unsqueeze(1);
     let similarity = similarity.scatter_value(1, &itself, f64::NEG_INFINITY);
-    let (_, nearest) = similarity.topk(neighbours as i64, 1, true, true);
+    let (_, nearest) = similarity.topk(neighbors as i64, 1, true, true);
     let nearest = Vec::<Vec<i64>>::try_from(nearest).map_err(TrainError::from)?;
     let storage = open::runtime()?;
     let manifest = source.store.manifest();
@@ -241,7 +241,7 @@ fn neighbours(embedding: &Embedding, source: &Source) -> Result<simclr_image::de
             Error::input(format!("the embeddings contain sample {id}, but the manifest has {}", manifest.samples))
         })
     };
-    let columns = 1 + neighbours as u32;
+    let columns = 1 + neighbors as u32;
     let width = GAP + columns * (SIDE + GAP) + GAP;
     let mut canvas = Canvas::new(width, GAP + queries.len() as u32 * (SIDE + NAME + GAP), PAPER);
     for (row, (&query, near)) in queries.iter().zip(&nearest).enumerate() {

@@ -28,5 +28,7 @@ mod training;
 #[cfg(feature = "trainer")]
 mod trackers;
 mod values;
+#[cfg(feature = "trainer")]
+mod weights;
 mod words;
 mod world;

@@ -2,7 +2,7 @@
 //!
 //! - `BENCH_MANIFEST=all.json cargo bench -p simclr-data --bench quality`: the planar path against full decoding and the
 //!   reference library's resize;
-//! - with `BENCH_PACKED=packed.json` as well: views of images that `pack` shrank or encoded anew against views of the
+//! - with `BENCH_PACKED=packed.json` as well: views of images that `pack` shrank or re-encoded against views of the
 //!   originals, told from each other by their file names.
 
 use std::collections::HashMap;

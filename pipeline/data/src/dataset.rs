@@ -149,19 +149,21 @@ pub fn listing(
     runtime: &tokio::runtime::Handle,
 ) -> Result<Listing, OpenError> {
     let Reading { image, label_field, labels } = &options.reading;
-    let is_archive = match kind(what)? {
-        Kind::Images => true,
-        Kind::Manifest(_) => false,
-        // A tar of images, in whose names dots mean nothing; a shard says of its samples what they are.
-        Kind::Shards(_) => what.is_file() && image.is_none() && label_field.is_none() && !listing::says_classes(what)?,
-    };
-    if is_archive {
-        return Ok(listing::list(what, &ListingOptions { labels: labels.clone(), classes })?);
+    let as_images = ListingOptions { labels: labels.clone(), classes: classes.clone() };
+    match kind(what)? {
+        Kind::Images => return Ok(listing::list(what, &as_images)?),
+        // In the names of a tar of images dots mean nothing; a shard says of its samples what they are.
+        Kind::Shards(_) if what.is_file() && image.is_none() && label_field.is_none() => {
+            if let Some(images) = listing::images_in_tar(what, &as_images)? {
+                return Ok(images);
+            }
+        }
+        Kind::Shards(_) | Kind::Manifest(_) => {}
     }
     let Opened { manifest, mut notes } = open(what, options)?;
     let names = match classes {
         None => Named::given(&manifest.classes),
-        Some(_) if manifest.classes.is_empty() && manifest.num_labelled() > 0 => {
+        Some(_) if manifest.classes.is_empty() && manifest.num_labeled() > 0 => {
             let why = "its classes have no names, so they cannot be numbered by the names given".to_owned();
             return Err(none(&what.display().to_string(), why));
         }
@@ -422,10 +424,10 @@ fn shards(what: &Path, patterns: &[String], options: &OpenOptions<'_>) -> Result
     )?;
     let mut notes = passed_over.told();
     if let Some(field) = label_field
-        && manifest.num_labelled() == 0
+        && manifest.num_labeled() == 0
     {
         notes.push(format!("no labels: no .json entry has a field {field:?}"));
-    } else if manifest.num_labelled() == 0 && passed_over.unused.contains_key("json") {
+    } else if manifest.num_labeled() == 0 && passed_over.unused.contains_key("json") {
         notes.push("hint: data.label_field = \"NAME\" takes classes from a field of .json entries".into());
     }
     notes.extend(beside(what));
@@ -471,10 +473,10 @@ fn stamps(shards: &[NamedShard]) -> Option<BTreeMap<String, (u64, i64, i64)>> {
     Some(stamps)
 }
 
-/// The file beside the first shard that may name the classes.
-fn names_beside(shards: &[NamedShard]) -> Option<PathBuf> {
+/// The file beside the first shard that names the classes in the order of their numbers, if there is one.
+pub fn names_beside(shards: &[NamedShard]) -> Option<PathBuf> {
     let Some(Location::File(path)) = shards.first().map(|shard| &shard.place) else { return None };
-    Some(path.with_file_name("classes.txt"))
+    Some(path.with_file_name("classes.txt")).filter(|path| path.is_file())
 }
 
 /// The file that remembers what was read of one data set, locked while this one is looked at: of several processes that

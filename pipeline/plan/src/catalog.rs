@@ -17,7 +17,7 @@ pub trait Catalog {
     /// One more than the largest label, or the number of class names if that is larger; 0 without labels.
     fn num_classes(&self) -> usize;
     /// How many samples have a label.
-    fn num_labelled(&self) -> u64;
+    fn num_labeled(&self) -> u64;
     /// The class of a sample, if it has one.
     fn label(&self, sample: SampleRef) -> Option<u32>;
     /// The name of a sample's image entry.
@@ -58,7 +58,7 @@ impl Catalog for SampleCounts {
         0
     }
 
-    fn num_labelled(&self) -> u64 {
+    fn num_labeled(&self) -> u64 {
         0
     }
 

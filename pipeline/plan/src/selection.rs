@@ -92,7 +92,7 @@ fn classes(catalog: &dyn Catalog, wanted: &[String]) -> Result<Option<BTreeSet<u
     if wanted.is_empty() {
         return Ok(None);
     }
-    if catalog.num_labelled() == 0 {
+    if catalog.num_labeled() == 0 {
         return Err(wrong("data.classes", format!("{wanted:?}"), "the dataset has no labels".into()));
     }
     let class = |name: &String| {

@@ -65,17 +65,17 @@ impl ShuffleQuality {
             pairs += size * (size - 1.0);
         }
         let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
-        let (mut neighbours, mut before) = (0u64, None);
+        let (mut neighbors, mut before) = (0u64, None);
         for (shard, &taken) in plan.shard_sizes.iter().enumerate() {
             for nth in 0..taken {
                 let sample = plan.taken(shard as u32, nth);
                 let class = label(sample);
-                neighbours += u64::from(class.is_some() && class == before);
+                neighbors += u64::from(class.is_some() && class == before);
                 before = class;
                 *counts.entry(class.unwrap_or(u32::MAX)).or_default() += 1;
             }
         }
-        let labelled = catalog.num_labelled() > 0;
+        let labeled = catalog.num_labeled() > 0;
         let total = n as f64;
         let by_chance =
             counts.values().map(|&k| k as f64 * (k as f64 - 1.0)).sum::<f64>() / (total * (total - 1.0)).max(1.0);
@@ -88,9 +88,9 @@ impl ShuffleQuality {
             mean_distance_of_a_full_shuffle: 1.0 / 3.0,
             shards_per_batch: shards as f64 / plan.batches_per_epoch() as f64,
             shards_per_batch_of_a_full_shuffle: expected_shards,
-            same_class_in_batch: labelled.then(|| same / f64::max(pairs, 1.0)),
-            same_class_in_batch_of_a_full_shuffle: labelled.then_some(by_chance),
-            same_class_neighbours_in_manifest: labelled.then(|| neighbours as f64 / f64::max(total - 1.0, 1.0)),
+            same_class_in_batch: labeled.then(|| same / f64::max(pairs, 1.0)),
+            same_class_in_batch_of_a_full_shuffle: labeled.then_some(by_chance),
+            same_class_neighbours_in_manifest: labeled.then(|| neighbors as f64 / f64::max(total - 1.0, 1.0)),
             read_amplification: read_amplification(plan, catalog),
         }
     }
@@ -147,7 +147,7 @@ mod tests {
             self.classes as usize
         }
 
-        fn num_labelled(&self) -> u64 {
+        fn num_labeled(&self) -> u64 {
             self.num_samples()
         }
 

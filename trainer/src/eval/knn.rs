@@ -43,8 +43,8 @@ pub fn knn(train: &Features, test: &Features, config: &KnnConfig) -> Result<Answ
     let rows = test.values.size()[0];
     let of_chunk = |from| {
         let queries = normalized(&test.values.narrow(0, from, CHUNK.min(rows - from)).to_kind(Kind::Float));
-        let (similarity, neighbours) = nearest(&train.values, &queries, k);
-        votes(&similarity, &neighbours, &labels, config.temperature, classes).to_device(Device::Cpu)
+        let (similarity, neighbors) = nearest(&train.values, &queries, k);
+        votes(&similarity, &neighbors, &labels, config.temperature, classes).to_device(Device::Cpu)
     };
     let scores: Vec<Tensor> = tch::no_grad(|| (0..rows).step_by(CHUNK as usize).map(of_chunk).collect());
     Ok(Answers { scores: Tensor::cat(&scores, 0), labels: test.labels.shallow_clone() })
@@ -79,8 +79,8 @@ fn nearest(reference: &Tensor, queries: &Tensor, k: i64) -> (Tensor, Tensor) {
 }
 
 /// Votes for each class, `[N, classes]`, of neighbors with these `labels`.
-fn votes(similarity: &Tensor, neighbours: &Tensor, labels: &Tensor, temperature: f64, classes: i64) -> Tensor {
-    let voted = labels.index_select(0, &neighbours.flatten(0, -1)).view_as(neighbours);
+fn votes(similarity: &Tensor, neighbors: &Tensor, labels: &Tensor, temperature: f64, classes: i64) -> Tensor {
+    let voted = labels.index_select(0, &neighbors.flatten(0, -1)).view_as(neighbors);
     // The nearest one weighs 1: ranking is by ratios, and exp(1/τ) alone overflows f32 below τ = 0.0113.
     let nearest = similarity.narrow(1, 0, 1);
     let weights = ((similarity - nearest) / temperature).exp();
@@ -107,8 +107,8 @@ mod tests {
     fn votes_equal_the_references() {
         let labels = Tensor::from_slice(&(0..40).map(|i| i % 4).collect::<Vec<i64>>());
         let (train, test) = (wave(40, 0.0), wave(12, 0.2));
-        let (similarity, neighbours) = nearest(&train, &normalized(&test), 7);
-        let found = votes(&similarity, &neighbours, &labels, 0.1, 4);
+        let (similarity, neighbors) = nearest(&train, &normalized(&test), 7);
+        let found = votes(&similarity, &neighbors, &labels, 0.1, 4);
         let shares = |votes: &[f64]| votes.iter().map(|vote| vote / votes.iter().sum::<f64>()).collect::<Vec<_>>();
         for text in [include_str!("../golden/trainer.json"), include_str!("../golden/evaluation.json")] {
             let golden: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_found_across_parts() {
+    fn neighbors_are_found_across_parts() {
         tch::manual_seed(1);
         let random = |rows: i64| Tensor::randn([rows, 4], (Kind::Float, Device::Cpu));
         let (reference, queries) = (random(REFERENCE_CHUNK * 2 + 10), normalized(&random(5)));

@@ -15,32 +15,42 @@ use super::{Bytes, Found, Image, LeftOut, ListingError, classes, expected_extens
 use crate::compression::Compression;
 use crate::tar_entries::{Entries, SPARSE, TarSource, shown};
 
-/// Whether the tar at `path`, which may be compressed, holds entries that say classes.
-///
-/// # Errors
-/// If it can't be read.
-pub fn says_classes(path: &Path) -> Result<bool, ListingError> {
-    let archive = Archive::open(path)?;
-    let entries = archive.entries(0, archive.bytes, "", &mut LeftOut::default())?;
-    let says = |entry: &Entry| matches!(split_name(&entry.name).1.to_lowercase().as_str(), "cls" | "cls.txt");
-    Ok(entries.iter().any(says))
+/// What a tar holds, before anybody says whether it is one of images or a shard.
+pub(super) struct Contents {
+    archive: Archive,
+    entries: Vec<Entry>,
+    left_out: LeftOut,
 }
 
-/// The images in the tar at `path`, which may be compressed.
-pub(super) fn found(path: &Path, labels: Option<&Path>) -> Result<Found, ListingError> {
-    let archive = Archive::open(path)?;
-    let mut left_out = LeftOut::default();
-    let entries = archive.entries(0, archive.bytes, "", &mut left_out)?;
-    if entries.iter().any(|entry| entry.name.ends_with(".tar")) {
-        if let Some(path) = labels {
-            return Err(input(
-                path,
-                "a label file applies only to a tar of images; class tars already define the classes",
-            ));
+impl Contents {
+    /// Reads the headers of the tar at `path`, which may be compressed.
+    pub fn read(path: &Path) -> Result<Self, ListingError> {
+        let archive = Archive::open(path)?;
+        let mut left_out = LeftOut::default();
+        let entries = archive.entries(0, archive.bytes, "", &mut left_out)?;
+        Ok(Self { archive, entries, left_out })
+    }
+
+    /// Whether entries say the classes of others, as those of shards do.
+    pub fn says_classes(&self) -> bool {
+        let says = |entry: &Entry| matches!(split_name(&entry.name).1.to_lowercase().as_str(), "cls" | "cls.txt");
+        self.entries.iter().any(says)
+    }
+
+    /// Its images.
+    pub fn found(self, labels: Option<&Path>) -> Result<Found, ListingError> {
+        let Self { archive, entries, left_out } = self;
+        if entries.iter().any(|entry| entry.name.ends_with(".tar")) {
+            if let Some(path) = labels {
+                return Err(input(
+                    path,
+                    "a label file applies only to a tar of images; class tars already define the classes",
+                ));
+            }
+            class_tars(&archive, entries, left_out)
+        } else {
+            images(&archive, entries, labels, left_out)
         }
-        class_tars(&archive, entries, left_out)
-    } else {
-        images(&archive, entries, labels, left_out)
     }
 }
 
@@ -71,7 +81,7 @@ fn class_tars(archive: &Archive, entries: Vec<Entry>, mut left_out: LeftOut) -> 
             return Err(input(archive.path(), why));
         }
     }
-    Ok(Found { images, left_out, notes: Vec::new(), origin: "a tar of class tars" })
+    Ok(Found { images, left_out, notes: Vec::new(), no_labels: None, origin: "a tar of class tars" })
 }
 
 /// A tar of images, with the class of each on a line of `labels` (in the order of the images' names, as ILSVRC2012's
@@ -86,14 +96,14 @@ fn images(
         entries.into_iter().partition(|entry| is_image(Path::new(&entry.name)));
     left_out.others.extend(others.into_iter().map(|entry| PathBuf::from(entry.name)));
     images.sort_by(|a, b| a.name.cmp(&b.name));
-    let (classes, notes) = match labels {
-        Some(path) => (Some(read_labels(path, &images)?), Vec::new()),
+    let (classes, no_labels) = match labels {
+        Some(path) => (Some(read_labels(path, &images)?), None),
         None => {
             let folders: Vec<Vec<String>> =
                 images.iter().map(|entry| classes::folders_of(Path::new(&entry.name))).collect();
             match classes::by_folders(&folders) {
-                Ok((_, classes)) => (Some(classes), Vec::new()),
-                Err(why) => (None, vec![format!("no labels: {why}")]),
+                Ok((_, classes)) => (Some(classes), None),
+                Err(why) => (None, Some(why)),
             }
         }
     };
@@ -101,7 +111,7 @@ fn images(
     let by_class = classes.is_some();
     let image = |entry: &Entry| archive.image(entry, classes.as_mut().and_then(Iterator::next), by_class);
     let images = images.iter().map(image).collect();
-    Ok(Found { images, left_out, notes, origin: "a tar of images" })
+    Ok(Found { images, left_out, notes: Vec::new(), no_labels, origin: "a tar of images" })
 }
 
 /// The class of each image, which are in the order of their names.

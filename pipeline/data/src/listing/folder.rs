@@ -15,14 +15,9 @@ pub(super) fn found(source: &Path) -> Result<Found, ListingError> {
     walk.visit(source, &PathBuf::new(), &mut Vec::new())?;
     let Walk { images: paths, left_out, mut notes, top_folders } = walk;
     let folders: Vec<Vec<String>> = paths.iter().map(|path| classes::folders_of(path)).collect();
-    let (classes, origin) = match classes::by_folders(&folders) {
-        Ok((_, classes)) => (Some(classes), "class folders"),
-        Err(why) => {
-            if !paths.is_empty() {
-                notes.push(format!("no labels: {why}"));
-            }
-            (None, "a folder of images")
-        }
+    let (classes, no_labels, origin) = match classes::by_folders(&folders) {
+        Ok((_, classes)) => (Some(classes), None, "class folders"),
+        Err(why) => (None, Some(why), "a folder of images"),
     };
     // Where folders are classes, one without images is a class that is missing.
     if classes.is_some() && folders.first().is_some_and(|parts| parts.len() == 1) {
@@ -44,7 +39,7 @@ pub(super) fn found(source: &Path) -> Result<Found, ListingError> {
             path,
         })
         .collect();
-    Ok(Found { images, left_out, notes, origin })
+    Ok(Found { images, left_out, notes, no_labels, origin })
 }
 
 /// The first of many names.

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use simclr_ground::sample::{is_image_extension, split_name};
 
+use super::list::{CLASS_COLUMNS, PATH_COLUMNS};
 use super::{ListingError, input};
 
-/// Names that a header gives to the column of names, and to that of classes.
-const NAME_COLUMNS: [&str; 11] =
-    ["path", "file", "filename", "file_name", "filepath", "image", "image_path", "image_id", "id", "key", "name"];
-const CLASS_COLUMNS: [&str; 7] = ["class", "label", "cls", "category", "target", "class_name", "labels"];
+/// Names that a header gives to the column of names, and to that of classes, beside those of a list.
+const NAME_COLUMNS: [&str; 4] = ["image_id", "id", "key", "name"];
+const CLASSES_COLUMN: &str = "labels";
 
 /// The classes that a file gives to images.
 pub struct LabelFile {
@@ -166,8 +166,10 @@ impl LabelFile {
 
 /// Which columns hold names and classes, and whether the first line is a header.
 fn columns(first: &[String]) -> Result<(usize, usize, bool), String> {
-    let at = |names: &[&str]| first.iter().position(|field| names.contains(&field.to_lowercase().as_str()));
-    match (at(&NAME_COLUMNS), at(&CLASS_COLUMNS)) {
+    let at = |is: &dyn Fn(&str) -> bool| first.iter().position(|field| is(&field.to_lowercase()));
+    let name = at(&|field| PATH_COLUMNS.contains(&field) || NAME_COLUMNS.contains(&field));
+    let class = at(&|field| CLASS_COLUMNS.contains(&field) || field == CLASSES_COLUMN);
+    match (name, class) {
         (Some(name), Some(class)) => Ok((name, class, true)),
         // Of two columns the other one is the class, whatever it is called: `id,breed`.
         (Some(name), None) if first.len() == 2 => Ok((name, 1 - name, true)),

@@ -20,8 +20,8 @@ enum Columns {
 }
 
 /// The names that a header may give to the column of paths, and to that of classes.
-const PATH_COLUMNS: [&str; 7] = ["path", "file", "filename", "file_name", "filepath", "image", "image_path"];
-const CLASS_COLUMNS: [&str; 6] = ["class", "label", "cls", "category", "target", "class_name"];
+pub(super) const PATH_COLUMNS: [&str; 7] = ["path", "file", "filename", "file_name", "filepath", "image", "image_path"];
+pub(super) const CLASS_COLUMNS: [&str; 6] = ["class", "label", "cls", "category", "target", "class_name"];
 
 /// One line: its number, path and class.
 type Row = (usize, String, Option<String>);
@@ -70,7 +70,7 @@ pub(super) fn found(path: &Path) -> Result<Found, ListingError> {
     if twice > 0 {
         notes.push(format!("{twice} lines name images that other lines name too; each counts"));
     }
-    Ok(Found { images, left_out: LeftOut::default(), notes, origin: "a list" })
+    Ok(Found { images, left_out: LeftOut::default(), notes, no_labels: None, origin: "a list" })
 }
 
 /// Whether a line is one of the list: blank ones and comments are not.

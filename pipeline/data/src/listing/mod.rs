@@ -225,8 +225,17 @@ pub struct ListingOptions {
     pub classes: Option<Vec<String>>,
 }
 
-/// Whether a tar on this machine holds entries that say classes, as shards do.
-pub use archive::says_classes;
+/// The images in the tar at `source`; `None` if its entries say classes, as those of a shard do.
+///
+/// # Errors
+/// As [`list`].
+pub fn images_in_tar(source: &Path, options: &ListingOptions) -> Result<Option<Listing>, ListingError> {
+    let contents = archive::Contents::read(source)?;
+    if contents.says_classes() {
+        return Ok(None);
+    }
+    contents.found(options.labels.as_deref())?.numbered(source, options.classes.as_deref()).map(Some)
+}
 
 /// Whether a file is a list of images, by its extension.
 pub fn is_list(path: &Path) -> bool {
@@ -245,7 +254,7 @@ pub fn list(source: &Path, options: &ListingOptions) -> Result<Listing, ListingE
     } else if is_list(source) {
         list::found(source)?
     } else {
-        archive::found(source, options.labels.as_deref())?
+        archive::Contents::read(source)?.found(options.labels.as_deref())?
     };
     if let Some(labels) = options.labels.as_deref().filter(|_| source.is_dir() || is_list(source)) {
         found.label(labels)?;
@@ -258,6 +267,8 @@ struct Found {
     images: Vec<Image>,
     left_out: LeftOut,
     notes: Vec<String>,
+    /// Why there are no labels, if there are none.
+    no_labels: Option<String>,
     origin: &'static str,
 }
 
@@ -280,13 +291,13 @@ impl Found {
         for (image, class) in self.images.iter_mut().zip(classes) {
             (image.class, image.by_class) = (class, false);
         }
-        self.notes.retain(|note| !note.starts_with("no labels"));
+        self.no_labels = None;
         self.notes.extend(notes);
         Ok(())
     }
 
     fn numbered(self, source: &Path, classes: Option<&[String]>) -> Result<Listing, ListingError> {
-        let Self { images, left_out, mut notes, origin } = self;
+        let Self { images, left_out, mut notes, no_labels, origin } = self;
         if images.is_empty() {
             let is_tar = |path: &PathBuf| path.to_string_lossy().to_lowercase().contains(".tar");
             let hint = match left_out.others.iter().find(|path| is_tar(path)) {
@@ -301,6 +312,7 @@ impl Found {
         }
         let seen = || images.iter().filter_map(|image| image.class.as_deref());
         let named = Named::new(seen(), classes).map_err(|why| input(source, why))?;
+        notes.extend(no_labels.map(|why| format!("no labels: {why}")));
         notes.extend(named.note());
         let mut keys = BTreeSet::new();
         let mut items = Vec::with_capacity(images.len());

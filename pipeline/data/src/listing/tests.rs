@@ -41,18 +41,18 @@ fn a_tar_of_tars_is_read_in_place() {
 fn a_tar_of_images_takes_its_labels_from_a_list() {
     let folder = tempfile::tempdir().unwrap();
     let (path, labels) = (folder.path().join("val.tar"), folder.path().join("labels.txt"));
-    let labelled = ListingOptions { labels: Some(labels.clone()), ..ListingOptions::default() };
+    let labeled = ListingOptions { labels: Some(labels.clone()), ..ListingOptions::default() };
     std::fs::write(&path, tar_of(&[("val_2.JPEG", b"two"), ("val_1.JPEG", b"one")])).unwrap();
     assert!(list(&path, &ListingOptions::default()).unwrap().items.iter().all(|item| item.label.is_none()));
     std::fs::write(&labels, "n07\nn03\n").unwrap();
-    let listing = list(&path, &labelled).unwrap();
+    let listing = list(&path, &labeled).unwrap();
     assert_eq!(listing.classes, ["n03", "n07"]);
     assert_eq!(seen(&listing)[0], ("n07/val_1".into(), Some(1), b"one".to_vec()));
     std::fs::write(&labels, "val_1.JPEG n03\nval_2.JPEG n07\n").unwrap();
-    assert_eq!(seen(&list(&path, &labelled).unwrap())[0].0, "n03/val_1");
+    assert_eq!(seen(&list(&path, &labeled).unwrap())[0].0, "n03/val_1");
     let refused = |text: &str, wanted: &str| {
         std::fs::write(&labels, text).unwrap();
-        let error = list(&path, &labelled).err().unwrap().to_string();
+        let error = list(&path, &labeled).err().unwrap().to_string();
         assert!(error.contains(wanted), "{error}");
     };
     refused("n07\n", "1 labels for 2 images");

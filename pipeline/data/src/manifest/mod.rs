@@ -212,8 +212,8 @@ impl Catalog for Manifest {
         Manifest::num_classes(self)
     }
 
-    fn num_labelled(&self) -> u64 {
-        Manifest::num_labelled(self)
+    fn num_labeled(&self) -> u64 {
+        Manifest::num_labeled(self)
     }
 
     fn label(&self, sample: SampleRef) -> Option<u32> {
@@ -450,7 +450,7 @@ impl Manifest {
     }
 
     /// How many samples have a label.
-    pub fn num_labelled(&self) -> u64 {
+    pub fn num_labeled(&self) -> u64 {
         let labels = self.shards.iter().filter_map(|shard| shard.labels.as_ref()).flatten();
         labels.flatten().count() as u64
     }
@@ -510,9 +510,9 @@ mod tests {
         packed.blake3 = blake3::hash(b"z").into();
         let other = Manifest::new("there".into(), vec![], vec![packed], Location::default());
         assert_eq!(one.digest, other.digest);
-        let mut relabelled = shard("a.tar");
-        relabelled.labels = Some(vec![Some(1)]);
-        assert_ne!(one.digest, Manifest::new("here".into(), vec![], vec![relabelled], Location::default()).digest);
+        let mut relabeled = shard("a.tar");
+        relabeled.labels = Some(vec![Some(1)]);
+        assert_ne!(one.digest, Manifest::new("here".into(), vec![], vec![relabeled], Location::default()).digest);
     }
 
     #[test]

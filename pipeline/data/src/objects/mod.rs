@@ -3,6 +3,7 @@
 //! [`remote`] asks servers, at the [`pace`] that they bear. Nothing here knows what the bytes mean.
 
 mod credentials;
+mod failure;
 pub mod pace;
 mod redirect;
 pub mod remote;

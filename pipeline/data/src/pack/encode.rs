@@ -7,7 +7,7 @@ use simclr_image::decode::{Orientation, RgbImage, decode, orientation};
 /// Images of more pixels than this are not decoded for packing.
 const MAX_PIXELS: u64 = 400_000_000;
 
-/// How images are encoded anew.
+/// How images are re-encoded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Resize {
     /// The short side in pixels; an image that is smaller keeps its size, 0 keeps all sizes.

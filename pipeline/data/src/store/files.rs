@@ -66,15 +66,18 @@ impl Deref for OpenFile {
     }
 }
 
+/// Opens a file; `None` for a pipe or a device: opening a pipe waits for somebody to write to it.
+pub(super) fn open_regular(path: &Path) -> std::io::Result<Option<File>> {
+    if std::fs::metadata(path)?.is_file() { File::open(path).map(Some) } else { Ok(None) }
+}
+
 /// Opens a local shard whose size must be `expected`.
 pub(super) fn open_checked(path: &Path, expected: u64) -> Result<File, StoreError> {
     let place = path.display().to_string();
     let io = |error: std::io::Error| StoreError::io(&place, &error);
-    // Opening a pipe waits for somebody to write to it.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
+    let Some(file) = open_regular(path).map_err(io)? else {
         return Err(StoreError::Changed { place, what: "not a regular file".into() });
-    }
-    let file = File::open(path).map_err(io)?;
+    };
     let found = file.metadata().map_err(io)?.len();
     if found == expected {
         return Ok(file);

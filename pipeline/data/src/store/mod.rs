@@ -35,7 +35,7 @@ use crate::manifest::{self, Manifest};
 use crate::metrics::{PipelineMetrics, Waiting};
 use crate::objects::remote::{FetchError, Remote, RemoteOptions};
 use error::fetch_error;
-use files::{OpenFile, OpenFiles, Room, open_checked};
+use files::{OpenFile, OpenFiles, Room, open_checked, open_regular};
 use hold::{ResidentShard, ShardCache};
 use row_checks::RowChecks;
 
@@ -451,11 +451,8 @@ impl Store {
                     false => (path.clone(), shard.bytes),
                 };
                 let read = move || {
-                    // Opening a pipe waits for somebody to write to it.
-                    if !std::fs::metadata(&path)?.is_file() {
-                        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
-                    }
-                    let file = File::open(&path)?;
+                    let none = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
+                    let file = open_regular(&path)?.ok_or_else(none)?;
                     let found = file.metadata()?.len();
                     let mut bytes = Vec::new();
                     if found == expected {

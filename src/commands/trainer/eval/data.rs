@@ -34,7 +34,7 @@ struct LabeledSet {
 
 impl LabeledSet {
     /// Restricts a stream to images that have a label, if some have none and nothing else does so.
-    fn keep_labelled(&self, data: &mut DataConfig) {
+    fn keep_labeled(&self, data: &mut DataConfig) {
         if self.info.samples < self.manifest.samples && data.classes.is_empty() {
             data.classes = match self.manifest.classes.is_empty() {
                 true => (0..self.info.num_classes).map(|class| class.to_string()).collect(),
@@ -70,14 +70,14 @@ impl<'a> ManifestData<'a> {
         let (voters, mut asked) = (open::manifest(train, reading())?, open::manifest(test, reading())?);
         match_by_name((train, &voters), (test, &mut asked))?;
         let set = |path: &Path, manifest: Manifest| {
-            let (labelled, all) = (manifest.num_labelled(), manifest.samples);
-            if 0 < labelled && labelled < all && !output.quiet {
+            let (labeled, all) = (manifest.num_labeled(), manifest.samples);
+            if 0 < labeled && labeled < all && !output.quiet {
                 say(&format!(
-                    "{}: {labelled} of {all} images have a label; the others are not evaluated",
+                    "{}: {labeled} of {all} images have a label; the others are not evaluated",
                     path.display()
                 ));
             }
-            let info = SetInfo { samples: labelled, num_classes: manifest.num_classes() };
+            let info = SetInfo { samples: labeled, num_classes: manifest.num_classes() };
             LabeledSet { path: path.to_owned(), manifest: Arc::new(manifest), info }
         };
         let sets = [set(train, voters), set(test, asked)];
@@ -106,12 +106,12 @@ impl<'a> ManifestData<'a> {
         let set = self.set(request.set);
         if request.view == EvalView::Center {
             let mut stream = self.config.evaluation_stream(set.path.clone(), request.part, request.seed);
-            set.keep_labelled(&mut stream.data);
+            set.keep_labeled(&mut stream.data);
             return Ok(stream);
         }
         let mut data = self.config.evaluation_data(set.path.clone());
         (data.part, data.subset) = (request.part, request.subset.clone());
-        set.keep_labelled(&mut data);
+        set.keep_labeled(&mut data);
         let mut stream = self.config.supervised_stream(data, request.view, request.seed);
         let images = Plan::new(&*set.manifest, stream.clone())?.num_samples();
         stream.batch.size = images.min(request.batch.into()) as u32;
@@ -132,7 +132,7 @@ impl EvalData for ManifestData<'_> {
 
     fn open(&self, request: &StreamRequest, device: Device) -> Result<Box<dyn BatchStream<DeviceSlab>>> {
         let set = self.set(request.set);
-        if set.manifest.num_labelled() == 0 {
+        if set.manifest.num_labeled() == 0 {
             return Err(Error::input(format!(
                 "{}: the dataset has no labels; evaluation needs class folders, a list with classes, or .cls files",
                 set.path.display()

@@ -79,7 +79,7 @@ pub fn train(
     let Opened { config, source, stream, world, training, device, share, .. } = &mut opened;
     let mut evaluate = |model: &SimClr, step: u64| {
         live.turn_to("evaluating");
-        let evaluated = evaluate_neighbours(config, folder, (model, step), *device, (runtime, stop));
+        let evaluated = evaluate_neighbors(config, folder, (model, step), *device, (runtime, stop));
         live.turn_to("training");
         journal.borrow_mut().evaluated(step, evaluated?);
         Ok(())
@@ -407,7 +407,7 @@ fn evaluated(config: &Config) -> (&Path, &Path) {
 }
 
 /// The accuracy of nearest neighbors among the sets that `[eval]` names; noted in the run's folder.
-fn evaluate_neighbours(
+fn evaluate_neighbors(
     config: &Config,
     folder: &RunFolder,
     (model, step): (&SimClr, u64),
@@ -432,7 +432,7 @@ fn evaluate_neighbours(
 /// What the trainer needs to know of a source's stream.
 pub fn summary(source: &Source) -> StreamSummary {
     let manifest = source.store.manifest();
-    let summary = source.plan.summary((manifest.num_labelled() > 0).then(|| manifest.num_classes()));
+    let summary = source.plan.summary((manifest.num_labeled() > 0).then(|| manifest.num_classes()));
     StreamSummary { derived_digest: Some(source.derived_digest().to_owned()), ..summary }
 }
 

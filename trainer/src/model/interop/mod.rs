@@ -3,6 +3,7 @@
 
 mod export;
 mod import;
+mod weights_file;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,10 @@
 //! Reads a shard, a tar of samples in WebDataset layout (plain or zstd), once from end to end, and says what is in
 //! it and what is wrong with it. Knows nothing of manifests, decoding or order.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod label;
+mod passed_over;
+
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Cursor, Read};
 use std::ops::ControlFlow;
 
@@ -11,6 +14,11 @@ use simclr_ground::location::Location;
 use simclr_ground::sample::{Check, belongs_to_nobody, is_image_extension, split_name};
 use simclr_image::decode::jpeg;
 
+pub use label::{Label, MAX_CLASSES};
+pub use passed_over::PassedOver;
+
+use label::{MAX_CLASS_BYTES, class_field, class_index};
+
 use crate::compression::Compression;
 use crate::frames::{Frames, MAX_TABLE_BYTES};
 use crate::objects;
@@ -18,9 +26,6 @@ use crate::tar_entries::{Entries, Entry, SPARSE, TarSource, shown};
 
 /// Entries above this size are refused as no image, before they are read into memory.
 pub const MAX_ENTRY_BYTES: u64 = 1 << 30;
-
-/// Of an entry with a class so many bytes are read: more than any number has.
-const MAX_CLASS_BYTES: u64 = 1 << 12;
 
 /// Of an entry with a class in a field of its JSON so many bytes are read.
 const MAX_JSON_BYTES: u64 = 1 << 20;
@@ -42,9 +47,6 @@ const MAX_SHOWN_EXTENSION: usize = 32;
 
 /// So many extensions that may be those of images are told.
 const MAX_MAYBE_IMAGES: usize = 8;
-
-/// Class indices from here on are refused: tables are as long as the largest one.
-pub const MAX_CLASSES: u32 = 1 << 20;
 
 /// So many bytes tell what a file is.
 const START_BYTES: u64 = 512;
@@ -76,50 +78,6 @@ pub struct ShardScan {
     pub problems: Vec<ShardProblem>,
 }
 
-/// What a shard holds beside its samples.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PassedOver {
-    /// Entries that are nobody's: hidden ones, and what systems put beside files.
-    pub nobodys: u64,
-    /// Keys without an image, such as a README or a caption whose image is missing.
-    pub without_image: u64,
-    /// The first of them.
-    pub first_without_image: Option<String>,
-    /// How many entries of samples were not used, by extension.
-    pub unused: BTreeMap<String, u64>,
-    /// Extensions in keys without an image that may be those of images, such as `input.jpg`.
-    pub maybe_images: BTreeSet<String>,
-}
-
-impl PassedOver {
-    /// Adds what another shard holds beside its samples.
-    pub fn add(&mut self, other: &Self) {
-        self.nobodys += other.nobodys;
-        self.without_image += other.without_image;
-        self.first_without_image = self.first_without_image.take().or_else(|| other.first_without_image.clone());
-        self.maybe_images.extend(other.maybe_images.iter().cloned());
-        for (extension, count) in &other.unused {
-            *self.unused.entry(extension.clone()).or_default() += count;
-        }
-    }
-
-    /// It in words for people, a line each.
-    pub fn told(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        if self.nobodys > 0 {
-            lines.push(format!("passed over {} hidden or system files", self.nobodys));
-        }
-        if let Some(first) = &self.first_without_image {
-            lines.push(format!("passed over {} keys without an image, e.g. {first}", self.without_image));
-        }
-        if !self.unused.is_empty() {
-            let counts: Vec<String> = self.unused.iter().map(|(name, count)| format!(".{name} ({count})")).collect();
-            lines.push(format!("passed over entries beside images: {}", counts.join(", ")));
-        }
-        lines
-    }
-}
-
 /// One sample of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScannedSample {
@@ -135,18 +93,6 @@ pub struct ScannedSample {
     pub label: Label,
     /// The row index of a sound baseline JPEG as text, if it was asked for; else empty.
     pub rows: String,
-}
-
-/// What the entries of a sample say of its class.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Label {
-    /// Nothing, or that it has none.
-    #[default]
-    None,
-    /// Its number.
-    Index(u32),
-    /// Its name.
-    Name(String),
 }
 
 /// What is worked out beside what a manifest always has.
@@ -461,46 +407,6 @@ fn read(mut contents: impl Read, kept: u64, size: u64) -> Result<Vec<u8>, String
     if found < size { Err(format!("truncated: only {found} of {size} bytes")) } else { Ok(data) }
 }
 
-/// The class index in a `.cls` entry; -1, as the field has it, is none.
-fn class_index(data: &[u8]) -> Result<Label, String> {
-    let text = std::str::from_utf8(data).unwrap_or_default().trim();
-    match text.parse::<i64>() {
-        Ok(-1) => Ok(Label::None),
-        Ok(label) => checked_class(label),
-        Err(_) => {
-            let found = String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned();
-            Err(format!("invalid class index {found:?}: expected ASCII digits, or -1 for no class"))
-        }
-    }
-}
-
-/// The class in a field of a `.json` entry, by index or by name; none if the field is missing, null, empty or -1.
-fn class_field(data: &[u8], field: &str) -> Result<Label, String> {
-    let object: serde_json::Value = serde_json::from_slice(data).map_err(|error| format!("not JSON: {error}"))?;
-    match object.get(field) {
-        None | Some(serde_json::Value::Null) => Ok(Label::None),
-        Some(serde_json::Value::String(name)) => match name.trim() {
-            "" => Ok(Label::None),
-            name if name.len() as u64 > MAX_CLASS_BYTES || name.contains(['\n', '\r']) => Err(format!(
-                "invalid class name in field {field:?}: expected one line of at most {MAX_CLASS_BYTES} bytes"
-            )),
-            name => Ok(Label::Name(name.to_owned())),
-        },
-        Some(value) => match value.as_i64() {
-            Some(-1) => Ok(Label::None),
-            Some(label) => checked_class(label),
-            None => Err(format!("invalid class {value} in field {field:?}: expected a number or a name")),
-        },
-    }
-}
-
-fn checked_class(label: i64) -> Result<Label, String> {
-    match u32::try_from(label) {
-        Ok(label) if label < MAX_CLASSES => Ok(Label::Index(label)),
-        _ => Err(format!("invalid class index {label}: expected a number below {MAX_CLASSES}, or -1 for no class")),
-    }
-}
-
 /// Where the data of a sound baseline JPEG may be entered, as text; nothing for all others.
 pub(crate) fn row_index(decoder: &mut jpeg::Decoder, bytes: &[u8]) -> String {
     let index = jpeg::Jpeg::parse(bytes).and_then(|jpeg| decoder.index(&jpeg));
@@ -625,241 +531,4 @@ impl<R: Read> Read for Hashing<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::manifest::{ManifestError, Problem};
-
-    fn tar_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        for (name, data) in entries {
-            let mut header = tar::Header::new_ustar();
-            header.set_size(data.len() as u64);
-            header.set_mode(0o644);
-            builder.append_data(&mut header, name, *data).unwrap();
-        }
-        builder.into_inner().unwrap()
-    }
-
-    fn scan_bytes(name: &str, bytes: &[u8]) -> ShardScan {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        scan(&Location::File(path), Extras::default()).unwrap()
-    }
-
-    const GOOD: &[(&str, &[u8])] = &[("a.jpg", b"AAAA"), ("a.cls", b"3\n"), ("d/b.PNG", b"BB"), ("d/b.cls", b"0")];
-
-    #[test]
-    fn samples_have_offset_size_and_label() {
-        let tar = tar_of(GOOD);
-        let scan = scan_bytes("s.tar", &tar);
-        assert_eq!(scan.problems, []);
-        assert_eq!(scan.samples.len(), 2);
-        let b = &scan.samples[1];
-        assert_eq!(
-            (b.entry.as_str(), &b.label, &tar[b.offset as usize..][..b.size as usize]),
-            ("d/b.PNG", &Label::Index(0), &b"BB"[..])
-        );
-        assert_eq!(scan.blake3, blake3::hash(&tar).into());
-    }
-
-    #[test]
-    fn a_zstd_shard_has_the_same_samples() {
-        let tar = tar_of(GOOD);
-        let plain = scan_bytes("s.tar", &tar);
-        let zstd = scan_bytes("s.tar.zst", &zstd::encode_all(&tar[..], 3).unwrap());
-        assert_eq!((&plain.samples, &plain.tar_blake3), (&zstd.samples, &zstd.tar_blake3));
-        assert_ne!(plain.blake3, zstd.blake3);
-    }
-
-    #[test]
-    fn damage_is_named() {
-        let check = |bytes: &[u8], wanted: &str| {
-            let problems = scan_bytes("s.tar", bytes).problems;
-            let text = format!("{problems:?}");
-            assert!(text.contains(wanted), "{wanted:?} not in {text}");
-        };
-        let tar = tar_of(GOOD);
-        check(&tar[..tar.len() - 1024], "without the end-of-archive");
-        check(&tar[..515], "a.jpg");
-        check(&[&tar[..], b"junk"].concat(), "data after the end");
-        check(&[&tar[..], &tar[..]].concat(), "second archive");
-        check(&tar_of(&[("a.jpg", b"A"), ("a.cls", b"cat")]), "ASCII digits");
-        check(&tar_of(&[("a.jpg", b"A"), ("b.jpg", b"A"), ("a.cls", b"1")]), "tar --sort=name");
-        check(b"BZh91AY&SY", "bzip2");
-        check(&tar_of(&[("a.jpg", b"A"), ("b.jpg", b"A"), ("a.jpg", b"A")]), "duplicate key");
-        check(&tar_of(&[("a.jpg", b"A"), ("a.png", b"A")]), "second image");
-        let mut broken = tar.clone();
-        broken[1024] ^= 1;
-        check(&broken, "checksum");
-    }
-
-    #[test]
-    fn long_names_are_read_in_both_ways_that_tars_have() {
-        let long = format!("{}/a.jpg", "folder".repeat(40));
-        let gnu = scan_bytes("s.tar", &tar_of(&[(&long, b"A")]));
-        let mut builder = tar::Builder::new(Vec::new());
-        builder.append_pax_extensions([("path", long.as_bytes())]).unwrap();
-        let mut header = tar::Header::new_ustar();
-        header.set_path("short.jpg").unwrap();
-        header.set_size(1);
-        header.set_cksum();
-        builder.append(&header, &b"A"[..]).unwrap();
-        let pax = scan_bytes("s.tar", &builder.into_inner().unwrap());
-        for scan in [gnu, pax] {
-            assert_eq!((scan.samples[0].entry.as_str(), &scan.problems), (long.as_str(), &vec![]));
-        }
-    }
-
-    #[test]
-    fn links_devices_and_paths_upwards_are_refused() {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(tar::EntryType::Char);
-        header.set_path("device.jpg").unwrap();
-        header.set_size(0);
-        header.set_cksum();
-        builder.append(&header, &b""[..]).unwrap();
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(tar::EntryType::Link);
-        header.set_size(0);
-        builder.append_link(&mut header, "a.jpg", "/etc/passwd").unwrap();
-        let mut header = tar::Header::new_ustar();
-        header.as_mut_bytes()[..9].copy_from_slice(b"../up.jpg");
-        header.set_size(1);
-        header.set_cksum();
-        builder.append(&header, &b"A"[..]).unwrap();
-        let text = format!("{:?}", scan_bytes("s.tar", &builder.into_inner().unwrap()).problems);
-        assert!(
-            text.matches("regular files only").count() == 2 && text.contains("relative path of plain parts"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn what_is_no_sample_is_passed_over_and_counted() {
-        let json = br#"{"label": 2}"#;
-        let tar = tar_of(&[
-            ("._a.jpg", b"\0\x05"),
-            ("a.jpg", b"A"),
-            ("a.json", json),
-            ("b.txt", b"a caption"),
-            ("c.cls", b"1"),
-            ("c.jpg", b"C"),
-            ("d.JPG", b"D"),
-            ("d.CLS", b" -1\n"),
-            ("__e__.jpg", b"E"),
-            ("__e__.cls.txt", b"3"),
-            ("README.md", b"what this is"),
-            ("__index__.json", b"{}"),
-        ]);
-        let scan = scan_bytes("s.tar", &tar);
-        assert_eq!(scan.problems, []);
-        let seen = |scan: &ShardScan| -> Vec<(String, Label)> {
-            scan.samples.iter().map(|sample| (sample.entry.clone(), sample.label.clone())).collect()
-        };
-        let all =
-            |a| [("a.jpg", a), ("c.jpg", Label::Index(1)), ("d.JPG", Label::None), ("__e__.jpg", Label::Index(3))];
-        let owned = |all: [(&str, Label); 4]| all.map(|(name, label)| (name.to_owned(), label)).to_vec();
-        assert_eq!(seen(&scan), owned(all(Label::None)));
-        let passed = &scan.passed_over;
-        assert_eq!(
-            (passed.nobodys, passed.without_image, passed.first_without_image.as_deref()),
-            (1, 3, Some("b.txt"))
-        );
-        assert_eq!(passed.unused, BTreeMap::from([("json".to_owned(), 1)]));
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("s.tar"), &tar).unwrap();
-        let extras = Extras { label_field: Some("label"), ..Extras::default() };
-        let with_field = super::scan(&Location::File(dir.path().join("s.tar")), extras).unwrap();
-        assert_eq!((seen(&with_field), with_field.problems), (owned(all(Label::Index(2))), vec![]));
-    }
-
-    #[test]
-    fn bounded_a_key_of_many_entries_is_told_in_few_words() {
-        let names: Vec<String> = (0..3000).map(|i| format!("a.{}{i}", "x".repeat(50))).collect();
-        let entries = [("a.jpg", &b"A"[..])].into_iter().chain(names.iter().map(|name| (name.as_str(), &b"x"[..])));
-        let scan = scan_bytes("s.tar", &tar_of(&entries.collect::<Vec<_>>()));
-        assert_eq!((scan.samples.len(), &scan.problems), (1, &vec![]));
-        let unused = &scan.passed_over.unused;
-        assert!(
-            unused.len() <= MAX_UNUSED + 1 && unused.keys().all(|name| name.len() <= MAX_SHOWN_EXTENSION),
-            "{unused:?}"
-        );
-    }
-
-    #[test]
-    fn compression_is_told_by_the_first_bytes() {
-        use std::io::Write;
-        let tar = tar_of(GOOD);
-        let plain = scan_bytes("s.tar", &tar);
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(&tar).unwrap();
-        for (name, bytes) in [("s.tgz", gzip.finish().unwrap()), ("s.tar", zstd::encode_all(&tar[..], 3).unwrap())] {
-            let packed = scan_bytes(name, &bytes);
-            assert_eq!(
-                (&packed.samples, &packed.tar_blake3, &packed.problems),
-                (&plain.samples, &plain.tar_blake3, &vec![])
-            );
-        }
-    }
-
-    /// The packed shard's tar, unpacked: a header that announces `size` bytes, so many of them, and a sample.
-    fn zstd_bomb(kind: tar::EntryType, size: u64) -> Vec<u8> {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_path("././@LongLink").unwrap();
-        header.set_size(size);
-        header.set_cksum();
-        let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
-        io::copy(&mut header.as_bytes().chain(io::repeat(b'a').take(size)), &mut packed).unwrap();
-        io::copy(&mut &tar_of(GOOD)[..], &mut packed).unwrap();
-        packed.finish().unwrap()
-    }
-
-    #[test]
-    fn bounded_a_long_name_or_header_is_refused_before_it_is_read() {
-        for (kind, wanted) in [
-            (tar::EntryType::GNULongName, "a long name of 67108864 bytes; expected at most 65536"),
-            (tar::EntryType::XHeader, "a PAX header of 67108864 bytes; expected at most 1048576"),
-        ] {
-            let scan = scan_bytes("s.tar.zst", &zstd_bomb(kind, 64 << 20));
-            let text = format!("{:?}", scan.problems);
-            assert!(scan.problems.len() == 1 && text.contains(wanted) && text.len() < 500, "{text}");
-        }
-    }
-
-    #[test]
-    fn bounded_messages_show_the_beginning_of_a_name() {
-        let long = "a".repeat(60_000);
-        let (image, other) = (format!("{long}.jpg"), format!("{long}.png"));
-        let scan = scan_bytes("s.tar", &tar_of(&[(&image, b"A"), (&other, b"A"), ("b.cls", b"x")]));
-        assert_eq!(scan.samples[0].entry, image);
-        assert!(scan.problems.iter().all(|problem| problem.what.len() < 600), "{} problems", scan.problems.len());
-        let message = ManifestError::Unsound {
-            problems: scan
-                .problems
-                .into_iter()
-                .map(|ShardProblem { entry, offset, what }| Problem { shard: "s.tar".into(), entry, offset, what })
-                .collect(),
-        }
-        .to_string();
-        assert!(message.len() < 3000, "{} bytes", message.len());
-    }
-
-    #[test]
-    fn bounded_the_problems_of_a_shard_are_so_many() {
-        let mut builder = tar::Builder::new(Vec::new());
-        for _ in 0..2 * MAX_PROBLEMS {
-            let mut header = tar::Header::new_ustar();
-            header.set_path("a/../b.jpg").unwrap_or(());
-            header.set_entry_type(tar::EntryType::Char);
-            header.set_size(0);
-            header.set_cksum();
-            builder.append(&header, &b""[..]).unwrap();
-        }
-        let problems = scan_bytes("s.tar", &builder.into_inner().unwrap()).problems;
-        assert_eq!(problems.len(), MAX_PROBLEMS + 1);
-        assert!(problems[MAX_PROBLEMS].what.contains("more than 1000 problems"), "{:?}", problems[MAX_PROBLEMS]);
-    }
-}
+mod tests;
