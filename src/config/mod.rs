@@ -24,7 +24,9 @@ use simclr_trainer::eval::EvalView;
 use simclr_trainer::run::{RunFolder, RunRecord};
 use toml::{Table, Value};
 
-use layers::{hint, preset, read_file, set_all, shorten_warmup, upgrade};
+#[cfg(feature = "trainer")]
+use layers::upgrade;
+use layers::{hint, preset, read_file, set_all, shorten_warmup};
 
 /// The presets: name and text.
 pub const PRESETS: [(&str, &str); 4] = [
