@@ -131,6 +131,7 @@ impl BuildArgs {
         }
         let excluded = self.exclude.as_deref().map(quarantined_files).transpose()?.unwrap_or_default();
         let asked = excluded.len() as u64;
+        // All of it first, so that all of it is remembered.
         let all = open::manifest(what, self.reading.reading(None))?.samples;
         let manifest = open::manifest_without(what, self.reading.reading(None), excluded)?;
         let found = all - manifest.samples;

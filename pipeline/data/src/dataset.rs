@@ -345,6 +345,11 @@ fn images(what: &Path, options: &OpenOptions<'_>) -> Result<Opened, OpenError> {
     let mut remembered: RememberedImages = memory.read().unwrap_or_default();
     let before = remembered.files.clone();
     let manifest = named(listing, &mut remembered.files, options)?;
+    // What is excluded is there all the same, and not missing the next time.
+    if let Location::File(root) = &manifest.base {
+        let excluded = before.iter().filter(|(name, _)| options.exclude.contains(&root.join(name)));
+        remembered.files.extend(excluded.map(|(name, file)| (name.clone(), file.clone())));
+    }
     notes.extend(changed(&before, &remembered.files));
     if remembered.files != before {
         remembered.of = what.display().to_string();
