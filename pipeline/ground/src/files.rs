@@ -1,8 +1,10 @@
-//! Files that are there whole or not at all.
+//! Files that are read as a whole, and written whole or not at all.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
+
+use crate::patience::saying;
 
 /// Writes `bytes` to `path` through a temporary file beside it: written, synced to disk, then renamed.
 ///
@@ -25,6 +27,42 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.persist(path)?;
     sync_folder(folder)
 }
+
+/// Reads a file that a person named. It may be a pipe, in which nobody may ever write: that is said, not waited for in silence.
+///
+/// # Errors
+/// If it can't be read, or has more than 4 GiB.
+pub fn read_named(path: &Path) -> io::Result<Vec<u8>> {
+    let read = || {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(MAX_NAMED_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_NAMED_BYTES {
+            let why = format!("more than {MAX_NAMED_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        Ok(bytes)
+    };
+    if path.metadata()?.is_file() {
+        return read();
+    }
+    let say = |waited: std::time::Duration| {
+        let (path, seconds) = (path.display(), waited.as_secs());
+        tracing::warn!("{path}: waiting for {seconds} s for someone to write into this pipe and close it");
+    };
+    saying(say, read)
+}
+
+/// As [`read_named`], of text.
+///
+/// # Errors
+/// As [`read_named`], or if it is not UTF-8.
+pub fn read_named_text(path: &Path) -> io::Result<String> {
+    let not_text = |_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8 text");
+    String::from_utf8(read_named(path)?).map_err(not_text)
+}
+
+/// Lists, configurations and ledgers have no more bytes.
+const MAX_NAMED_BYTES: u64 = 4 << 30;
 
 /// Syncs a folder, so that a rename in it survives a power cut.
 ///

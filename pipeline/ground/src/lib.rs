@@ -5,7 +5,7 @@
 //! - [`batch`] is what a stream delivers, [`batch_stream`] how it is asked for.
 //! - [`stall`] says what somebody waited for, from what [`activity`] saw threads do.
 //! - [`patience`] says when a wait is worth a word.
-//! - [`error`] says whose an error is; [`files`] writes files whole or not at all; [`mod@kinds`] reads tables whose `kind`
+//! - [`error`] says whose an error is; [`files`] reads and writes files whole; [`memory`] says how much there is; [`mod@kinds`] reads tables whose `kind`
 //!   decides which keys they have.
 //!
 //! Randomness has no state: whoever knows what a number is for can have it, in any order.
@@ -37,4 +37,5 @@ pub mod stall;
 pub mod patience;
 pub mod error;
 pub mod files;
+pub mod memory;
 pub mod kinds;
