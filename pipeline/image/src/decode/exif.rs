@@ -18,6 +18,19 @@ pub(super) fn jpeg_size(bytes: &[u8]) -> Option<(u32, u32)> {
     Some((u16::from_be_bytes([w1, w2]).into(), u16::from_be_bytes([h1, h2]).into()))
 }
 
+/// Columns and rows of a JPEG whose segments say them once, up to a scan; `None` of any other, which a decoder may read
+/// in another way.
+pub(super) fn only_jpeg_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let is_frame = |marker: u8| matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC);
+    let (mut frames, mut end) = (0, 2);
+    for (marker, segment) in segments(bytes) {
+        frames += usize::from(is_frame(marker));
+        end = segment.as_ptr() as usize - bytes.as_ptr() as usize + segment.len();
+    }
+    let is_scan = bytes.get(end..)?.iter().find(|&&byte| byte != 0xFF) == Some(&0xDA);
+    jpeg_size(bytes).filter(|_| frames == 1 && is_scan)
+}
+
 /// A JPEG's segments up to the first scan: markers, and what comes with them.
 fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut at = 2;

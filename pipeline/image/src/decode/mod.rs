@@ -136,7 +136,7 @@ pub fn decode_bytes(bytes: &[u8]) -> u64 {
         Ok(Format::Png) => 16 * png::size(bytes).map_or(0, pixels),
         // The canvas, a frame and its planes of color, the pixels, then RGB, then planes.
         Ok(Format::WebP) => 16 * webp::size(bytes).map_or(0, pixels),
-        Ok(format) => 16 * others::size(format, bytes).map_or(0, pixels),
+        Ok(format) => 16 * others::pixels_held(format, bytes),
         Err(_) => 0,
     }
 }
