@@ -80,7 +80,11 @@ pub struct Quarantine {
 }
 
 struct State {
+    /// Those that this process could not decode, or whose maker said so.
     known: BTreeMap<u64, QuarantineEntry>,
+    /// Those that the ledger lists and nobody here has looked at yet. They count, but an image is left out only when it
+    /// can't be decoded: what a file says changes no batch.
+    listed: BTreeMap<u64, QuarantineEntry>,
     ledger: Option<Ledger>,
 }
 
@@ -88,7 +92,7 @@ impl State {
     /// The budget is that of the whole run: each rank meets other samples, and may meet another's damaged one as a replacement.
     fn damaged(&self) -> u64 {
         let mut all = self.ledger.as_ref().map_or_else(BTreeSet::new, Ledger::of_others);
-        all.extend(self.known.keys());
+        all.extend(self.known.keys().chain(self.listed.keys()));
         all.len() as u64
     }
 }
@@ -114,6 +118,7 @@ struct Line {
 impl Ledger {
     /// The lines that the file at `path` holds; one that a kill cut short is left out, its sample will be met again.
     fn read(path: &Path) -> std::io::Result<Vec<Line>> {
+        // Lines are added to it: a pipe can't be a ledger.
         if std::fs::metadata(path).is_ok_and(|known| !known.is_file()) {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
         }
@@ -165,12 +170,16 @@ impl Ledger {
 impl Quarantine {
     /// An empty quarantine that bears `allowed` damaged samples and keeps no ledger.
     pub fn new(allowed: u64, metrics: PipelineMetrics) -> Self {
-        Self { allowed, metrics, state: Mutex::new(State { known: BTreeMap::new(), ledger: None }) }
+        Self {
+            allowed,
+            metrics,
+            state: Mutex::new(State { known: BTreeMap::new(), listed: BTreeMap::new(), ledger: None }),
+        }
     }
 
     /// A quarantine that writes each damaged sample of the plan with this digest to the file at `ledger` as a line of JSON,
-    /// and begins with those of this plan that are there already. Those of another plan stay in the file and are not applied:
-    /// their ids name other samples.
+    /// and counts those of this plan that are there already; each is looked at again when its turn comes. Those of another
+    /// plan stay in the file and do not count: their ids name other samples.
     ///
     /// # Errors
     /// If the file can't be read.
@@ -183,23 +192,23 @@ impl Quarantine {
             tracing::warn!(
                 ledger = %ledger.display(),
                 entries = all - own.len(),
-                "damaged samples of another data set or configuration are listed here; they are not applied to this run"
+                "damaged samples of another data set or configuration are listed here; they do not count in this run"
             );
         }
-        let known = own.into_iter().map(|entry| (entry.sample, entry)).collect();
+        let listed = own.into_iter().map(|entry| (entry.sample, entry)).collect();
         let ledger = Some(Ledger { path: ledger.to_owned(), plan: plan.to_owned(), file: None });
-        Ok(Self { allowed, metrics, state: Mutex::new(State { known, ledger }) })
+        Ok(Self { allowed, metrics, state: Mutex::new(State { known: BTreeMap::new(), listed, ledger }) })
     }
 
     /// Leaves out what is listed of samples that are none, or are called otherwise.
     pub fn keep(&self, is_known: impl Fn(&QuarantineEntry) -> bool) {
         let mut state = self.lock();
-        let before = state.known.len();
-        state.known.retain(|_, entry| is_known(entry));
-        let dropped = before - state.known.len();
+        let before = state.listed.len();
+        state.listed.retain(|_, entry| is_known(entry));
+        let dropped = before - state.listed.len();
         if dropped > 0 {
             tracing::warn!(
-                "{dropped} damaged samples on record are not in the data set by this name and place; they are not applied"
+                "{dropped} damaged samples on record are not in the data set by this name and place; they do not count"
             );
         }
     }
@@ -211,7 +220,7 @@ impl Quarantine {
     pub fn check_budget(&self) -> Result<(), BudgetSpent> {
         let state = self.lock();
         let damaged = state.damaged();
-        match state.known.values().next_back() {
+        match state.known.values().chain(state.listed.values()).next_back() {
             Some(last) if damaged > self.allowed => {
                 Err(BudgetSpent { damaged, allowed: self.allowed, last: Box::new(last.clone()) })
             }
@@ -219,14 +228,28 @@ impl Quarantine {
         }
     }
 
-    /// Whether the sample with this id is known to be damaged.
+    /// Notes that a sample could be decoded, whatever the ledger says of it.
+    pub fn note_sound(&self, sample: u64) {
+        let mut state = self.lock();
+        if let Some(entry) = state.listed.remove(&sample) {
+            tracing::warn!(
+                "{} in {} is listed as damaged ({}) but can be decoded; it is used",
+                entry.entry,
+                entry.shard,
+                entry.reason
+            );
+        }
+    }
+
+    /// Whether the sample with this id was found damaged by this process.
     pub fn holds(&self, sample: u64) -> bool {
         self.lock().known.contains_key(&sample)
     }
 
     /// What is known of the damaged sample with this id.
     pub fn entry(&self, sample: u64) -> Option<QuarantineEntry> {
-        self.lock().known.get(&sample).cloned()
+        let state = self.lock();
+        state.known.get(&sample).or_else(|| state.listed.get(&sample)).cloned()
     }
 
     /// Puts a sample into quarantine; one that is there already changes nothing.
@@ -239,7 +262,8 @@ impl Quarantine {
             return Ok(());
         }
         self.metrics.add_quarantined(&entry.reason);
-        if let Some(ledger) = &mut state.ledger {
+        let is_listed = state.listed.remove(&entry.sample).is_some();
+        if let Some(ledger) = state.ledger.as_mut().filter(|_| !is_listed) {
             // A run that goes on without it would put the sample back into its batches after a restart.
             ledger.append(&entry).map_err(|error| QuarantineError::Ledger {
                 path: ledger.path.clone(),
@@ -260,7 +284,7 @@ impl Quarantine {
         self.lock().damaged()
     }
 
-    /// All damaged samples that this process met so far, by id.
+    /// All damaged samples that this process met so far, by id, without those that only the ledger lists.
     pub fn entries(&self) -> Vec<QuarantineEntry> {
         self.lock().known.values().cloned().collect()
     }
@@ -292,12 +316,27 @@ mod tests {
         let path = folder.path().join("quarantine.jsonl");
         let open = |plan: &str| Quarantine::with_ledger(9, &path, plan, PipelineMetrics::register()).unwrap();
         open("one").record(entry(3)).unwrap();
-        assert!(open("one").holds(3));
+        assert_eq!(open("one").damaged(), 1);
         let other = open("other");
-        assert!(!other.holds(3));
+        assert_eq!(other.damaged(), 0);
         other.record(entry(5)).unwrap();
-        assert!(open("one").holds(3) && !open("one").holds(5), "what another run wrote is kept");
-        assert!(open("other").holds(5));
+        assert_eq!((open("one").damaged(), open("other").damaged()), (1, 1), "what another run wrote is kept");
+    }
+
+    #[test]
+    fn a_ledger_is_not_believed_before_the_image_was_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("quarantine.jsonl");
+        let open = || Quarantine::with_ledger(9, &path, "one", PipelineMetrics::register()).unwrap();
+        open().record(entry(3)).unwrap();
+        open().record(entry(5)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let again = open();
+        assert!(!again.holds(3) && !again.holds(5) && again.damaged() == 2);
+        again.note_sound(5);
+        again.record(entry(3)).unwrap();
+        assert!(again.holds(3) && !again.holds(5) && again.damaged() == 1);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "it is listed already");
     }
 
     #[test]
@@ -332,9 +371,9 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("# a note\n{\"cut\": \n{\"sample\":3"), "{text}");
         let again = Quarantine::with_ledger(9, &path, "one", PipelineMetrics::register()).unwrap();
-        assert!(again.holds(3));
+        assert_eq!(again.damaged(), 1);
         again.keep(|entry| entry.sample != 3);
-        assert!(!again.holds(3));
+        assert_eq!(again.damaged(), 0);
     }
 
     #[test]

@@ -246,7 +246,10 @@ impl Worker {
                     source.store.note_rows(sample, rows);
                 }
                 let damage = match made {
-                    Ok(Ok(())) => return Ok(sample),
+                    Ok(Ok(())) => {
+                        source.quarantine.note_sound(source.plan.sample_id(sample));
+                        return Ok(sample);
+                    }
                     Ok(Err(damage)) | Err(damage) => damage,
                 };
                 source.quarantine.record(entry(source, sample, damage))?;
