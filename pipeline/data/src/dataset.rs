@@ -19,7 +19,9 @@ use simclr_ground::sample::SampleRef;
 
 use crate::compression::Compression;
 use crate::listing::classes::Named;
-use crate::listing::{self, Item, LabelFile, LeftOut, Listing, ListingError, ListingOptions, ReadSample, Reading};
+use crate::listing::{
+    self, Item, Keys, LabelFile, LeftOut, Listing, ListingError, ListingOptions, ReadSample, Reading,
+};
 use crate::manifest::{BuildOptions, KnownFiles, Manifest, ManifestError, NamedShard, build, expand, loose};
 use crate::metrics::PipelineMetrics;
 use crate::store::{Store, StoreOptions};
@@ -179,7 +181,7 @@ pub fn listing(
         samples.extend((0..of.num_samples() as u32).map(|index| SampleRef { shard, index }));
     }
     let set: Arc<dyn ReadSample> = Arc::new(Samples { store, runtime: runtime.clone(), samples: samples.clone() });
-    let mut keys = BTreeSet::new();
+    let mut keys = Keys::default();
     let item = |(number, sample): (u64, SampleRef)| {
         let shard = &manifest.shards[sample.shard as usize];
         let label = shard

@@ -115,7 +115,7 @@ fn classes(catalog: &dyn Catalog, wanted: &[String]) -> Result<Option<BTreeSet<u
 fn listed(catalog: &dyn Catalog, data: &DataConfig) -> Result<BTreeSet<(u32, u32)>, InvalidValue> {
     let key = "data.subset";
     let path = data.subset.display().to_string();
-    let text = std::fs::read_to_string(&data.subset)
+    let text = simclr_ground::files::read_named_text(&data.subset)
         .map_err(|error| wrong(key, path.clone(), format!("expected a list of file names: {error}")))?;
     let mut names: BTreeMap<&str, Vec<(u32, u32)>> = BTreeMap::new();
     for shard in 0..catalog.num_shards() as u32 {

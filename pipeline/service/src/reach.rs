@@ -82,7 +82,11 @@ impl FeedConfig {
             return Ok(None);
         }
         let file = |key: &'static str, path: &Path| {
-            std::fs::read(path).map_err(|source| ServiceError::File { key, path: path.to_owned(), source })
+            simclr_ground::files::read_named(path).map_err(|source| ServiceError::File {
+                key,
+                path: path.to_owned(),
+                source,
+            })
         };
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(file("feed.ca", &self.ca)?));
         if self.certificate.as_os_str().is_empty() {
@@ -134,8 +138,11 @@ fn wrong_node(found: &str) -> ServiceError {
 
 /// The token in a file: its first line.
 pub(super) fn token(key: &'static str, path: &Path) -> Result<String, ServiceError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ServiceError::File { key, path: path.to_owned(), source })?;
+    let text = simclr_ground::files::read_named_text(path).map_err(|source| ServiceError::File {
+        key,
+        path: path.to_owned(),
+        source,
+    })?;
     let token = text.lines().next().unwrap_or_default().trim().to_owned();
     if token.is_empty() {
         let wanted = "the file is empty; expected a token".into();

@@ -74,7 +74,11 @@ impl ServerSecurity {
     /// If one can't be read, or one is missing.
     pub fn open(config: &ServiceConfig) -> Result<Self, ServiceError> {
         let read = |key, path: &Path| {
-            std::fs::read(path).map_err(|source| ServiceError::File { key, path: path.to_owned(), source })
+            simclr_ground::files::read_named(path).map_err(|source| ServiceError::File {
+                key,
+                path: path.to_owned(),
+                source,
+            })
         };
         let missing = |key, wanted: &str| ServiceError::Value { key, found: "\"\"".into(), wanted: wanted.into() };
         let [certificate, key, ca] =

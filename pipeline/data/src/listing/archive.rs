@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use simclr_ground::location::Location;
+use simclr_ground::patience::LongWait;
 use simclr_ground::sample::{belongs_to_nobody, split_name};
 
 use super::{Bytes, Found, Image, LeftOut, ListingError, classes, expected_extensions, input, is_image};
@@ -116,7 +117,8 @@ fn images(
 
 /// The class of each image, which are in the order of their names.
 fn read_labels(path: &Path, images: &[Entry]) -> Result<Vec<String>, ListingError> {
-    let text = std::fs::read_to_string(path).map_err(|error| input(path, format!("cannot read: {error}")))?;
+    let text =
+        simclr_ground::files::read_named_text(path).map_err(|error| input(path, format!("cannot read: {error}")))?;
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.len() != images.len() {
         return Err(input(path, format!("{} labels for {} images", lines.len(), images.len())));
@@ -151,6 +153,38 @@ struct Archive {
     bytes: u64,
 }
 
+/// A tar of images unpacks to no more than so many times its size,
+const MOST_UNPACKED: u64 = 200;
+
+/// or to so many bytes.
+const LEAST_ALLOWED: u64 = 1 << 30;
+
+/// So many bytes are unpacked between two looks at the time.
+const PIECE: u64 = 16 << 20;
+
+/// What the file at `path` unpacks to, at most `most` bytes, in a temporary file.
+fn unpacked(path: &Path, compression: Compression, most: u64) -> Result<File, ListingError> {
+    let io = |what| move |source| ListingError::Io { path: path.to_owned(), what, source };
+    let mut file = tempfile::tempfile().map_err(io("cannot create a temporary file to unpack it"))?;
+    let packed = crate::objects::reader(&Location::File(path.to_owned())).map_err(io("cannot read"))?;
+    let mut tar = compression.unpacking(packed).map_err(io("cannot unpack"))?.take(most + 1);
+    let mut long = LongWait::default();
+    while std::io::copy(&mut (&mut tar).take(PIECE), &mut file).map_err(io("cannot unpack"))? > 0 {
+        if tar.limit() == 0 {
+            let why = format!("unpacks to more than {most} bytes, as no images do; expected a tar of images");
+            return Err(input(path, why));
+        }
+        if let Some(waited) = long.due() {
+            let (done, folder) = ((most + 1 - tar.limit()) as f64 / 1e9, std::env::temp_dir());
+            let (path, folder, seconds) = (path.display(), folder.display(), waited.as_secs());
+            tracing::info!(
+                "{path}: unpacked {done:.1} GB into {folder} in {seconds} s; a tar without compression is read in place"
+            );
+        }
+    }
+    Ok(file)
+}
+
 /// A regular file in an archive.
 struct Entry {
     name: String,
@@ -168,14 +202,8 @@ impl Archive {
         let compression = Compression::of_bytes(&start).map_err(|why| input(path, why))?;
         if compression != Compression::None {
             // Its entries are read here and there, which only what is unpacked allows.
-            let place = Location::File(path.to_owned());
-            let mut unpacked = tempfile::tempfile().map_err(io("cannot create a temporary file to unpack it"))?;
-            let mut tar = compression.unpacking(crate::objects::reader(&place).map_err(io("cannot read"))?);
-            tar.as_mut()
-                .map_err(|error| std::io::Error::other(error.to_string()))
-                .and_then(|tar| std::io::copy(tar, &mut unpacked))
-                .map_err(io("cannot unpack"))?;
-            file = unpacked;
+            let size = file.metadata().map_err(io("cannot read"))?.len();
+            file = unpacked(path, compression, size.saturating_mul(MOST_UNPACKED).max(LEAST_ALLOWED))?;
         }
         let bytes = file.metadata().map_err(io("cannot read"))?.len();
         Ok(Self { file: Arc::new((path.to_owned(), file)), bytes })
@@ -250,5 +278,21 @@ impl TarSource for Window<'_> {
     fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
         self.position = self.position.saturating_add(bytes);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounded_a_compressed_tar_unpacks_to_no_more_than_images_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("zeros.tar.zst");
+        std::fs::write(&path, zstd::encode_all(&vec![0; 1 << 20][..], 3).unwrap()).unwrap();
+        let file = unpacked(&path, Compression::Zstd, 1 << 20).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1 << 20);
+        let message = unpacked(&path, Compression::Zstd, (1 << 20) - 1).unwrap_err().to_string();
+        assert!(message.contains("zeros.tar.zst: unpacks to more than 1048575 bytes"), "{message}");
     }
 }

@@ -15,14 +15,12 @@ const CLASSES_COLUMN: &str = "labels";
 /// The classes that a file gives to images.
 pub struct LabelFile {
     rows: Vec<Row>,
-    /// The rows by the last part of their names, without the extension of an image.
-    by_stem: BTreeMap<String, Vec<usize>>,
+    /// The rows by the parts of their names from the last to the first, the last without the extension of an image.
+    by_parts: BTreeMap<Vec<String>, usize>,
 }
 
 struct Row {
     line: u64,
-    /// The parts of the path, the last without the extension of an image.
-    parts: Vec<String>,
     name: String,
     class: String,
 }
@@ -33,7 +31,8 @@ impl LabelFile {
     /// # Errors
     /// If it can't be read, a line has no class, or a name has two.
     pub fn read(path: &Path) -> Result<Self, ListingError> {
-        let bytes = std::fs::read(path).map_err(|error| input(path, format!("cannot read: {error}")))?;
+        let bytes =
+            simclr_ground::files::read_named(path).map_err(|error| input(path, format!("cannot read: {error}")))?;
         let text = String::from_utf8(bytes).map_err(|_| input(path, "not UTF-8 text"))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -60,7 +59,7 @@ impl LabelFile {
             }
         }
         let (name_at, class_at, has_header) = columns(&records[0].1).map_err(|why| input(path, why))?;
-        let mut file = Self { rows: Vec::with_capacity(records.len()), by_stem: BTreeMap::new() };
+        let mut file = Self { rows: Vec::with_capacity(records.len()), by_parts: BTreeMap::new() };
         for (line, fields) in records.into_iter().skip(usize::from(has_header)) {
             let field = |at: usize| fields.get(at).filter(|field| !field.is_empty()).cloned();
             let Some(name) = field(name_at) else {
@@ -69,11 +68,10 @@ impl LabelFile {
             // A name without a class is an image without a label.
             let Some(class) = field(class_at).filter(|class| class != "-1") else { continue };
             let parts = parts_of(&name);
-            let Some(stem) = parts.last().cloned() else {
+            if parts.is_empty() {
                 return Err(input(path, format!("line {line}: {name:?} is not a name")));
-            };
-            let others = file.by_stem.entry(stem).or_default();
-            if let Some(&other) = others.iter().find(|&&other| file.rows[other].parts == parts) {
+            }
+            if let Some(&other) = file.by_parts.get(&parts) {
                 let other = &file.rows[other];
                 if other.class != class {
                     let why = format!(
@@ -84,8 +82,8 @@ impl LabelFile {
                 }
                 continue;
             }
-            others.push(file.rows.len());
-            file.rows.push(Row { line, parts, name, class });
+            file.by_parts.insert(parts, file.rows.len());
+            file.rows.push(Row { line, name, class });
         }
         Ok(file)
     }
@@ -95,19 +93,29 @@ impl LabelFile {
     fn row(&self, entry: &str) -> Result<Option<usize>, [usize; 2]> {
         let by = |name: &str| {
             let parts = parts_of(name);
-            let others = self.by_stem.get(parts.last()?)?;
-            let agrees = |&&row: &&usize| {
-                let row = &self.rows[row].parts;
-                row.iter().rev().zip(parts.iter().rev()).all(|(a, b)| a == b)
-            };
-            let fit = |&row: &usize| {
-                let row = self.rows[row].parts.len();
-                (row.min(parts.len()), std::cmp::Reverse(row))
-            };
-            let best = others.iter().filter(agrees).copied().max_by_key(fit)?;
-            let as_good = |&other: &usize| other != best && fit(&other) == fit(&best);
-            let other = others.iter().filter(agrees).copied().find(as_good);
-            Some(other.map_or(Ok(best), |other| Err([best.min(other), best.max(other)])))
+            if let Some(&row) = self.by_parts.get(&parts) {
+                return Some(Ok(row));
+            }
+            // Rows that name more folders than the entry has: of those with fewest there may be one.
+            let with_more = self.by_parts.range(parts.clone()..).take_while(|(row, _)| row.starts_with(&parts));
+            let mut nearest: Vec<usize> = Vec::new();
+            let mut fewest = usize::MAX;
+            for (row, &at) in with_more.filter(|_| !parts.is_empty()) {
+                if row.len() < fewest {
+                    (fewest, nearest) = (row.len(), Vec::new());
+                }
+                if row.len() == fewest {
+                    nearest.push(at);
+                }
+            }
+            nearest.sort_unstable();
+            match nearest[..] {
+                [first, second, ..] => return Some(Err([first, second])),
+                [row] => return Some(Ok(row)),
+                [] => {}
+            }
+            // Rows that name fewer: the one with most.
+            (1..parts.len()).rev().find_map(|n| self.by_parts.get(&parts[..n])).map(|&row| Ok(row))
         };
         by(entry).or_else(|| by(split_name(entry).0)).transpose()
     }
@@ -184,7 +192,7 @@ fn columns(first: &[String]) -> Result<(usize, usize, bool), String> {
     }
 }
 
-/// The parts of a path, the last one without the extension of an image.
+/// The parts of a path from the last to the first, the last one without the extension of an image.
 fn parts_of(name: &str) -> Vec<String> {
     let mut parts: Vec<String> =
         name.split('/').filter(|part| !matches!(*part, "" | "." | "..")).map(str::to_owned).collect();
@@ -194,6 +202,7 @@ fn parts_of(name: &str) -> Vec<String> {
     {
         *last = stem.to_owned();
     }
+    parts.reverse();
     parts
 }
 
@@ -231,6 +240,17 @@ mod tests {
         assert_eq!(found.iter().map(|class| class.as_deref().unwrap_or("")).collect::<Vec<_>>(), ["x", "y", "z", "x"]);
         let file = read("b/k,y\nc/k,z\n").unwrap();
         assert_eq!((file.row("k.jpg"), file.row("b/k.jpg"), file.row("l.jpg")), (Err([0, 1]), Ok(Some(0)), Ok(None)));
+    }
+
+    #[test]
+    fn many_names_that_end_alike_are_found_without_looking_at_all() {
+        // So many that to compare each with all would take hours.
+        let text: String = (0..200_000).map(|i| format!("{i}/image.jpg,{}\n", i % 7)).collect();
+        let file = read(&text).unwrap();
+        let names: Vec<String> = (0..200_000).map(|i| format!("photos/{i}/image.jpg")).collect();
+        let (classes, notes) = file.classes_of(Path::new("labels.csv"), names.iter()).unwrap();
+        assert!(classes.iter().enumerate().all(|(i, class)| *class == Some((i % 7).to_string().as_str())));
+        assert!(notes.is_empty(), "{notes:?}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ type Row = (usize, String, Option<String>);
 
 /// The images that the list at `path` names, by paths that start at its folder.
 pub(super) fn found(path: &Path) -> Result<Found, ListingError> {
-    let bytes = std::fs::read(path).map_err(|error| input(path, format!("cannot read: {error}")))?;
+    let bytes = simclr_ground::files::read_named(path).map_err(|error| input(path, format!("cannot read: {error}")))?;
     let text = String::from_utf8(bytes).map_err(|_| input(path, "not UTF-8 text"))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let folder = path.parent().unwrap_or(Path::new(""));

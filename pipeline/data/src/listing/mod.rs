@@ -9,7 +9,7 @@ mod folder;
 mod labels;
 mod list;
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -68,8 +68,8 @@ impl Item {
     }
 
     /// Gives it another key where one of these is the same, and adds it to them.
-    pub fn make_unlike(&mut self, keys: &mut BTreeSet<String>) {
-        self.key = free(keys, std::mem::take(&mut self.key));
+    pub fn make_unlike(&mut self, keys: &mut Keys) {
+        self.key = keys.free(std::mem::take(&mut self.key));
     }
 
     /// The image's bytes.
@@ -314,7 +314,7 @@ impl Found {
         let named = Named::new(seen(), classes).map_err(|why| input(source, why))?;
         notes.extend(no_labels.map(|why| format!("no labels: {why}")));
         notes.extend(named.note());
-        let mut keys = BTreeSet::new();
+        let mut keys = Keys::default();
         let mut items = Vec::with_capacity(images.len());
         for image in images {
             let extension = extension(&image.path);
@@ -327,7 +327,7 @@ impl Found {
 }
 
 /// A key for an image that no other has.
-fn free_key(keys: &mut BTreeSet<String>, image: &Image) -> Result<String, ListingError> {
+fn free_key(keys: &mut Keys, image: &Image) -> Result<String, ListingError> {
     let plain = |part: &str| part.replace(['/', '.'], "_");
     let text = |part: Option<&std::ffi::OsStr>| {
         part.and_then(|part| part.to_str())
@@ -347,18 +347,33 @@ fn free_key(keys: &mut BTreeSet<String>, image: &Image) -> Result<String, Listin
         }
     };
     let base = if folders.is_empty() { stem } else { format!("{folders}/{stem}") };
-    Ok(free(keys, base))
+    Ok(keys.free(base))
 }
 
-/// `base`, or the first key like it that is free.
-fn free(keys: &mut BTreeSet<String>, base: String) -> String {
-    let mut key = base.clone();
-    let mut copy = 1;
-    while !keys.insert(key.clone()) {
-        copy += 1;
-        key = format!("{base}-{copy}");
+/// Keys that are taken.
+#[derive(Default)]
+pub struct Keys {
+    /// Each with the number of its last copy.
+    taken: HashMap<String, u64>,
+}
+
+impl Keys {
+    /// `base`, or the first key like it that is free; it is taken then.
+    fn free(&mut self, base: String) -> String {
+        let Some(&copy) = self.taken.get(&base) else {
+            self.taken.insert(base.clone(), 1);
+            return base;
+        };
+        // Those below its last copy are taken already: many images of one name do not ask for each of them again.
+        let mut copy = copy + 1;
+        while self.taken.contains_key(&format!("{base}-{copy}")) {
+            copy += 1;
+        }
+        let key = format!("{base}-{copy}");
+        self.taken.insert(base, copy);
+        self.taken.insert(key.clone(), 1);
+        key
     }
-    key
 }
 
 /// The extension of a file, in lower case.

@@ -167,3 +167,15 @@ fn lists_are_read_in_the_ways_that_people_write_them() {
     assert!(of("l.txt", "e.jpg x\nf.jpg x\n").unwrap_err().contains("line 2: "));
     assert!(of("l.txt", "\n").unwrap_err().contains("lists no images"));
 }
+
+#[test]
+fn many_images_of_one_name_get_keys_without_asking_for_all_before() {
+    let mut keys = Keys::default();
+    assert_eq!(
+        ["a", "a-3", "a", "a", "a", "a-3"].map(|base| keys.free(base.to_owned())),
+        ["a", "a-3", "a-2", "a-4", "a-5", "a-3-2"]
+    );
+    // So many that to ask for each again would take hours.
+    let all: std::collections::HashSet<String> = (0..300_000).map(|_| keys.free("b".to_owned())).collect();
+    assert_eq!(all.len(), 300_000);
+}

@@ -29,6 +29,12 @@ pub enum FetchError {
         /// Its size in the manifest.
         expected: u64,
     },
+    /// The server sends more than can be meant or held.
+    #[error("more than {most} bytes come from the server, which is too much for this file")]
+    TooLarge {
+        /// So many bytes are taken.
+        most: u64,
+    },
     /// Too many attempts failed.
     #[error("giving up after {attempts} attempts in {seconds:.0} s: {story}")]
     GaveUp {
@@ -77,6 +83,7 @@ impl Classify for FetchError {
             | Self::Denied(_)
             | Self::NoRanges
             | Self::Size { .. }
+            | Self::TooLarge { .. }
             | Self::Unreachable { .. }
             | Self::Setup(_) => ErrorClass::Input,
         }

@@ -10,7 +10,9 @@ pub mod remote;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use simclr_ground::location::Location;
@@ -70,6 +72,15 @@ fn io_error(error: FetchError) -> io::Error {
     io::Error::new(kind, error)
 }
 
+/// How long a server that fails is asked again for manifests and shards that are read as a whole: seconds, or 0 for the
+/// usual time.
+static PATIENCE_SECONDS: AtomicU64 = AtomicU64::new(0);
+
+/// Sets how long a server that fails is asked again for manifests, and for shards that are read as a whole.
+pub fn set_patience(seconds: u64) {
+    PATIENCE_SECONDS.store(seconds, Ordering::Relaxed);
+}
+
 /// A server connection for a command that reads objects one after the other.
 struct Connection {
     runtime: tokio::runtime::Runtime,
@@ -79,7 +90,11 @@ struct Connection {
 impl Connection {
     fn open() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        Ok(Self { runtime, remote: Arc::new(Remote::new(RemoteOptions::default(), PipelineMetrics::register())) })
+        let mut options = RemoteOptions::default();
+        if let seconds @ 1.. = PATIENCE_SECONDS.load(Ordering::Relaxed) {
+            options.give_up_after = Duration::from_secs(seconds);
+        }
+        Ok(Self { runtime, remote: Arc::new(Remote::new(options, PipelineMetrics::register())) })
     }
 }
 
@@ -119,7 +134,7 @@ impl Read for Owning {
 /// If it can't be read.
 pub fn read_whole(place: &Location) -> io::Result<Vec<u8>> {
     match place {
-        Location::File(path) => std::fs::read(path),
+        Location::File(path) => simclr_ground::files::read_named(path),
         Location::Url(url) => {
             let connection = Connection::open()?;
             let bytes = connection.runtime.block_on(connection.remote.read(url)).map_err(io_error)?;

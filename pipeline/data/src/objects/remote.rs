@@ -56,6 +56,8 @@ pub struct RemoteOptions {
     pub hedge_after: Duration,
     /// A request that takes longer than this has failed.
     pub attempt_timeout: Duration,
+    /// An object whose size nobody has promised, such as a manifest, has no more bytes.
+    pub unknown_bytes: u64,
 }
 
 impl Default for RemoteOptions {
@@ -68,6 +70,8 @@ impl Default for RemoteOptions {
             longest_backoff: Duration::from_secs(10),
             hedge_after: Duration::from_secs(1),
             attempt_timeout: Duration::from_secs(20),
+            unknown_bytes: simclr_ground::memory::total()
+                .map_or(MAX_UNKNOWN_BYTES, |all| (all / 4).min(MAX_UNKNOWN_BYTES)),
         }
     }
 }
@@ -82,6 +86,8 @@ pub struct Remote {
 struct Server {
     /// Its scheme and host, or bucket.
     origin: String,
+    /// As [`RemoteOptions::unknown_bytes`].
+    unknown_bytes: u64,
     store: Arc<dyn ObjectStore>,
     pace: Pace,
     no_ranges: AtomicBool,
@@ -105,6 +111,7 @@ impl Server {
         let (pace, origin) = (Pace::new(options.requests), origin.to_owned());
         Self {
             origin,
+            unknown_bytes: options.unknown_bytes,
             store,
             pace,
             no_ranges: false.into(),
@@ -434,22 +441,35 @@ async fn get(server: &Server, path: &Path, options: GetOptions, size: Option<u64
         return Err(Failure::Final(FetchError::Size { found, expected }));
     }
     // What a server says of the size may be anything; memory follows what comes.
-    let most = size.unwrap_or(MAX_OBJECT_BYTES).min(MAX_OBJECT_BYTES);
+    let most = match size {
+        Some(size) => size.min(MAX_OBJECT_BYTES),
+        None => server.unknown_bytes,
+    };
     let mut parts = answer.into_stream();
-    let mut all = bytes::BytesMut::with_capacity(found.min(FIRST_BYTES) as usize);
+    let mut all = Vec::with_capacity(found.min(FIRST_BYTES) as usize);
     while let Some(part) = parts.next().await {
         let part = part.map_err(|error| failure(&error))?;
-        if (all.len() + part.len()) as u64 > most {
-            let found = (all.len() + part.len()) as u64;
-            return Err(Failure::Final(FetchError::Size { found, expected: most }));
+        let found = (all.len() + part.len()) as u64;
+        if found > most {
+            return Err(Failure::Final(match size {
+                Some(expected) => FetchError::Size { found, expected },
+                None => FetchError::TooLarge { most },
+            }));
+        }
+        // Grown by hand: that there is no memory for it is no reason to end the process.
+        if all.try_reserve(part.len()).is_err() {
+            return Err(Failure::Final(FetchError::TooLarge { most: all.len() as u64 }));
         }
         all.extend_from_slice(&part);
     }
-    Ok(all.freeze())
+    Ok(all.into())
 }
 
 /// Nothing that is read whole into memory has more bytes.
 const MAX_OBJECT_BYTES: u64 = 16 << 30;
+
+/// A manifest may have so many bytes, and no more than a quarter of the memory: one of 10,000,000 samples has 700 MB.
+const MAX_UNKNOWN_BYTES: u64 = 4 << 30;
 
 /// So much room is made before anything has come.
 const FIRST_BYTES: u64 = 16 << 20;

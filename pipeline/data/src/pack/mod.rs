@@ -177,9 +177,13 @@ pub fn pack_listing(listing: Listing, out: &Path, options: &PackOptions<'_>) -> 
     remove_abandoned(parent, &prefix);
     let aside = tempfile::Builder::new()
         .prefix(&format!("{prefix}{}-", std::process::id()))
+        .rand_bytes(RANDOM)
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(parent)
         .map_err(io(parent, "cannot create a directory in it"))?;
+    // Where there are no locks, only the number of the process tells that it lives.
+    let alive = File::open(aside.path()).map_err(io(aside.path(), "cannot open"))?;
+    let _ = alive.lock_shared();
     let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("pack-{i}"));
     let threads = threads.build().expect("the system gives us threads");
     let Written { shards, kept_as_is } = threads.install(|| write_shards(&items, aside.path(), options))?;
@@ -420,17 +424,28 @@ pub fn abandon(out: &Path) {
     }
 }
 
-/// Removes what packs that were killed left beside their target.
+/// Removes what packs that were killed left beside their target: folders whose name is of exactly the form that theirs have,
+/// whose process is gone, and which nobody holds. A process of another container has no number here, but holds its folder.
 fn remove_abandoned(parent: &Path, prefix: &str) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else { continue };
-        let process = rest.split('-').next().unwrap_or_default();
-        if !process.is_empty() && !Path::new("/proc").join(process).exists() {
+        let Some((process, random)) = rest.split_once('-') else { continue };
+        let is_number = !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit());
+        let is_random = random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !is_number || !is_random || !is_folder || Path::new("/proc").join(process).exists() {
+            continue;
+        }
+        let Ok(folder) = File::open(entry.path()) else { continue };
+        if folder.try_lock().is_ok() {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
 }
+
+/// Random characters at the end of the name of a folder that is packed into.
+const RANDOM: usize = 6;
 
 fn io<'a>(path: &'a Path, what: &'static str) -> impl Fn(std::io::Error) -> PackError + 'a {
     move |source| PackError::Io { path: path.to_owned(), what, source }
@@ -454,6 +469,32 @@ mod tests {
         assert!(shards(&one).iter().all(|bytes| bytes.len() <= 40_000));
         let labels = one.manifest.shards[0].labels.as_ref().unwrap();
         assert!(labels.windows(2).any(|pair| pair[0] > pair[1]), "classes are mixed: {labels:?}");
+    }
+
+    #[test]
+    fn what_a_killed_pack_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        // No process has this number; one of another container may.
+        let names = [
+            ".out.packing-999999999-abc123",
+            ".out.packing-999999999-held00",
+            ".out.packing-999999999-my-own",
+            ".out.packing-notes-abc123",
+            ".out.packing-999999999",
+            ".other.packing-999999999-abc123",
+        ];
+        for name in names {
+            std::fs::create_dir(at(name)).unwrap();
+            std::fs::write(at(name).join("shard-000000.tar"), b"bytes").unwrap();
+        }
+        std::fs::write(at(".out.packing-999999999-file00"), b"a file").unwrap();
+        let held = File::open(at(names[1])).unwrap();
+        held.lock_shared().unwrap();
+        remove_abandoned(folder.path(), ".out.packing-");
+        let left: Vec<bool> = names.iter().map(|name| at(name).join("shard-000000.tar").exists()).collect();
+        assert_eq!(left, [false, true, true, true, true, true]);
+        assert!(at(".out.packing-999999999-file00").exists());
     }
 
     #[test]

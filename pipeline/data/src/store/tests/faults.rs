@@ -1,5 +1,6 @@
 //! Faults: through all of them the stream is the quiet one's, or it stops and says which shard and why.
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -249,4 +250,28 @@ fn a_wrong_address_is_told_apart_from_an_outage() {
     let error = runtime.block_on(remote.read(&url)).unwrap_err();
     assert!(matches!(error, FetchError::GaveUp { .. }), "{error}");
     assert_eq!(error.class(), ErrorClass::Runtime);
+}
+
+/// What a server sends without end is not taken without end.
+#[test]
+fn bounded_a_body_without_end_is_refused() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = url::Url::parse(&format!("http://{}/manifest.json", listener.local_addr().unwrap())).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request);
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nLast-Modified: Thu, 01 Oct 2026 00:00:00 GMT\r\nContent-Length: 1000000000000\r\n\r\n";
+                let _ = stream.write_all(head.as_bytes());
+                while stream.write_all(&[b' '; 1 << 16]).is_ok() {}
+            });
+        }
+    });
+    let remote = Remote::new(RemoteOptions { unknown_bytes: 1 << 20, ..IMPATIENT }, PipelineMetrics::register());
+    let error = runtime.block_on(remote.read(&url)).unwrap_err();
+    assert!(matches!(error, FetchError::TooLarge { most: 1_048_576 }), "{error}");
+    assert_eq!(error.class(), ErrorClass::Input);
 }
