@@ -111,6 +111,7 @@ fn memory_folder() -> Option<PathBuf> {
 /// # Errors
 /// As [`manifest`].
 pub fn fitted(config: &mut Config) -> Result<Manifest> {
+    simclr_data::objects::set_patience(config.machine.storage_patience_seconds);
     let manifest = manifest(&config.data.manifest, reading(&config.data))?;
     if manifest.samples < 2 {
         return Err(Error::input(format!(
@@ -205,7 +206,7 @@ pub fn plain_slabs(plan: &Plan, machine: &MachineConfig, share: Share) -> Result
 pub fn check_memory(plan: &Plan, machine: &MachineConfig, share: Share, in_use: usize) -> Result<(), InvalidValue> {
     let needed = (plan.slab_bytes(share) as u64).checked_mul((machine.batches_ahead + in_use) as u64);
     match needed {
-        Some(needed) if memory_bytes().is_none_or(|there| needed <= there) => Ok(()),
+        Some(needed) if simclr_ground::memory::total().is_none_or(|there| needed <= there) => Ok(()),
         _ => Err(no_memory(plan, machine, share, in_use)),
     }
 }
@@ -235,15 +236,6 @@ pub fn no_memory_because(
     let text = error.to_string();
     value.wanted += &format!(" ({})", text.lines().next().unwrap_or_default());
     value
-}
-
-/// The memory of this machine, in bytes, or what a control group leaves this process of it.
-fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let total = line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? << 10;
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    Some(group.map_or(total, |limit: u64| limit.min(total)))
 }
 
 /// How many files this process may have open; `None` if any number.

@@ -52,21 +52,24 @@ impl Output {
 }
 
 /// Whether a result may take the place of what is at `path`: of nothing, of a pipe or device, and of a result of the same
-/// kind, which begins with `begins`. Something else was not meant.
+/// kind, whose first bytes `is_one`. Something else was not meant.
 ///
 /// # Errors
 /// If it is something else.
-pub fn check_replaceable(flag: &str, path: &Path, begins: &[u8], what: &str) -> Result<()> {
+pub fn check_replaceable(flag: &str, path: &Path, what: &str, is_one: impl Fn(&[u8]) -> bool) -> Result<()> {
     if !path.is_file() {
         return Ok(());
     }
     let mut start = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(begins.len() as u64).read_to_end(&mut start));
+    let read = std::fs::File::open(path).and_then(|file| file.take(START).read_to_end(&mut start));
     match read {
-        Ok(_) if start.is_empty() || start == begins => Ok(()),
+        Ok(_) if start.is_empty() || is_one(&start) => Ok(()),
         _ => Err(Error::input(format!(
             "{flag} {}: already there, and not {what} that could be replaced; choose another name",
             path.display()
         ))),
     }
 }
+
+/// So many bytes of a file say what it is.
+const START: u64 = 4096;

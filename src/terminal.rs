@@ -24,6 +24,18 @@ pub fn paragraph(text: &str) -> String {
     plain(&set_in).into_owned()
 }
 
+/// A message without its middle if it is very long: it may quote a line of a file that is no list, however long that is.
+pub fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= 2 * SHOWN {
+        return text.into();
+    }
+    let (start, end) = (text.floor_char_boundary(SHOWN), text.ceil_char_boundary(text.len() - SHOWN));
+    format!("{} […{} bytes…] {}", &text[..start], end - start, &text[end..]).into()
+}
+
+/// So many bytes of a very long message are shown at its start and at its end.
+const SHOWN: usize = 2000;
+
 /// [`plain`] text in one line, for a row of a table.
 pub fn row(text: &str) -> String {
     plain(&text.replace('\n', "\\n")).into_owned()
@@ -39,6 +51,14 @@ fn steers(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_very_long_message_keeps_its_ends() {
+        let text = format!("a.csv: line 1: {}: no class", "ü".repeat(1_000_000));
+        let short = shortened(&text);
+        assert!(short.len() < 4100 && short.starts_with("a.csv: line 1: ü") && short.ends_with("ü: no class"));
+        assert_eq!(shortened("a"), "a");
+    }
 
     #[test]
     fn names_cannot_steer_a_terminal_or_forge_a_line() {

@@ -132,17 +132,9 @@ fn vectors() -> Finding {
 }
 
 /// A value of a cgroup or system file, in bytes.
-fn bytes_of(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
-}
-
 fn memory(config: &Config) -> Finding {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let system = bytes_of(&text, "MemAvailable:").unwrap_or(0);
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
-    let there = group.map_or(system, |group| system.min(group));
+    let there = simclr_ground::memory::available().unwrap_or(0);
+    let is_limited = simclr_ground::memory::group_limit().is_some();
     let views: u64 = config.recipe.sizes().map(|side| u64::from(side) * u64::from(side) * 3).sum();
     let slabs =
         u64::from(config.batch.size).saturating_mul(views).saturating_mul(config.machine.batches_ahead as u64 + 1);
@@ -151,7 +143,7 @@ fn memory(config: &Config) -> Finding {
         0..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),
     };
-    let found = format!("{} available{}", giga(there), if group.is_some() { " (cgroup limit)" } else { "" });
+    let found = format!("{} available{}", giga(there), if is_limited { " (cgroup limit)" } else { "" });
     let batches = match config.batch.size {
         0 => "batches fit the data set (batch.size = 0)".to_owned(),
         _ => format!("batches need {} (batch.size, machine.batches_ahead)", giga(slabs)),

@@ -75,7 +75,7 @@ pub struct BuildArgs {
 impl Run for BuildArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { shards, out, classes, exclude, no_row_index, reading } = self;
-        check_replaceable("--out", out, b"{", "a manifest")?;
+        check_replaceable("--out", out, "a manifest", |start| start.starts_with(b"{"))?;
         if let [one] = &shards[..]
             && dataset::is_images(Path::new(one))?
         {
@@ -252,7 +252,7 @@ pub struct ConvertArgs {
 impl Run for ConvertArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { manifest: path, wids: out } = self;
-        check_replaceable("--wids", out, b"{", "an index")?;
+        check_replaceable("--wids", out, "an index", |start| start.starts_with(b"{"))?;
         if std::fs::canonicalize(path).ok().is_some_and(|path| std::fs::canonicalize(out).ok() == Some(path)) {
             return Err(Error::input(format!("--wids {}: is the manifest itself", out.display())));
         }
@@ -307,7 +307,7 @@ fn quarantined(ledger: &Path) -> Result<BTreeSet<(String, String)>> {
 
 fn ledger_entries(ledger: &Path) -> Result<Vec<QuarantineEntry>> {
     let wrong = |why: String| Error::input(format!("{}: {why}", ledger.display()));
-    let text = std::fs::read_to_string(ledger).map_err(|error| wrong(error.to_string()))?;
+    let text = simclr_ground::files::read_named_text(ledger).map_err(|error| wrong(error.to_string()))?;
     let entry = |(number, line): (usize, &str)| {
         serde_json::from_str::<QuarantineEntry>(line)
             .map_err(|error| wrong(format!("line {}: not a quarantine.jsonl entry: {error}", number + 1)))
@@ -368,7 +368,7 @@ fn with_progress<T>(
 /// Class names: from the file named, or from `classes.txt` beside the first local shard, or none.
 fn classes_of(named: Option<&Path>, shards: &[NamedShard]) -> Result<Vec<String>> {
     let Some(path) = named.map(Path::to_owned).or_else(|| dataset::names_beside(shards)) else { return Ok(Vec::new()) };
-    let text = std::fs::read_to_string(&path)
+    let text = simclr_ground::files::read_named_text(&path)
         .map_err(|error| Error::input(format!("{}: cannot read class names: {error}", path.display())))?;
     Ok(text.lines().map(str::to_owned).collect())
 }

@@ -1,5 +1,6 @@
 //! `pack`: images in folders, tars or lists → shards and a manifest.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -85,15 +86,16 @@ fn class_list(path: &Path) -> Result<Vec<String>> {
     if path.extension().is_some_and(|extension| extension == "json") {
         return Ok(Manifest::read(path)?.classes);
     }
-    let text = std::fs::read_to_string(path)
+    let text = simclr_ground::files::read_named_text(path)
         .map_err(|error| Error::input(format!("{}: cannot read class names: {error}", path.display())))?;
     let names: Vec<String> = text.trim_start_matches('\u{feff}').lines().map(|line| line.trim().to_owned()).collect();
+    let mut seen = BTreeSet::new();
     for (i, name) in names.iter().enumerate() {
         let wrong = |why: &str| Error::input(format!("{}: line {}: {why}", path.display(), i + 1));
         if name.is_empty() {
             return Err(wrong("blank; expected a class name on each line"));
         }
-        if names[..i].contains(name) {
+        if !seen.insert(name) {
             return Err(wrong(&format!("class {name:?} is listed twice")));
         }
     }

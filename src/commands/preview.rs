@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use simclr_data::source::DamagePolicy;
-use simclr_ground::error::{Error, Result};
+use simclr_ground::error::{Context, Error, Result};
 use simclr_ground::files::write_whole;
 use simclr_image::drawn;
 
@@ -36,7 +36,7 @@ impl Run for PreviewArgs {
         if self.out.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
             return Err(Error::input(format!("--out must end in .png, got {}", self.out.display())));
         }
-        check_replaceable("--out", &self.out, b"\x89PNG", "a PNG")?;
+        check_replaceable("--out", &self.out, "a PNG", |start| start.starts_with(b"\x89PNG"))?;
         let mut config = self.config.load()?;
         let manifest = open::fitted(&mut config)?;
         let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Budget)?;
@@ -44,8 +44,7 @@ impl Run for PreviewArgs {
             return Err(Error::input("--images must be at least 1"));
         }
         let sheet = contact_sheet(&source, self.batch, self.images)?;
-        write_whole(&self.out, &drawn::png(&sheet))
-            .map_err(|error| Error::input(format!("cannot write {}: {error}", self.out.display())))?;
+        write_whole(&self.out, &drawn::png(&sheet)).with_context(|| format!("cannot write {}", self.out.display()))?;
         let object = json!({ "out": self.out, "batch": self.batch, "plan_digest": source.plan.digest, "width": sheet.width, "height": sheet.height });
         output.result(&object, || self.out.display().to_string())?;
         Ok(ExitStatus::Success)

@@ -24,7 +24,7 @@ pub(super) fn preset(name: &str) -> Option<Table> {
 /// The table of a file, over the preset that it extends.
 pub(super) fn read_file(path: &Path) -> Result<Table, ConfigError> {
     let place = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = simclr_ground::files::read_named_text(path).map_err(|error| {
         let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
         let why = format!("config not found: not a file ({error}) and not a preset (available: {})", names.join(", "));
         ConfigError::new(&place, why)

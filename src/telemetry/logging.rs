@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::terminal::paragraph;
+use crate::terminal::{paragraph, shortened};
 
 /// For whom logs are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -79,7 +79,7 @@ pub fn say(text: &str) {
 
 /// Says why the program failed.
 pub fn say_error(error: &impl std::fmt::Display, color: bool) {
-    let error = error.to_string();
+    let error = shortened(&error.to_string()).into_owned();
     if is_json() {
         return tell(Level::ERROR, &error);
     }

@@ -5,6 +5,8 @@ mod data;
 mod dependencies;
 mod doors;
 mod errors;
+#[cfg(feature = "trainer")]
+mod kept;
 mod layers;
 #[cfg(feature = "trainer")]
 mod pages;

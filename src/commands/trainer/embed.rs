@@ -25,8 +25,7 @@ use super::eval::open_stream;
 use super::model::{ModelArgs, OpenModel};
 use crate::commands::Run;
 use crate::open;
-use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{ExitStatus, Output, check_replaceable};
 use crate::telemetry::progress::Progress;
 
 /// Compute embeddings for a dataset and write them as Parquet or NumPy.
@@ -77,6 +76,14 @@ impl Run for EmbedArgs {
         let model = OpenModel::open(&self.model, self.untrained, self.head_layer, &self.settings)?;
         let loaded = &model.loaded;
         let out = self.out.clone().unwrap_or_else(|| model.folder.join(EMBEDDING));
+        match format {
+            Format::Parquet => check_replaceable("--out", &out, "embeddings", |start| start.starts_with(b"PAR1"))?,
+            Format::Npy => {
+                for file in npy_files(&out) {
+                    check_replaceable("--out", &file, "an array", |start| start.starts_with(NPY))?;
+                }
+            }
+        }
         let data = self.data.clone().unwrap_or_else(|| model.config.data.manifest.clone());
         let manifest = Arc::new(open::manifest(&data, open::reading(&model.config.data))?);
         let features = encode(&model, &data, &manifest, output)?;
@@ -210,6 +217,14 @@ fn write_parquet(out: &Path, features: &Features, manifest: &Manifest, told: &[(
 }
 
 /// The representations, `[N, dim]` f32, at `out`; their ids, u64, and labels, i64, beside it.
+/// The arrays of values, ids and labels.
+fn npy_files(out: &Path) -> [PathBuf; 3] {
+    [out.to_owned(), out.with_extension("ids.npy"), out.with_extension("labels.npy")]
+}
+
+/// How an array begins, in NumPy's format 1.0.
+const NPY: &[u8] = b"\x93NUMPY\x01\x00";
+
 fn write_npy(out: &Path, features: &Features) -> Result<()> {
     let (rows, dim) = size(features);
     let rows_of = values::<f32>(&features.values)?;
@@ -220,11 +235,12 @@ fn write_npy(out: &Path, features: &Features) -> Result<()> {
         npy(file.as_file_mut(), kind, shape, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
         keep(file, out)
     };
-    write(out, "<f4", &format!("({rows}, {dim})"), &mut rows_of.iter().flat_map(|value| value.to_le_bytes()))?;
+    let [out, ids_out, labels_out] = npy_files(out);
+    write(&out, "<f4", &format!("({rows}, {dim})"), &mut rows_of.iter().flat_map(|value| value.to_le_bytes()))?;
     let ids = &mut features.ids.iter().flat_map(|id| id.to_le_bytes());
-    write(&out.with_extension("ids.npy"), "<u8", &format!("({rows},)"), ids)?;
+    write(&ids_out, "<u8", &format!("({rows},)"), ids)?;
     let labels = &mut labels.iter().flat_map(|label| label.to_le_bytes());
-    write(&out.with_extension("labels.npy"), "<i8", &format!("({rows},)"), labels)
+    write(&labels_out, "<i8", &format!("({rows},)"), labels)
 }
 
 /// NumPy's format 1.0: a magic number, the length of a Python dict, the dict, the values.
@@ -235,7 +251,7 @@ fn npy(file: &mut File, kind: &str, shape: &str, bytes: &[u8]) -> std::io::Resul
     let padded = (HEAD + dict.len() + 1).next_multiple_of(64) - HEAD;
     dict.extend(std::iter::repeat_n(' ', padded - dict.len() - 1));
     dict.push('\n');
-    file.write_all(b"\x93NUMPY\x01\x00")?;
+    file.write_all(NPY)?;
     file.write_all(&(padded as u16).to_le_bytes())?;
     file.write_all(dict.as_bytes())?;
     file.write_all(bytes)

@@ -16,8 +16,7 @@ use tch::Device;
 use super::model::ModelArgs;
 use crate::commands::Run;
 use crate::config::Config;
-use crate::output::ExitStatus;
-use crate::output::Output;
+use crate::output::{ExitStatus, Output, check_replaceable};
 
 /// Export the encoder as safetensors with torchvision, timm or Hugging Face parameter names, plus a model card.
 #[derive(Args)]
@@ -61,6 +60,10 @@ impl Run for ExportArgs {
                 self.out.display()
             )));
         }
+        let card = PathBuf::from(format!("{}.md", self.out.display()));
+        let is_ours = |start: &[u8]| String::from_utf8_lossy(start).contains(MADE_BY);
+        check_replaceable("--out", &self.out, "an export", is_ours)?;
+        check_replaceable("--out: its model card", &card, "a model card", is_ours)?;
         let (folder, chosen) = self.model.find(false)?;
         let chosen = chosen.expect("without --untrained there is a checkpoint or an error");
         let step = chosen.step;
@@ -74,7 +77,6 @@ impl Run for ExportArgs {
         };
         let about = about(&record, step);
         let tensors = interop::export(&model.parameters, (names, self.head), step, &about, &self.out)?;
-        let card = PathBuf::from(format!("{}.md", self.out.display()));
         let text = card_text(&folder, config, &about, model.encoder.dim(), self)?;
         write_whole(&card, text.as_bytes()).with_context(|| format!("cannot write {}", card.display()))?;
         let object =
@@ -83,6 +85,9 @@ impl Run for ExportArgs {
         Ok(ExitStatus::Success)
     }
 }
+
+/// The key of the program's name, by which an export and its card are known.
+const MADE_BY: &str = "made_by";
 
 /// Where the weights come from, for the file's metadata and the card.
 fn about(record: &RunRecord<Config>, step: u64) -> BTreeMap<String, String> {
@@ -96,7 +101,7 @@ fn about(record: &RunRecord<Config>, step: u64) -> BTreeMap<String, String> {
         ("batch_size".into(), record.config.batch.size.to_string()),
         ("manifest_digest".into(), record.manifest_digest.clone()),
         ("plan_digest".into(), record.plan_digest.clone()),
-        ("made_by".into(), format!("simclr-pipeline {}", record.versions.simclr_pipeline)),
+        (MADE_BY.into(), format!("simclr-pipeline {}", record.versions.simclr_pipeline)),
         ("input".into(), "RGB / 255, no mean subtraction".into()),
     ])
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use simclr_ground::error::{Context, Error, Result};
+use simclr_ground::error::{Context, Result};
 use simclr_plan::STREAM_VERSION;
 use simclr_trainer::checkpoint;
 use simclr_trainer::model::{SimClr, interop};
@@ -36,12 +36,7 @@ pub struct ImportArgs {
 impl Run for ImportArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let folder = RunFolder::at(&self.run);
-        if folder.holds_run() {
-            return Err(Error::input(format!(
-                "{}: already contains a run; choose another directory",
-                self.run.display()
-            )));
-        }
+        folder.check_new()?;
         let found = interop::find(&self.file, self.prefix.as_deref())?;
         let mut config = self.config.load()?;
         config.make_paths_absolute()?;
@@ -53,7 +48,8 @@ impl Run for ImportArgs {
         }
         let model = SimClr::new(&config.model, config.seed, Device::Cpu, config.machine.precision)?;
         let left = found.copy_to(&model.parameters)?;
-        let bytes = std::fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let bytes = simclr_ground::files::read_named(&self.file)
+            .with_context(|| format!("cannot read {}", self.file.display()))?;
         let imported = Imported {
             file: self.file.clone(),
             digest: simclr_ground::files::digest(&bytes),

@@ -87,6 +87,7 @@ impl OpenModel {
                 "--set accepts only [eval] and [machine] keys, data.labels, data.label_field and data.image here, not {stray}"
             )));
         }
+        simclr_data::objects::set_patience(config.machine.storage_patience_seconds);
         let device = device::open(config.machine.device)?;
         device::compute_on_cpu(open::torch_threads(&config.machine, 1));
         let loaded = Loaded::new(&config.model, chosen, layers, config.seed, (device, config.machine.precision))?;

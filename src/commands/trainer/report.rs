@@ -37,9 +37,9 @@ impl Run for ReportArgs {
         let out = self.out.clone().unwrap_or_else(|| run.join("report.html"));
         let folder = RunFolder::open(&run)?;
         let embedding = self.embedding.clone().or_else(|| Some(run.join(EMBEDDING)).filter(|path| path.is_file()));
-        check_replaceable("--out", &out, b"<!", "a report")?;
+        check_replaceable("--out", &out, "a report", |start| start.starts_with(b"<!"))?;
         if let Some(csv) = &self.csv {
-            check_replaceable("--csv", csv, b"step,", "a table of steps")?;
+            check_replaceable("--csv", csv, "a table of steps", |start| start.starts_with(b"step,"))?;
         }
         report::write(&folder, embedding.as_deref(), &out)?;
         if let Some(csv) = &self.csv {

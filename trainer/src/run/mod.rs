@@ -136,6 +136,10 @@ impl MetricsLine {
     }
 }
 
+/// What a run writes into its folder beside `run.json`, and what it holds counts.
+const OWN: [&str; 6] =
+    ["checkpoints", "metrics.jsonl", "evaluations.jsonl", "quarantine.jsonl", "manifest.json", "embedding.parquet"];
+
 /// A run's folder.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
@@ -166,6 +170,29 @@ impl RunFolder {
     /// Whether there is a `run.json`.
     pub fn holds_run(&self) -> bool {
         self.join("run.json").is_file()
+    }
+
+    /// Whether a new run may begin here: what a run would write is not there yet.
+    ///
+    /// # Errors
+    /// If a run is here, or something that a run would take for its own.
+    pub fn check_new(&self) -> Result<()> {
+        let path = self.path.display();
+        if self.holds_run() {
+            return Err(Error::input(format!("{path}: already contains a run; choose another directory")));
+        }
+        let has_content = |name: &&&str| {
+            let place = self.join(name);
+            let is_filled_folder = std::fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_some());
+            is_filled_folder || std::fs::metadata(&place).is_ok_and(|known| known.is_file() && known.len() > 0)
+        };
+        match OWN.iter().find(has_content) {
+            None => Ok(()),
+            Some(name) => Err(Error::input(format!(
+                "{path}: contains {name} but no run.json, so it is not a run to continue, and a new one would replace \
+                 {name}; choose another directory, or move {name} away"
+            ))),
+        }
     }
 
     /// A file in the folder.
@@ -200,7 +227,9 @@ impl RunFolder {
             Error::input(format!("{}: cannot create the run directory: {error}", self.path.display()))
         })?;
         let path = self.join(".lock");
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        // What is there under this name, or where a link of this name leads, stays as it is.
+        let file = File::options().create(true).write(true).truncate(false).open(&path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -278,32 +307,34 @@ impl RunFolder {
     pub fn metrics_after(&self, step: u64) -> Result<File> {
         let path = self.join("metrics.jsonl");
         let lines = self.metrics_text()?;
-        let kept =
-            lines.iter().filter(|(line, _)| line.step <= step).fold(String::new(), |all, (_, text)| all + text + "\n");
+        let stays = |line: &Option<MetricsLine>| line.as_ref().is_none_or(|line| line.step <= step);
+        let kept = lines.iter().filter(|(line, _)| stays(line)).fold(String::new(), |all, (_, text)| all + text + "\n");
         write_whole(&path, kept.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
         File::options().append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The lines of `metrics.jsonl`; a last one that a kill cut short is left out.
+    /// The steps in `metrics.jsonl`.
     ///
     /// # Errors
     /// If the file is there and can't be read.
     pub fn metrics(&self) -> Result<Vec<MetricsLine>> {
-        Ok(self.metrics_text()?.into_iter().map(|(line, _)| line).collect())
+        Ok(self.metrics_text()?.into_iter().filter_map(|(line, _)| line).collect())
     }
 
-    fn metrics_text(&self) -> Result<Vec<(MetricsLine, String)>> {
+    /// All lines, of which some may be somebody else's; a last one that a kill cut short is left out.
+    fn metrics_text(&self) -> Result<Vec<(Option<MetricsLine>, String)>> {
         let path = self.join("metrics.jsonl");
         if !path.is_file() {
             return Ok(Vec::new());
         }
-        let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut lines = Vec::new();
-        for text in BufReader::new(file).lines() {
-            let text = text.with_context(|| format!("cannot read {}", path.display()))?;
-            if let Ok(line) = serde_json::from_str(&text) {
-                lines.push((line, text));
+        let mut file = BufReader::new(File::open(&path).with_context(|| format!("cannot read {}", path.display()))?);
+        let (mut lines, mut text) = (Vec::new(), String::new());
+        while file.read_line(&mut text).with_context(|| format!("cannot read {}", path.display()))? > 0 {
+            let line: Option<MetricsLine> = serde_json::from_str(&text).ok();
+            if line.is_some() || text.ends_with('\n') {
+                lines.push((line, text.trim_end_matches('\n').to_owned()));
             }
+            text.clear();
         }
         Ok(lines)
     }

@@ -162,12 +162,11 @@ impl<P: Protocol> Run for Evaluate<P> {
         }
         // Before hours of work, not after them.
         let save = self.protocol.save().map(RunFolder::at);
-        if let Some(folder) = save.as_ref().filter(|folder| folder.holds_run()) {
-            let path = folder.path().display();
-            return Err(Error::input(format!("--save {path}: already contains a run; choose another directory")));
+        if let Some(folder) = &save {
+            folder.check_new().context("--save")?;
         }
         if let Some(out) = &common.confusion {
-            check_replaceable("--confusion", out, PNG, "a PNG")?;
+            check_replaceable("--confusion", out, "a PNG", |start| start.starts_with(PNG))?;
         }
         let runtime = open::runtime()?;
         let mut results = Vec::new();

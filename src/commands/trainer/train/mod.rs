@@ -134,6 +134,7 @@ fn train_and_show(
 /// The configuration: of the flags for a new run; for one that goes on, what was recorded, changed by the flags.
 fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     if !folder.holds_run() {
+        folder.check_new()?;
         let mut config = args.config.load()?;
         config.make_paths_absolute()?;
         args.feed.apply(&mut config.machine.feed);
