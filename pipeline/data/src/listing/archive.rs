@@ -177,7 +177,7 @@ fn unpacked(path: &Path, compression: Compression, most: u64) -> Result<File, Li
         if let Some(waited) = long.due() {
             let (done, folder) = ((most + 1 - tar.limit()) as f64 / 1e9, std::env::temp_dir());
             let (path, folder, seconds) = (path.display(), folder.display(), waited.as_secs());
-            tracing::info!(
+            tracing::warn!(
                 "{path}: unpacked {done:.1} GB into {folder} in {seconds} s; a tar without compression is read in place"
             );
         }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use icu_normalizer::ComposingNormalizerBorrowed;
+
 /// Classes and their numbers.
 pub(crate) struct Named {
     names: Vec<String>,
@@ -20,7 +22,8 @@ impl Named {
         }
         let names: Vec<String> = match given {
             Some(given) => {
-                if let Some(other) = seen.iter().find(|name| !given.iter().any(|known| known == *name)) {
+                let known: BTreeSet<&str> = given.iter().map(String::as_str).collect();
+                if let Some(other) = seen.iter().find(|name| !known.contains(*name)) {
                     return Err(format!("class {other:?} is none of the {} given classes", given.len()));
                 }
                 given.to_vec()
@@ -62,6 +65,11 @@ impl Named {
     pub fn into_names(self) -> Vec<String> {
         self.names
     }
+}
+
+/// A name with its letters composed (NFC): macOS takes them apart, and reads both as one.
+pub(crate) fn composed(name: &str) -> String {
+    ComposingNormalizerBorrowed::new_nfc().normalize(name).into_owned()
 }
 
 /// The value of a name that is a number.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use icu_normalizer::{ComposingNormalizerBorrowed, DecomposingNormalizerBorrowed};
+use icu_normalizer::DecomposingNormalizerBorrowed;
 
-use super::{Bytes, Found, Image, LeftOut, ListingError, expected_extensions, input, is_image};
+use super::{Bytes, Found, Image, LeftOut, ListingError, classes, expected_extensions, input, is_image};
 
 /// How the columns of a list are told apart; one way for a whole file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ fn relative(name: &str) -> PathBuf {
 fn file(folder: &Path, name: &str) -> Result<PathBuf, String> {
     let as_written = folder.join(name);
     let as_other_systems = || {
-        let composed = ComposingNormalizerBorrowed::new_nfc().normalize(name).into_owned();
+        let composed = classes::composed(name);
         [DecomposingNormalizerBorrowed::new_nfd().normalize(&composed).into_owned(), composed]
     };
     let known = |path: PathBuf| std::fs::metadata(&path).ok().map(|known| (path, known));

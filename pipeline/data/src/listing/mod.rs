@@ -296,8 +296,8 @@ impl Found {
         Ok(())
     }
 
-    fn numbered(self, source: &Path, classes: Option<&[String]>) -> Result<Listing, ListingError> {
-        let Self { images, left_out, mut notes, no_labels, origin } = self;
+    fn numbered(self, source: &Path, given: Option<&[String]>) -> Result<Listing, ListingError> {
+        let Self { mut images, left_out, mut notes, no_labels, origin } = self;
         if images.is_empty() {
             let is_tar = |path: &PathBuf| path.to_string_lossy().to_lowercase().contains(".tar");
             let hint = match left_out.others.iter().find(|path| is_tar(path)) {
@@ -310,8 +310,12 @@ impl Found {
             let seen = left_out.told().map_or(String::new(), |told| format!(" ({told}){hint}"));
             return Err(input(source, format!("contains no images{seen}; {}", expected_extensions())));
         }
+        for class in images.iter_mut().filter_map(|image| image.class.as_mut()) {
+            *class = classes::composed(class);
+        }
+        let given: Option<Vec<String>> = given.map(|given| given.iter().map(|name| classes::composed(name)).collect());
         let seen = || images.iter().filter_map(|image| image.class.as_deref());
-        let named = Named::new(seen(), classes).map_err(|why| input(source, why))?;
+        let named = Named::new(seen(), given.as_deref()).map_err(|why| input(source, why))?;
         notes.extend(no_labels.map(|why| format!("no labels: {why}")));
         notes.extend(named.note());
         let mut keys = Keys::default();

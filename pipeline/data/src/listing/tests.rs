@@ -179,3 +179,19 @@ fn many_images_of_one_name_get_keys_without_asking_for_all_before() {
     let all: std::collections::HashSet<String> = (0..300_000).map(|_| keys.free("b".to_owned())).collect();
     assert_eq!(all.len(), 300_000);
 }
+
+#[test]
+fn a_class_is_one_however_its_letters_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    // As Linux and as macOS write it.
+    for (i, class) in ["caf\u{e9}", "cafe\u{301}", "tea"].iter().enumerate() {
+        let path = folder.path().join(class);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join(format!("{i}.jpg")), b"bytes").unwrap();
+    }
+    let found = list(folder.path(), &ListingOptions::default()).unwrap();
+    assert_eq!(found.classes, ["caf\u{e9}", "tea"]);
+    let given = Some(vec!["tea".to_owned(), "cafe\u{301}".to_owned()]);
+    let found = list(folder.path(), &ListingOptions { classes: given, ..ListingOptions::default() }).unwrap();
+    assert_eq!(found.items.iter().map(|item| item.label).collect::<Vec<_>>(), [Some(1), Some(1), Some(0)]);
+}
