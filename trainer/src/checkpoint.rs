@@ -94,12 +94,15 @@ impl Checkpoints {
         }
         let text = serde_json::to_vec_pretty(&state).expect("a state is plain data");
         write_whole(&aside.join("state.json"), &text).map_err(io)?;
-        let _ = std::fs::remove_dir_all(&target);
+        if is_ours(&target) {
+            let _ = std::fs::remove_dir_all(&target);
+        }
+        // What is no checkpoint keeps its place: a folder that is not empty is not replaced.
         std::fs::rename(&aside, &target).map_err(io)?;
         sync_folder(&self.folder).map_err(io)?;
         // One of a later step can only be broken, else it had been gone on from; it counts for nothing here.
         let mut all = self.list();
-        all.retain(|path| step_of(path) <= state.step);
+        all.retain(|path| step_of(path) <= state.step && is_ours(path));
         for old in &all[..all.len().saturating_sub(keep.max(1))] {
             let _ = std::fs::remove_dir_all(old);
         }
@@ -117,6 +120,13 @@ impl Checkpoints {
         }
         (None, broken)
     }
+}
+
+/// Whether a folder was written as a checkpoint: its name has exactly the form that theirs have, and it says its state. Others
+/// are somebody's.
+fn is_ours(path: &Path) -> bool {
+    let is_folder = std::fs::symlink_metadata(path).is_ok_and(|known| known.is_dir());
+    is_folder && path.ends_with(format!("step-{:08}", step_of(path))) && path.join("state.json").is_file()
 }
 
 /// The step that a checkpoint's name says.

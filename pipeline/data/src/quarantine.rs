@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -91,9 +90,10 @@ struct State {
 impl State {
     /// The budget is that of the whole run: each rank meets other samples, and may meet another's damaged one as a replacement.
     fn damaged(&self) -> u64 {
-        let mut all = self.ledger.as_ref().map_or_else(BTreeSet::new, Ledger::of_others);
-        all.extend(self.known.keys().chain(self.listed.keys()));
-        all.len() as u64
+        let own = (self.known.len() + self.listed.len()) as u64;
+        let others = self.ledger.as_ref().map_or_else(BTreeSet::new, Ledger::of_others);
+        let is_new = |sample: &&u64| !self.known.contains_key(sample) && !self.listed.contains_key(sample);
+        own + others.iter().filter(is_new).count() as u64
     }
 }
 
@@ -122,12 +122,12 @@ impl Ledger {
         if std::fs::metadata(path).is_ok_and(|known| !known.is_file()) {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        let bytes = match simclr_ground::files::read_named(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+        Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
     }
 
     /// The damaged samples of this plan that other ranks have written down, in ledgers beside this one; what can't be read
@@ -152,14 +152,7 @@ impl Ledger {
             std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
             let mut file = File::options().create(true).read(true).append(true).open(&self.path)?;
             // A line that a kill cut short stays, and ends here.
-            let length = file.metadata()?.len();
-            let mut last = [b'\n'];
-            if length > 0 {
-                file.read_exact_at(&mut last, length - 1)?;
-            }
-            if last != [b'\n'] {
-                file.write_all(b"\n")?;
-            }
+            simclr_ground::files::end_line(&mut file)?;
             self.file = Some(file);
         }
         let line = Line { entry: entry.clone(), plan: Some(self.plan.clone()) };

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use crate::patience::saying;
 
@@ -17,6 +18,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
             return File::options().write(true).open(&target)?.write_all(bytes);
         }
         Ok(target) => target,
+        Err(_) if path.is_symlink() => followed(path)?,
         Err(_) => path.to_owned(),
     };
     let path = target.as_path();
@@ -63,6 +65,35 @@ pub fn read_named_text(path: &Path) -> io::Result<String> {
 
 /// Lists, configurations and ledgers have no more bytes.
 const MAX_NAMED_BYTES: u64 = 4 << 30;
+
+/// Where a link leads to that may lead to another, the last of which leads to nothing yet.
+fn followed(path: &Path) -> io::Result<PathBuf> {
+    let mut place = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        if !place.is_symlink() {
+            return Ok(place);
+        }
+        let target = place.read_link()?;
+        place = place.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "too many links lead to each other"))
+}
+
+/// As many links as Linux follows.
+const MOST_LINKS: usize = 40;
+
+/// Ends the last line of a file that lines are appended to, if a kill cut it short.
+///
+/// # Errors
+/// If the file, which must be open for reading and appending, can't be read or written.
+pub fn end_line(file: &mut File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        file.read_exact_at(&mut last, length - 1)?;
+    }
+    if last == [b'\n'] { Ok(()) } else { file.write_all(b"\n") }
+}
 
 /// Syncs a folder, so that a rename in it survives a power cut.
 ///

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use simclr_ground::batch_stream::StreamSummary;
 use simclr_ground::error::{Context, Error, Result};
-use simclr_ground::files::write_whole;
+use simclr_ground::files::{end_line, write_whole};
 
 use crate::checkpoint::Checkpoints;
 use crate::step::StepReport;
@@ -345,13 +345,15 @@ impl RunFolder {
     /// If the file can't be written.
     pub fn add_evaluation(&self, result: &serde_json::Value) -> Result<()> {
         let path = self.join("evaluations.jsonl");
-        let file = File::options().create(true).append(true).open(&path);
-        file.and_then(|mut file| writeln!(file, "{result}")).with_context(|| format!("cannot write {}", path.display()))
+        let file = File::options().create(true).append(true).read(true).open(&path);
+        file.and_then(|mut file| end_line(&mut file).and_then(|()| writeln!(file, "{result}")))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The results in `evaluations.jsonl`.
+    /// The results in `evaluations.jsonl`; what else is there is passed over.
     pub fn evaluations(&self) -> Vec<serde_json::Value> {
-        let text = std::fs::read_to_string(self.join("evaluations.jsonl")).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let path = self.join("evaluations.jsonl");
+        let bytes = if path.is_file() { std::fs::read(&path).unwrap_or_default() } else { Vec::new() };
+        bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 }
