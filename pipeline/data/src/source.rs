@@ -102,6 +102,16 @@ pub enum LoadError {
     /// A damaged sample is one too many, or can't be recorded.
     #[error(transparent)]
     Quarantine(#[from] QuarantineError),
+    /// There is no memory to decode an image. Another machine would have decoded it, so it is not replaced.
+    #[error("{shard}: {entry}: {why}; give the process more memory, or decode fewer images at once (machine.threads)")]
+    NoMemory {
+        /// The shard's location.
+        shard: String,
+        /// The entry in the shard.
+        entry: String,
+        /// How much is missing.
+        why: String,
+    },
     /// No sample of the data set can be decoded.
     #[error("none of the {0} samples could be decoded")]
     NothingSound(u64),
@@ -122,9 +132,12 @@ impl Classify for LoadError {
             Self::Value(error) => error.class(),
             Self::Store(error) => error.class(),
             Self::Elsewhere(error) => error.class(),
-            Self::Budget(_) | Self::Quarantine(_) | Self::NothingSound(_) | Self::NothingPromised | Self::Worker(_) => {
-                ErrorClass::Runtime
-            }
+            Self::Budget(_)
+            | Self::Quarantine(_)
+            | Self::NoMemory { .. }
+            | Self::NothingSound(_)
+            | Self::NothingPromised
+            | Self::Worker(_) => ErrorClass::Runtime,
         }
     }
 }

@@ -252,7 +252,12 @@ impl Worker {
                     }
                     Ok(Err(damage)) | Err(damage) => damage,
                 };
-                source.quarantine.record(entry(source, sample, damage))?;
+                let is_shortage = damage.reason == DamageReason::NoMemory;
+                let entry = entry(source, sample, damage);
+                if is_shortage {
+                    return Err(LoadError::NoMemory { shard: entry.shard, entry: entry.entry, why: entry.detail });
+                }
+                source.quarantine.record(entry)?;
                 time.turn_to(Activity::Read);
             }
             located = None;

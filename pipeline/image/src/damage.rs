@@ -25,6 +25,8 @@ pub enum DamageReason {
     Unsupported,
     /// More pixels than `data.max_pixels`, or none.
     Dimensions,
+    /// There is no memory for it: the machine's fault, not the image's, and so no damage that is counted.
+    NoMemory,
 }
 
 impl DamageReason {
@@ -37,10 +39,11 @@ impl DamageReason {
             DamageReason::Corrupt => "corrupt",
             DamageReason::Unsupported => "unsupported",
             DamageReason::Dimensions => "dimensions",
+            DamageReason::NoMemory => "no_memory",
         }
     }
 
-    /// Every reason.
+    /// Every reason why a sample is counted as damaged.
     pub const ALL: [DamageReason; 6] = [
         DamageReason::Empty,
         DamageReason::UnknownFormat,

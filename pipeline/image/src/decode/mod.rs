@@ -146,7 +146,7 @@ const MAX_SIDE: u64 = 65_535;
 
 /// Memory for a decoder's output; that there is none is no reason to end the process.
 fn room(bytes: usize) -> Result<Vec<u8>, Damage> {
-    let none = || Damage::new(DamageReason::Dimensions, format!("no memory for its {bytes} bytes"));
+    let none = || Damage::new(DamageReason::NoMemory, format!("no memory for its {bytes} bytes"));
     simclr_ground::batch::zeros(bytes).ok_or_else(none)
 }
 
