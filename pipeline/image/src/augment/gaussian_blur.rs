@@ -7,7 +7,8 @@ use super::op::check_probability;
 use super::{Augmentation, Filter, Mode, Step, View, ViewContext};
 use crate::simd::{vectorized, weigh_symmetric};
 
-/// Blurs with a probability, with a Gaussian whose width is drawn anew for each view.
+/// Blurs with a probability, with a Gaussian whose width is drawn anew for each view, as the paper says (appendix A); the
+/// official code draws one width for a whole batch of views.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GaussianBlur {
