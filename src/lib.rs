@@ -1,6 +1,6 @@
 //! `simclr-pipeline`: streams SimCLR batches from tar shards, trains on them, evaluates what was learned.
 //!
-//! [`cli`] is what can be asked; each verb is a module of [`commands`], with its arguments and what it does, and answers by
+//! [`commands::cli`] is what can be asked; each verb is a module of [`commands`], with its arguments and what it does, and answers by
 //! an [`output`]. [`config`] is what decides a run, [`open`] opens what it describes on this machine. [`signals`] asks it to
 //! stop. [`telemetry`] tells what goes on, [`web`] and [`report`] show it, with what [`drawing`] draws.
 //!
@@ -29,7 +29,6 @@
 
 pub mod terminal;
 pub mod output;
-pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod open;
@@ -50,7 +49,10 @@ use output::ExitStatus;
 
 /// Does what this process's arguments ask for.
 pub fn run() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = match commands::cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return commands::cli::refuse(&error),
+    };
     let color = cli.color();
     telemetry::logging::start(cli.verbose, cli.quiet, color, cli.log);
     open::raise_open_files();

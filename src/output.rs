@@ -1,6 +1,6 @@
 //! How a command answers: a result on stdout, an exit status.
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use serde::Serialize;
@@ -51,25 +51,54 @@ impl Output {
     }
 }
 
+/// How a file begins and ends: results say there what made them.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// Its first bytes.
+    pub start: Vec<u8>,
+    /// Its last bytes, which may be some of the first.
+    end: Vec<u8>,
+}
+
+impl Ends {
+    /// So many bytes of a file's start, and of its end, say what it is: a Parquet file has its keys at the end.
+    const BYTES: u64 = 64 << 10;
+
+    fn read(path: &Path) -> std::io::Result<Self> {
+        let mut file = std::fs::File::open(path)?;
+        let size = file.metadata()?.len();
+        let mut ends = Self::default();
+        (&mut file).take(Self::BYTES).read_to_end(&mut ends.start)?;
+        file.seek(SeekFrom::Start(size.saturating_sub(Self::BYTES)))?;
+        file.take(Self::BYTES).read_to_end(&mut ends.end)?;
+        Ok(ends)
+    }
+
+    /// Whether the file begins with this.
+    pub fn starts(&self, text: &str) -> bool {
+        self.start.starts_with(text.as_bytes())
+    }
+
+    /// Whether this stands near its start or its end.
+    pub fn contains(&self, text: &str) -> bool {
+        [&self.start, &self.end].iter().any(|part| part.windows(text.len()).any(|found| found == text.as_bytes()))
+    }
+}
+
 /// Whether a result may take the place of what is at `path`: of nothing, of a pipe or device, and of a result of the same
-/// kind, whose first bytes `is_one`. Something else was not meant.
+/// kind that this program wrote, as `is_one` tells. Something else was not meant.
 ///
 /// # Errors
 /// If it is something else.
-pub fn check_replaceable(flag: &str, path: &Path, what: &str, is_one: impl Fn(&[u8]) -> bool) -> Result<()> {
+pub fn check_replaceable(flag: &str, path: &Path, what: &str, is_one: impl Fn(&Ends) -> bool) -> Result<()> {
     if !path.is_file() {
         return Ok(());
     }
-    let mut start = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(START).read_to_end(&mut start));
-    match read {
-        Ok(_) if start.is_empty() || is_one(&start) => Ok(()),
+    match Ends::read(path) {
+        Ok(ends) if ends.start.is_empty() || is_one(&ends) => Ok(()),
         _ => Err(Error::input(format!(
             "{flag} {}: already there, and not {what} that could be replaced; choose another name",
             path.display()
         ))),
     }
 }
-
-/// So many bytes of a file say what it is.
-const START: u64 = 4096;

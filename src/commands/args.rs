@@ -1,10 +1,10 @@
 //! Arguments that several commands share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use simclr_data::listing::Reading;
-use simclr_ground::error::Result;
+use simclr_ground::error::{Error, Result};
 use simclr_service::reach::FeedConfig;
 
 use crate::config::Config;
@@ -22,14 +22,78 @@ pub struct ConfigArgs {
     /// pattern or URL); shorthand for --set data.manifest=DATA.
     #[arg(long, visible_alias = "manifest", value_name = "DATA")]
     pub data: Option<PathBuf>,
+    /// The dataset, as --data, and config values, as --set.
+    #[arg(value_name = "DATA|KEY=VALUE")]
+    pub words: Vec<String>,
+    /// What people set most.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Flags for what people set most.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Common settings")]
+pub struct CommonArgs {
+    /// Epochs to train for: --set schedule.epochs=N.
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<f64>,
+    /// Images in a batch, over all GPUs: --set batch.size=N.
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<u32>,
+    /// Base learning rate, before it is scaled with the batch size: --set optimizer.learning_rate=RATE.
+    #[arg(long, value_name = "RATE")]
+    pub lr: Option<f64>,
+    /// auto, cpu, cuda or cuda:N: --set machine.device=DEVICE.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// fp32, tf32 or bf16: --set machine.precision=PRECISION.
+    #[arg(long, value_name = "PRECISION")]
+    pub precision: Option<String>,
+    /// Seed of order, augmentations and initial weights: --set seed=N.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+impl CommonArgs {
+    /// The flags as settings.
+    fn settings(&self) -> Vec<String> {
+        let text = |value: &dyn std::fmt::Display| value.to_string();
+        let flags = [
+            ("schedule.epochs", self.epochs.as_ref().map(|value| text(value))),
+            ("batch.size", self.batch_size.as_ref().map(|value| text(value))),
+            ("optimizer.learning_rate", self.lr.as_ref().map(|value| text(value))),
+            ("machine.device", self.device.as_ref().map(|value| text(value))),
+            ("machine.precision", self.precision.as_ref().map(|value| text(value))),
+            ("seed", self.seed.as_ref().map(|value| text(value))),
+        ];
+        flags.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))).collect()
+    }
 }
 
 impl ConfigArgs {
-    /// The settings, `--data` among them.
-    pub fn settings(&self) -> Vec<String> {
-        let manifest =
-            self.data.iter().map(|path| format!("data.manifest={}", toml::Value::String(path.display().to_string())));
-        self.settings.iter().cloned().chain(manifest).collect()
+    /// The settings, with what flags and words say.
+    ///
+    /// # Errors
+    /// If the data set is named twice.
+    pub fn settings(&self) -> Result<Vec<String>> {
+        // A name with `=` in it is a data set only if there is one.
+        let is_setting = |word: &&String| word.contains('=') && !Path::new(word.as_str()).exists();
+        let (settings, named): (Vec<&String>, Vec<&String>) = self.words.iter().partition(is_setting);
+        let mut data: Vec<String> = named.into_iter().cloned().collect();
+        data.extend(self.data.iter().map(|path| path.display().to_string()));
+        if let [one, other, ..] = &data[..] {
+            return Err(Error::input(format!(
+                "the data set is named twice: {one} and {other}\nhint: to train on several folders, list their images in a \
+                 file: find {one} {other} -type f > images.txt; then --data images.txt"
+            )));
+        }
+        let data = data.into_iter().map(|path| format!("data.manifest={}", toml::Value::String(path)));
+        Ok(self.settings.iter().chain(settings).cloned().chain(self.common.settings()).chain(data).collect())
+    }
+
+    /// Whether the data set is named on the command line.
+    pub fn names_data(&self) -> bool {
+        self.settings().is_ok_and(|all| all.iter().any(|setting| setting.starts_with("data.manifest=")))
     }
 
     /// The configuration.
@@ -37,7 +101,7 @@ impl ConfigArgs {
     /// # Errors
     /// If a file, key or value is wrong.
     pub fn load(&self) -> Result<Config> {
-        Ok(Config::load(self.config.as_deref(), &self.settings())?)
+        Ok(Config::load(self.config.as_deref(), &self.settings()?)?)
     }
 }
 

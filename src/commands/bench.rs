@@ -46,8 +46,8 @@ pub struct BenchArgs {
     #[arg(long)]
     pub no_metrics: bool,
     /// Target throughput in images per second, all devices together; reports how many cores are needed to sustain it.
-    #[arg(long, value_name = "IMAGES_PER_SECOND")]
-    pub feed: Option<f64>,
+    #[arg(long, visible_alias = "feed", value_name = "IMAGES_PER_SECOND")]
+    pub target_rate: Option<f64>,
 }
 
 /// What `bench` measures.
@@ -78,8 +78,11 @@ impl Run for BenchArgs {
         if self.threads > 4096 {
             return Err(Error::input(format!("--threads must be at most 4096, got {}", self.threads)));
         }
-        if self.feed.is_some_and(|wanted| !(wanted > 0.0 && wanted.is_finite())) {
-            return Err(Error::input(format!("--feed must be greater than 0, got {}", self.feed.unwrap_or(0.0))));
+        if self.target_rate.is_some_and(|wanted| !(wanted > 0.0 && wanted.is_finite())) {
+            return Err(Error::input(format!(
+                "--target-rate must be greater than 0, got {}",
+                self.target_rate.unwrap_or(0.0)
+            )));
         }
         let threads = if self.threads == 0 { open::cores() } else { self.threads };
         let manifest = open::fitted(&mut config)?;
@@ -101,7 +104,7 @@ impl Run for BenchArgs {
             return Ok(ExitStatus::Success);
         }
         let findings = Findings::new(self, &source, &config.machine, run);
-        output.result(&findings.object(self, &source), || findings.text(self.feed.unwrap_or(1000.0)))?;
+        output.result(&findings.object(self, &source), || findings.text(self.target_rate.unwrap_or(1000.0)))?;
         Ok(ExitStatus::Success)
     }
 }
@@ -222,7 +225,7 @@ impl Findings {
             "stages": stages, "cpu_per_bare_chain": self.overhead, "workers_waiting": self.starved,
             "bottleneck": self.bottleneck, "waited_for": run.waited.causes().into_iter().collect::<BTreeMap<_, _>>(),
             "peak_memory_bytes": self.peak_memory, "slabs": self.slabs, "slab_bytes": self.slab_bytes,
-            "feed_images_per_second": args.feed, "cores_to_feed": args.feed.map(|wanted| self.cores_for(wanted)),
+            "feed_images_per_second": args.target_rate, "cores_to_feed": args.target_rate.map(|wanted| self.cores_for(wanted)),
             "damaged": source.quarantine.entries().len(),
         })
     }

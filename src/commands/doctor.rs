@@ -72,7 +72,7 @@ impl Run for DoctorArgs {
         if !machine.cache_dir.as_os_str().is_empty() {
             findings.push(disk("cache", &machine.cache_dir));
         }
-        if self.config.data.is_some() || config.data.manifest.exists() {
+        if self.config.names_data() || config.data.manifest.exists() {
             findings.extend(data(&config));
         } else {
             let meaning = "pass --data DATA to check access to its shards and read speed";

@@ -75,7 +75,7 @@ pub struct BuildArgs {
 impl Run for BuildArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { shards, out, classes, exclude, no_row_index, reading } = self;
-        check_replaceable("--out", out, "a manifest", |start| start.starts_with(b"{"))?;
+        check_replaceable("--out", out, "a manifest", |file| file.contains("\"simclr-pipeline-manifest\""))?;
         if let [one] = &shards[..]
             && dataset::is_images(Path::new(one))?
         {
@@ -252,7 +252,7 @@ pub struct ConvertArgs {
 impl Run for ConvertArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { manifest: path, wids: out } = self;
-        check_replaceable("--wids", out, "an index", |start| start.starts_with(b"{"))?;
+        check_replaceable("--wids", out, "an index", |file| file.contains("\"__kind__\""))?;
         if std::fs::canonicalize(path).ok().is_some_and(|path| std::fs::canonicalize(out).ok() == Some(path)) {
             return Err(Error::input(format!("--wids {}: is the manifest itself", out.display())));
         }

@@ -2,12 +2,16 @@
 
 pub mod args;
 mod bench;
+pub mod cli;
+mod completions;
+mod config;
 mod digest;
 mod doctor;
 mod manifest;
 mod pack;
 mod preview;
 mod serve;
+mod version;
 #[cfg(feature = "trainer")]
 mod trainer;
 
@@ -45,7 +49,6 @@ macro_rules! verbs {
         }
     };
 }
-#[cfg(feature = "trainer")]
 pub(crate) use verbs;
 
 verbs! {
@@ -59,6 +62,11 @@ verbs! {
         Bench(bench::BenchArgs),
         Doctor(doctor::DoctorArgs),
         Serve(serve::ServeArgs),
+        #[command(subcommand)]
+        Config(config::ConfigCommand),
+        Completions(completions::CompletionsArgs),
+        Man(completions::ManArgs),
+        Version(version::VersionArgs),
     }
 }
 

@@ -26,11 +26,14 @@ pub struct PackArgs {
     /// (ILSVRC2012_img_train.tar); a list (.txt, .csv) with a path, and perhaps a class, on each line; or a manifest or
     /// shards (a folder, pattern or URL), to pack them anew.
     pub source: PathBuf,
+    /// Output directory to create, as --out.
+    #[arg(value_name = "OUT")]
+    pub out_word: Option<PathBuf>,
     /// Output directory to create.
-    #[arg(long)]
-    pub out: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "out_word", conflicts_with = "out_word")]
+    pub out: Option<PathBuf>,
     /// Maximum shard size, e.g. 256MiB.
-    #[arg(long, default_value = "256MiB", value_parser = bytes)]
+    #[arg(long, visible_alias = "shard-size", value_name = "BYTES", default_value = "256MiB", value_parser = bytes)]
     pub shard_bytes: u64,
     /// Compress shards with zstd at this level (seekable frames).
     #[arg(long, value_name = "LEVEL")]
@@ -131,15 +134,16 @@ impl Run for PackArgs {
             threads: cores(),
             progress: &|done, total| progress.set(done, total, || "images".into()),
         };
-        let out = self.out.clone();
-        Stop::before_leaving(move || abandon(&out))?;
-        check(&self.out, &options)?;
+        let out = self.out.as_deref().or(self.out_word.as_deref()).expect("clap asks for one of them");
+        let abandoned = out.to_owned();
+        Stop::before_leaving(move || abandon(&abandoned))?;
+        check(out, &options)?;
         let classes = self.classes.as_deref().map(class_list).transpose()?;
         let runtime = open::runtime()?;
         let reading = self.reading.reading(self.labels.as_ref());
         let machine = Config::load(None, &[])?.machine;
         let listing = open::listing(&self.source, classes, reading, &machine, runtime.handle())?;
-        let packed = pack_listing(listing, &self.out, &options)?;
+        let packed = pack_listing(listing, out, &options)?;
         progress.finish();
         for line in packed.left_out.told().iter().chain(&packed.notes).filter(|_| !output.quiet) {
             say(line);
@@ -150,7 +154,7 @@ impl Run for PackArgs {
         let manifest = &packed.manifest;
         let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
         let object = json!({
-            "out": self.out, "manifest": self.out.join("manifest.json"), "shards": manifest.shards.len(), "samples": manifest.samples,
+            "out": out, "manifest": out.join("manifest.json"), "shards": manifest.shards.len(), "samples": manifest.samples,
             "bytes": bytes, "classes": manifest.num_classes(), "digest": manifest.digest, "left_out": packed.left_out.others, "left_out_nobodys": packed.left_out.nobodys, "notes": packed.notes, "kept_as_is": packed.kept_as_is.len(),
         });
         output.result(&object, || {
@@ -160,7 +164,7 @@ impl Run for PackArgs {
                 manifest.num_classes(),
                 manifest.shards.len(),
                 bytes as f64 / 1e6,
-                self.out.join("manifest.json").display(),
+                out.join("manifest.json").display(),
                 manifest.digest
             )
         })?;

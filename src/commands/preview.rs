@@ -7,11 +7,11 @@ use serde_json::json;
 use simclr_data::source::DamagePolicy;
 use simclr_ground::error::{Context, Error, Result};
 use simclr_ground::files::write_whole;
-use simclr_image::drawn;
 
 use super::Run;
 use super::args::ConfigArgs;
 use crate::drawing::contact_sheet::contact_sheet;
+use crate::drawing::{SIGNATURE, signed_png};
 use crate::open;
 use crate::output::{ExitStatus, Output, check_replaceable};
 
@@ -36,7 +36,7 @@ impl Run for PreviewArgs {
         if self.out.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
             return Err(Error::input(format!("--out must end in .png, got {}", self.out.display())));
         }
-        check_replaceable("--out", &self.out, "a PNG", |start| start.starts_with(b"\x89PNG"))?;
+        check_replaceable("--out", &self.out, "a preview", |file| file.contains(SIGNATURE))?;
         let mut config = self.config.load()?;
         let manifest = open::fitted(&mut config)?;
         let source = open::source_over(manifest, config.stream(), &config.machine, DamagePolicy::Budget)?;
@@ -44,7 +44,7 @@ impl Run for PreviewArgs {
             return Err(Error::input("--images must be at least 1"));
         }
         let sheet = contact_sheet(&source, self.batch, self.images)?;
-        write_whole(&self.out, &drawn::png(&sheet)).with_context(|| format!("cannot write {}", self.out.display()))?;
+        write_whole(&self.out, &signed_png(&sheet)).with_context(|| format!("cannot write {}", self.out.display()))?;
         let object = json!({ "out": self.out, "batch": self.batch, "plan_digest": source.plan.digest, "width": sheet.width, "height": sheet.height });
         output.result(&object, || self.out.display().to_string())?;
         Ok(ExitStatus::Success)

@@ -109,6 +109,44 @@ pub(super) fn set_all(table: &mut Table, settings: &[String]) -> Result<(), Conf
     settings.iter().try_for_each(|setting| set(table, setting))
 }
 
+/// Keys as people write them without their table.
+const SHORT: [(&str, &str); 22] = [
+    ("arch", "model.encoder"),
+    ("batch", "batch.size"),
+    ("batch_size", "batch.size"),
+    ("data", "data.manifest"),
+    ("device", "machine.device"),
+    ("encoder", "model.encoder"),
+    ("epochs", "schedule.epochs"),
+    ("image_size", "recipe.size"),
+    ("learning_rate", "optimizer.learning_rate"),
+    ("limit", "data.limit"),
+    ("lr", "optimizer.learning_rate"),
+    ("manifest", "data.manifest"),
+    ("num_workers", "machine.threads"),
+    ("precision", "machine.precision"),
+    ("size", "recipe.size"),
+    ("steps", "train.steps"),
+    ("temperature", "loss.temperature"),
+    ("threads", "machine.threads"),
+    ("warmup_epochs", "schedule.warmup_epochs"),
+    ("wd", "optimizer.weight_decay"),
+    ("weight_decay", "optimizer.weight_decay"),
+    ("workers", "machine.threads"),
+];
+
+/// The whole of a key that is written without its table.
+pub fn full_key(short: &str) -> Option<&'static str> {
+    let plain = short.trim().replace('-', "_");
+    SHORT.iter().find(|(known, _)| *known == plain).map(|(_, full)| *full)
+}
+
+/// A setting whose key is written in full.
+pub(super) fn in_full(setting: &str) -> String {
+    let full = setting.split_once('=').and_then(|(key, value)| Some(format!("{}={value}", full_key(key)?)));
+    full.unwrap_or_else(|| setting.to_owned())
+}
+
 /// Applies one `table.key=value`; a number in the path counts into a list.
 fn set(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
     let place = format!("--set {setting}");
@@ -158,6 +196,11 @@ fn known_keys(value: &Value) -> Vec<String> {
     let mut keys = Vec::new();
     walk("", value, &mut keys);
     keys
+}
+
+/// That there is no such key, and which may be meant.
+pub(super) fn unknown_key(key: &str, all: &Value) -> String {
+    format!("unknown key{}", nearest(&in_full(&format!("{key}=")).replace('=', ""), &known_keys(all)))
 }
 
 fn nearest(word: &str, known: &[String]) -> String {

@@ -24,9 +24,10 @@ use simclr_trainer::eval::EvalView;
 use simclr_trainer::run::{RunFolder, RunRecord};
 use toml::{Table, Value};
 
+pub use layers::full_key;
 #[cfg(feature = "trainer")]
 use layers::upgrade;
-use layers::{hint, preset, read_file, set_all, shorten_warmup};
+use layers::{hint, in_full, preset, read_file, set_all, shorten_warmup, unknown_key};
 
 /// The presets: name and text.
 pub const PRESETS: [(&str, &str); 4] = [
@@ -40,6 +41,14 @@ pub const PRESETS: [(&str, &str); 4] = [
 const DEFAULT: &str = PRESETS[0].0;
 /// The preset that a file begins with when it names none.
 const BASE: &str = PRESETS[1].0;
+
+/// Epochs that fit themselves are as many as give so many steps,
+#[cfg(feature = "trainer")]
+const FITTED_STEPS: f64 = 10_000.0;
+
+/// between those of the paper's ablations (section 2.2) and those of its longest runs (appendices B.1 and B.9).
+#[cfg(feature = "trainer")]
+const FITTED_EPOCHS: (f64, f64) = (100.0, 1000.0);
 
 /// The batch that fits itself to the data is no larger than this, the usual one for a GPU.
 const LARGEST_FITTED_BATCH: u32 = 256;
@@ -195,6 +204,7 @@ impl Config {
             Some(table) => (table, format!("preset {source}")),
             None => (read_file(Path::new(source))?, source.to_owned()),
         };
+        let settings = &settings.iter().map(|setting| in_full(setting)).collect::<Vec<_>>()[..];
         set_all(&mut table, settings)?;
         shorten_warmup(&mut table, settings);
         let place =
@@ -208,6 +218,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn with(&self, settings: &[String], place: &str) -> Result<Self, ConfigError> {
         let mut table = Table::try_from(self).expect("a configuration is a table");
+        let settings = &settings.iter().map(|setting| in_full(setting)).collect::<Vec<_>>()[..];
         set_all(&mut table, settings)?;
         Self::from_table(table, place)
     }
@@ -273,6 +284,11 @@ impl Config {
         if self.order.lanes == 0 {
             self.order.lanes = 1 << self.batch.size.trailing_zeros().min(MOST_FITTED_LANES.ilog2());
         }
+        #[cfg(feature = "trainer")]
+        if self.schedule.epochs == 0.0 {
+            let epochs = FITTED_STEPS * f64::from(self.batch.size) / samples.max(1) as f64;
+            self.schedule.epochs = epochs.ceil().clamp(FITTED_EPOCHS.0, FITTED_EPOCHS.1);
+        }
     }
 
     /// What decides the stream of training batches.
@@ -324,11 +340,32 @@ impl Config {
         }
     }
 
-    /// Where two configurations differ, outside of `[machine]`.
-    pub fn differences(&self, other: &Self) -> Vec<Difference> {
+    /// All values, as a file would hold them.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is a table")
+    }
+
+    /// The value of a key, as TOML.
+    ///
+    /// # Errors
+    /// If there is no such key.
+    pub fn value(&self, key: &str) -> Result<String, ConfigError> {
+        let all = Value::try_from(self).expect("a configuration is a table");
+        let found = key.split('.').try_fold(&all, |value, part| value.get(part));
+        found.map(ToString::to_string).ok_or_else(|| ConfigError::new(key, unknown_key(key, &all)))
+    }
+
+    /// Where two configurations differ.
+    pub fn all_differences(&self, other: &Self) -> Vec<Difference> {
         let mut found = Vec::new();
         let [one, two] = [self, other].map(|config| Value::try_from(config).expect("a configuration is a table"));
         compare("", &one, &two, &mut found);
+        found
+    }
+
+    /// Where two configurations differ, outside of `[machine]`.
+    pub fn differences(&self, other: &Self) -> Vec<Difference> {
+        let mut found = self.all_differences(other);
         found.retain(|difference| !difference.is_in("machine"));
         found
     }
@@ -390,6 +427,20 @@ mod tests {
     fn error(source: Option<&str>, settings: &[&str]) -> String {
         let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
         Config::load(source, &settings).unwrap_err().to_string()
+    }
+
+    #[cfg(feature = "trainer")]
+    #[test]
+    fn epochs_fit_small_and_large_sets() {
+        let fitted = |images: u64| {
+            let mut config = Config::load(Some("own-images"), &[]).unwrap();
+            config.fit(images);
+            (config.batch.size, config.schedule.epochs)
+        };
+        assert_eq!(
+            [100, 1_000, 20_000, 1_000_000].map(fitted),
+            [(16, 1000.0), (128, 1000.0), (256, 128.0), (256, 100.0)]
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ fn wrong_configurations_are_named() {
     let ops = "recipe.ops=[{ op = \"center_crop\", fraction = 0.875, interpolation = \"bicubic\" }, \
         { op = \"solarize\", probability = 1, threshold = 300 }]";
     digest(&["--set", ops], &["recipe.ops", "threshold 300", "255"]);
-    world.fails(&["bench", "--manifest", &manifest, "--feed", "0"], 2, &["--feed must be greater than 0"]);
+    world.fails(&["bench", "--manifest", &manifest, "--feed", "0"], 2, &["--target-rate must be greater than 0"]);
     world.fails(&["digest", "--config", "nowhere.toml"], 2, &["nowhere.toml", "not a preset"]);
 }
 

@@ -65,6 +65,87 @@ fn exports_and_embeddings_replace_only_their_own_kind() {
 }
 
 #[test]
+fn results_replace_no_file_that_only_looks_like_one() {
+    let world = World::new();
+    let manifest = world.packed("set", 40, &[]);
+    world.done(&arguments(&manifest, "run", &["--set", "train.steps=1"]));
+    let photo = world.at("set-pictures/circle/0000.png");
+    let photo = if photo.is_file() { photo } else { first_file(&world.at("set-pictures")) };
+    std::fs::copy(&photo, world.at("photo.png")).unwrap();
+    for (file, text) in [
+        ("notes.json", "{\"mine\": 1}"),
+        ("page.html", "<!doctype html>mine"),
+        ("table.csv", "step,mine\n1,2\n"),
+        ("values.parquet", "PAR1 mine"),
+    ] {
+        std::fs::write(world.at(file), text).unwrap();
+    }
+    let commands: [(&[&str], &str); 7] = [
+        (&["manifest", "build", "set/*.tar", "--out", "notes.json"], "notes.json"),
+        (&["manifest", "build", "set/*.tar", "--out", "run/run.json"], "run/run.json"),
+        (&["manifest", "convert", &manifest, "--wids", "notes.json"], "notes.json"),
+        (&[&["preview"], TINY, &["--data", "set", "--out", "photo.png"]].concat(), "photo.png"),
+        (&["report", "--run", "run", "--out", "page.html"], "page.html"),
+        (&["report", "--run", "run", "--out", "new.html", "--csv", "table.csv"], "table.csv"),
+        (&["embed", "--run", "run", "--out", "values.parquet"], "values.parquet"),
+    ];
+    for (command, file) in commands {
+        let before = std::fs::read(world.at(file)).unwrap();
+        world.fails(command, 2, &[file, "already there"]);
+        assert!(std::fs::read(world.at(file)).unwrap() == before, "{command:?}");
+        // Of itself it makes one, and then another in its place.
+        if file != "run/run.json" {
+            std::fs::remove_file(world.at(file)).unwrap();
+            world.done(command);
+            world.done(command);
+            std::fs::write(world.at(file), &before).unwrap();
+        }
+    }
+    // A link stays one, also if what it leads to is not there yet.
+    std::fs::create_dir(world.at("later")).unwrap();
+    std::os::unix::fs::symlink("later/manifest.json", world.at("link.json")).unwrap();
+    world.done(&["manifest", "build", "set/*.tar", "--out", "link.json"]);
+    assert!(world.at("link.json").is_symlink() && world.at("later/manifest.json").is_file());
+}
+
+fn first_file(folder: &std::path::Path) -> std::path::PathBuf {
+    let class = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    std::fs::read_dir(class).unwrap().next().unwrap().unwrap().path()
+}
+
+#[test]
+fn old_checkpoints_make_room_and_nothing_else_does() {
+    let world = World::new();
+    let manifest = world.packed("set", 40, &[]);
+    let more = ["--set", "checkpoint.every=1", "--set", "checkpoint.keep=2"];
+    let train = |steps: &str, resume: &[&str]| {
+        world.done(&arguments(&manifest, "run", &[&more[..], &["--set", steps], resume].concat()));
+    };
+    train("train.steps=2", &[]);
+    std::fs::create_dir(world.at("letters")).unwrap();
+    for name in ["step-1", "step-00000003-notes", "step-00000001"] {
+        let folder = world.at("run/checkpoints").join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("notes.txt"), "mine").unwrap();
+    }
+    std::os::unix::fs::symlink(world.at("letters"), world.at("run/checkpoints/step-00000000")).unwrap();
+    std::fs::write(world.at("run/evaluations.jsonl"), "{\"cut").unwrap();
+    train("train.steps=4", &["--resume"]);
+    let left = |name: &str| world.at("run/checkpoints").join(name).exists();
+    assert!(
+        ["step-1/notes.txt", "step-00000003-notes/notes.txt", "step-00000001/notes.txt"].iter().all(|name| left(name))
+    );
+    assert!(left("step-00000000") && left("step-00000003/state.json") && left("step-00000004/state.json"));
+    assert!(!left("step-00000002"), "two are kept");
+    // A line that a kill cut short takes no other with it.
+    world.done(&["eval", "knn", "--run", "run", "--train", "set", "--test", "set"]);
+    let lines = text(&world.at("run/evaluations.jsonl"));
+    let last: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert!(last["top1"].is_number(), "{lines}");
+}
+
+#[test]
 fn a_ledger_changes_no_batch() {
     let world = World::new();
     let manifest = world.packed("set", 40, &[]);

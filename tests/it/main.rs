@@ -1,5 +1,6 @@
 //! Journeys through the program as a user makes them: the real binary, real files, no network but loopback.
 
+mod asked;
 mod dashboards;
 mod data;
 mod dependencies;

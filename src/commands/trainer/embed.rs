@@ -77,10 +77,12 @@ impl Run for EmbedArgs {
         let loaded = &model.loaded;
         let out = self.out.clone().unwrap_or_else(|| model.folder.join(EMBEDDING));
         match format {
-            Format::Parquet => check_replaceable("--out", &out, "embeddings", |start| start.starts_with(b"PAR1"))?,
+            Format::Parquet => check_replaceable("--out", &out, "embeddings", |file| {
+                file.starts("PAR1") && file.contains("simclr.version")
+            })?,
             Format::Npy => {
                 for file in npy_files(&out) {
-                    check_replaceable("--out", &file, "an array", |start| start.starts_with(NPY))?;
+                    check_replaceable("--out", &file, "an array", |file| file.start.starts_with(NPY))?;
                 }
             }
         }

@@ -16,7 +16,7 @@ use tch::Device;
 use super::model::ModelArgs;
 use crate::commands::Run;
 use crate::config::Config;
-use crate::output::{ExitStatus, Output, check_replaceable};
+use crate::output::{Ends, ExitStatus, Output, check_replaceable};
 
 /// Export the encoder as safetensors with torchvision, timm or Hugging Face parameter names, plus a model card.
 #[derive(Args)]
@@ -61,7 +61,7 @@ impl Run for ExportArgs {
             )));
         }
         let card = PathBuf::from(format!("{}.md", self.out.display()));
-        let is_ours = |start: &[u8]| String::from_utf8_lossy(start).contains(MADE_BY);
+        let is_ours = |file: &Ends| file.contains(MADE_BY);
         check_replaceable("--out", &self.out, "an export", is_ours)?;
         check_replaceable("--out: its model card", &card, "a model card", is_ours)?;
         let (folder, chosen) = self.model.find(false)?;

@@ -24,7 +24,7 @@ pub struct ImportArgs {
     /// the official TensorFlow code.
     pub file: PathBuf,
     /// Run directory to create.
-    #[arg(long)]
+    #[arg(long = "run-dir", visible_alias = "run", value_name = "DIR")]
     pub run: PathBuf,
     /// Parameter prefix, if the file contains several encoders.
     #[arg(long)]

@@ -19,7 +19,7 @@ const READING: [&str; 3] = ["data.labels", "data.label_field", "data.image"];
 #[derive(Args)]
 pub struct ModelArgs {
     /// Run directory; uses its latest checkpoint [default: the latest runs/train-N].
-    #[arg(long)]
+    #[arg(long = "run-dir", visible_alias = "run", value_name = "DIR")]
     pub run: Option<PathBuf>,
     /// Use this checkpoint instead of the latest.
     #[arg(long, conflicts_with = "run")]

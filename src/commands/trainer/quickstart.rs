@@ -36,7 +36,7 @@ use crate::{open, report};
 #[derive(Args)]
 pub struct QuickstartArgs {
     /// Run directory to create [default: runs/quickstart-1, -2, …].
-    #[arg(long)]
+    #[arg(long = "run-dir", visible_alias = "run", value_name = "DIR")]
     pub run: Option<PathBuf>,
     /// Override a value of the quickstart preset (repeatable).
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
@@ -47,6 +47,9 @@ pub struct QuickstartArgs {
     /// Number of test images to generate.
     #[arg(long, default_value_t = 1000)]
     pub test_images: u64,
+    /// What people may hope that it takes.
+    #[arg(hide = true)]
+    pub words: Vec<String>,
 }
 
 /// Side of a drawn image in pixels.
@@ -54,6 +57,12 @@ const SIDE: u32 = 40;
 
 impl Run for QuickstartArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
+        if let [word, ..] = &self.words[..] {
+            return Err(Error::input(format!(
+                "quickstart draws its own images and takes no data set, got {word}\n\
+                 hint: to train on your own images: simclr-pipeline train --data {word}"
+            )));
+        }
         let began = Instant::now();
         let say = |text: String| {
             if !output.quiet {

@@ -17,7 +17,7 @@ use crate::report;
 #[derive(Args)]
 pub struct ReportArgs {
     /// Run directory [default: the latest runs/train-N].
-    #[arg(long)]
+    #[arg(long = "run-dir", visible_alias = "run", value_name = "DIR")]
     pub run: Option<PathBuf>,
     /// HTML file to write [default: report.html in the run directory].
     #[arg(long)]
@@ -37,9 +37,9 @@ impl Run for ReportArgs {
         let out = self.out.clone().unwrap_or_else(|| run.join("report.html"));
         let folder = RunFolder::open(&run)?;
         let embedding = self.embedding.clone().or_else(|| Some(run.join(EMBEDDING)).filter(|path| path.is_file()));
-        check_replaceable("--out", &out, "a report", |start| start.starts_with(b"<!"))?;
+        check_replaceable("--out", &out, "a report", |file| file.starts("<!") && file.contains("simclr-pipeline"))?;
         if let Some(csv) = &self.csv {
-            check_replaceable("--csv", csv, "a table of steps", |start| start.starts_with(b"step,"))?;
+            check_replaceable("--csv", csv, "a table of steps", |file| file.starts("step,batch,"))?;
         }
         report::write(&folder, embedding.as_deref(), &out)?;
         if let Some(csv) = &self.csv {

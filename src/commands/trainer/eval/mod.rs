@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use simclr_ground::error::{Context, Error, Result};
 use simclr_ground::files::write_whole;
 use simclr_ground::location::absolute;
-use simclr_image::drawn;
 use simclr_plan::STREAM_VERSION;
 use simclr_trainer::checkpoint;
 use simclr_trainer::eval::{CompareConfig, Comparison, Outcome, SetRole, Task, compare};
@@ -26,6 +25,7 @@ use simclr_trainer::run::{FINE_TUNED, Imported, RunFolder, Versions};
 use super::model::{ModelArgs, OpenModel};
 use crate::commands::{Run, verbs};
 use crate::drawing::confusion::confusion_image;
+use crate::drawing::{SIGNATURE, signed_png};
 use crate::open;
 use crate::output::{ExitStatus, Output, check_replaceable};
 pub use data::{ManifestData, open_stream};
@@ -76,9 +76,6 @@ pub struct Evaluate<P: Protocol> {
     protocol: P,
 }
 
-/// How a PNG begins.
-const PNG: &[u8] = b"\x89PNG";
-
 /// The metric that a dataset is judged by.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Metric {
@@ -103,7 +100,7 @@ impl From<Metric> for simclr_trainer::eval::Metric {
 #[derive(Args)]
 pub struct EvalArgs {
     /// Run directory; uses its latest checkpoint.
-    #[arg(long, required_unless_present_any = ["checkpoint", "compare"])]
+    #[arg(long = "run-dir", visible_alias = "run", value_name = "DIR", required_unless_present_any = ["checkpoint", "compare"])]
     pub run: Option<PathBuf>,
     /// Evaluate this checkpoint instead of the latest.
     #[arg(long, conflicts_with = "run")]
@@ -166,7 +163,7 @@ impl<P: Protocol> Run for Evaluate<P> {
             folder.check_new().context("--save")?;
         }
         if let Some(out) = &common.confusion {
-            check_replaceable("--confusion", out, "a PNG", |start| start.starts_with(PNG))?;
+            check_replaceable("--confusion", out, "a confusion matrix", |file| file.contains(SIGNATURE))?;
         }
         let runtime = open::runtime()?;
         let mut results = Vec::new();
@@ -184,7 +181,7 @@ impl<P: Protocol> Run for Evaluate<P> {
             let object = result(P::NAME, common, &model, &data, &outcomes)?;
             if let Some(out) = &common.confusion {
                 let image = confusion_image(&outcomes[0].answers.measure()?, &data.manifest(SetRole::Test).classes);
-                write_whole(out, &drawn::png(&image)).with_context(|| format!("cannot write {}", out.display()))?;
+                write_whole(out, &signed_png(&image)).with_context(|| format!("cannot write {}", out.display()))?;
             }
             let (mut answers, mut trained) = (Vec::new(), None);
             for outcome in outcomes {

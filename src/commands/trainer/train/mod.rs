@@ -37,7 +37,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Run directory.
-    #[arg(long)]
+    #[arg(long = "run-dir", visible_alias = "run", value_name = "DIR")]
     pub run: Option<PathBuf>,
     /// Resume from the latest checkpoint, or start if there is none.
     #[arg(long)]
@@ -150,7 +150,7 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     let recorded = record.config;
     let mut config = match &args.config.config {
         Some(_) => args.config.load()?,
-        None => recorded.with(&args.config.settings(), &folder.join("run.json").display().to_string())?,
+        None => recorded.with(&args.config.settings()?, &folder.join("run.json").display().to_string())?,
     };
     config.make_paths_absolute()?;
     // What fits itself did so when the run began.
@@ -159,6 +159,9 @@ fn configuration(args: &TrainArgs, folder: &RunFolder) -> Result<Config> {
     }
     if config.order.lanes == 0 {
         config.order.lanes = recorded.order.lanes;
+    }
+    if config.schedule.epochs == 0.0 {
+        config.schedule.epochs = recorded.schedule.epochs;
     }
     args.feed.apply(&mut config.machine.feed);
     let mut differences = recorded.differences(&config);
