@@ -56,7 +56,13 @@ pub fn run() -> ExitCode {
     let color = cli.color();
     telemetry::logging::start(cli.verbose, cli.quiet, color, cli.log);
     open::raise_open_files();
+    // Without a thread for it the system ends the program, as it does by default.
+    let _ = signals::Stop::unless_listened();
     let ended = cli.command.run(cli.output());
+    while ended.is_err() && signals::is_leaving() {
+        // Whoever tidies up ends the program; what failed has lost the ground under it.
+        std::thread::park();
+    }
     telemetry::logging::finish();
     match ended {
         Ok(ExitStatus::Success) => ExitCode::SUCCESS,

@@ -17,6 +17,8 @@ pub struct Stop {
     in_order: Arc<AtomicBool>,
     /// What is done before the program ends at once.
     tidy: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Whether it gives way to any other that listens.
+    is_fallback: bool,
 }
 
 impl Stop {
@@ -28,7 +30,9 @@ impl Stop {
     /// # Errors
     /// If the system gives no thread.
     pub fn on_signals() -> Result<Self> {
-        Self::default().listen()
+        let stop = Self::default().listen()?;
+        LISTENED.store(true, Ordering::Relaxed);
+        Ok(stop)
     }
 
     fn listen(self) -> Result<Self> {
@@ -66,7 +70,17 @@ impl Stop {
     /// # Errors
     /// If the system gives no thread.
     pub fn before_leaving(tidy: impl Fn() + Send + Sync + 'static) -> Result<()> {
-        Self { tidy: Some(Arc::new(tidy)), ..Self::default() }.listen().map(drop)
+        Self { tidy: Some(Arc::new(tidy)), ..Self::default() }.listen()?;
+        LISTENED.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Ends the program at the first signal, unless a command listens itself.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn unless_listened() -> Result<()> {
+        Self { is_fallback: true, ..Self::default() }.listen().map(drop)
     }
 
     /// From here on a signal is a request, for whoever looks at [`Stop::flag`]: there is something to put in order.
@@ -90,8 +104,12 @@ impl Stop {
     }
 
     fn on_signal(&self, kind: SignalKind) {
+        if self.is_fallback && LISTENED.load(Ordering::Relaxed) {
+            return;
+        }
         let urges = [SignalKind::interrupt(), SignalKind::terminate()].contains(&kind);
         if !self.in_order.load(Ordering::Relaxed) {
+            LEAVING.store(true, Ordering::Relaxed);
             logging::say("interrupted");
             self.tidy.iter().for_each(|tidy| tidy());
             leave();
@@ -108,6 +126,17 @@ impl Stop {
             _ => {}
         }
     }
+}
+
+/// Whether a command listens to signals itself.
+static LISTENED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the program is being ended by a signal.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
+/// Whether the program is being ended by a signal: what fails then fails for that.
+pub fn is_leaving() -> bool {
+    LEAVING.load(Ordering::Relaxed)
 }
 
 /// Whether SIGINT or SIGTERM was among what asked to stop.

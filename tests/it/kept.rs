@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 
+use crate::service::until;
 use crate::training::arguments;
 use crate::world::{TINY, World, text};
 
@@ -201,4 +202,32 @@ fn a_message_quotes_no_more_of_a_file_than_one_can_read() {
     let output = world.run(&["manifest", "show", "set", "--labels", "labels.csv"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(output.stderr.len() < 10_000, "{} bytes", output.stderr.len());
+}
+
+#[test]
+fn a_signal_ends_whatever_is_being_done() {
+    let world = World::new();
+    let manifest = world.packed("set", 40, &[]);
+    world.draw("photos", 0, 1500);
+    let digest = [&["digest"], TINY, &["--manifest", &manifest, "--batches", "10000000"]].concat();
+    let bench = [&["bench"], TINY, &["--manifest", &manifest, "--images", "1000000000"]].concat();
+    for command in [&digest[..], &bench, &["pack", "photos", "--out", "packed", "--resize-short", "10"]] {
+        for signal in ["TERM", "INT"] {
+            let child = world.start(command);
+            // Once it listens, which it does before it opens anything.
+            let status = format!("/proc/{}/status", child.id());
+            until("it listens to SIGTERM", || {
+                let text = std::fs::read_to_string(&status).unwrap_or_default();
+                let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+                u64::from_str_radix(caught.trim(), 16).is_ok_and(|mask| mask >> 14 & 1 == 1)
+            });
+            let kill = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
+            assert!(kill.unwrap().success());
+            let output = child.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(130), "{command:?}: {said}");
+            assert!(said.contains("interrupted") && !said.contains("error"), "{command:?}: {said}");
+        }
+        assert!(!world.at("packed").exists());
+    }
 }

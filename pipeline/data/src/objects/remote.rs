@@ -56,8 +56,8 @@ pub struct RemoteOptions {
     pub hedge_after: Duration,
     /// A request that takes longer than this has failed.
     pub attempt_timeout: Duration,
-    /// An object whose size nobody has promised, such as a manifest, has no more bytes.
-    pub unknown_bytes: u64,
+    /// An object that is read whole, such as a manifest or a shard from a server without ranges, has no more bytes.
+    pub whole_bytes: u64,
 }
 
 impl Default for RemoteOptions {
@@ -70,8 +70,7 @@ impl Default for RemoteOptions {
             longest_backoff: Duration::from_secs(10),
             hedge_after: Duration::from_secs(1),
             attempt_timeout: Duration::from_secs(20),
-            unknown_bytes: simclr_ground::memory::total()
-                .map_or(MAX_UNKNOWN_BYTES, |all| (all / 4).min(MAX_UNKNOWN_BYTES)),
+            whole_bytes: simclr_ground::memory::total().map_or(MAX_WHOLE_BYTES, |all| (all / 4).min(MAX_WHOLE_BYTES)),
         }
     }
 }
@@ -86,8 +85,8 @@ pub struct Remote {
 struct Server {
     /// Its scheme and host, or bucket.
     origin: String,
-    /// As [`RemoteOptions::unknown_bytes`].
-    unknown_bytes: u64,
+    /// As [`RemoteOptions::whole_bytes`].
+    whole_bytes: u64,
     store: Arc<dyn ObjectStore>,
     pace: Pace,
     no_ranges: AtomicBool,
@@ -111,7 +110,7 @@ impl Server {
         let (pace, origin) = (Pace::new(options.requests), origin.to_owned());
         Self {
             origin,
-            unknown_bytes: options.unknown_bytes,
+            whole_bytes: options.whole_bytes,
             store,
             pace,
             no_ranges: false.into(),
@@ -434,17 +433,18 @@ async fn get_whole(server: &Server, path: &Path, size: Option<u64>) -> Result<By
 }
 
 async fn get(server: &Server, path: &Path, options: GetOptions, size: Option<u64>) -> Result<Bytes, Failure> {
+    let is_whole = options.range.is_none();
     let answer = server.store.get_opts(path, options).await.map_err(|error| failure(&error))?;
     // A body of unknown length reports none; the bytes are counted when they are all there.
     let found = answer.meta.size;
     if let Some(expected) = size.filter(|&expected| expected != found && found > 0) {
         return Err(Failure::Final(FetchError::Size { found, expected }));
     }
+    let most = size.map_or(server.whole_bytes, |size| size.min(server.whole_bytes));
+    if is_whole && found > most {
+        return Err(Failure::Final(FetchError::TooLarge { most }));
+    }
     // What a server says of the size may be anything; memory follows what comes.
-    let most = match size {
-        Some(size) => size.min(MAX_OBJECT_BYTES),
-        None => server.unknown_bytes,
-    };
     let mut parts = answer.into_stream();
     let mut all = Vec::with_capacity(found.min(FIRST_BYTES) as usize);
     while let Some(part) = parts.next().await {
@@ -456,8 +456,8 @@ async fn get(server: &Server, path: &Path, options: GetOptions, size: Option<u64
                 None => FetchError::TooLarge { most },
             }));
         }
-        // Grown by hand: that there is no memory for it is no reason to end the process.
-        if all.try_reserve(part.len()).is_err() {
+        // Grown by hand, by a quarter: that there is no memory for it is no reason to end the process.
+        if all.capacity() - all.len() < part.len() && all.try_reserve_exact(part.len().max(all.len() / 4)).is_err() {
             return Err(Failure::Final(FetchError::TooLarge { most: all.len() as u64 }));
         }
         all.extend_from_slice(&part);
@@ -465,11 +465,8 @@ async fn get(server: &Server, path: &Path, options: GetOptions, size: Option<u64
     Ok(all.into())
 }
 
-/// Nothing that is read whole into memory has more bytes.
-const MAX_OBJECT_BYTES: u64 = 16 << 30;
-
-/// A manifest may have so many bytes, and no more than a quarter of the memory: one of 10,000,000 samples has 700 MB.
-const MAX_UNKNOWN_BYTES: u64 = 4 << 30;
+/// Nothing that is read whole into memory has more bytes, nor more than a quarter of the machine's.
+const MAX_WHOLE_BYTES: u64 = 16 << 30;
 
 /// So much room is made before anything has come.
 const FIRST_BYTES: u64 = 16 << 20;

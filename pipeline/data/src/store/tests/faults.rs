@@ -270,7 +270,7 @@ fn bounded_a_body_without_end_is_refused() {
             });
         }
     });
-    let remote = Remote::new(RemoteOptions { unknown_bytes: 1 << 20, ..IMPATIENT }, PipelineMetrics::register());
+    let remote = Remote::new(RemoteOptions { whole_bytes: 1 << 20, ..IMPATIENT }, PipelineMetrics::register());
     let error = runtime.block_on(remote.read(&url)).unwrap_err();
     assert!(matches!(error, FetchError::TooLarge { most: 1_048_576 }), "{error}");
     assert_eq!(error.class(), ErrorClass::Input);

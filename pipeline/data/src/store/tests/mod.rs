@@ -29,7 +29,7 @@ const IMPATIENT: RemoteOptions = RemoteOptions {
     longest_backoff: Duration::from_millis(100),
     hedge_after: Duration::from_millis(150),
     attempt_timeout: Duration::from_millis(600),
-    unknown_bytes: 1 << 30,
+    whole_bytes: 1 << 30,
 };
 
 /// Shards held in memory, or read sample by sample.
