@@ -38,12 +38,7 @@ impl Stop {
     fn listen(self) -> Result<Self> {
         let stop = self;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
-        let also = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()];
-        let listened: Vec<SignalKind> = [SignalKind::interrupt(), SignalKind::terminate()]
-            .into_iter()
-            .chain(also.into_iter().filter(|kind| ignored >> (kind.as_raw_value() - 1) & 1 == 0))
-            .collect();
+        let listened = listened_to();
         let entered = runtime.enter();
         let mut signals =
             listened.into_iter().map(|kind| Ok((kind, signal(kind)?))).collect::<std::io::Result<Vec<_>>>()?;
@@ -134,6 +129,11 @@ static LISTENED: AtomicBool = AtomicBool::new(false);
 /// Whether the program is being ended by a signal.
 static LEAVING: AtomicBool = AtomicBool::new(false);
 
+/// Says that a command listens to signals itself, without a [`Stop`].
+pub fn listens_itself() {
+    LISTENED.store(true, Ordering::Relaxed);
+}
+
 /// Whether the program is being ended by a signal: what fails then fails for that.
 pub fn is_leaving() -> bool {
     LEAVING.load(Ordering::Relaxed)
@@ -153,6 +153,14 @@ pub fn is_spoken_for() -> bool {
 fn leave() -> ! {
     logging::finish();
     std::process::exit(INTERRUPTED.into())
+}
+
+/// SIGINT and SIGTERM, and of those that terminals and schedulers send those that this process is not to ignore.
+pub fn listened_to() -> Vec<SignalKind> {
+    let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let also = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()];
+    let also = also.into_iter().filter(|kind| ignored >> (kind.as_raw_value() - 1) & 1 == 0);
+    [SignalKind::interrupt(), SignalKind::terminate()].into_iter().chain(also).collect()
 }
 
 /// The signals that this process ignores, a bit each, as the system's text about it says.

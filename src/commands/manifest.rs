@@ -252,10 +252,10 @@ pub struct ConvertArgs {
 impl Run for ConvertArgs {
     fn run(&self, output: Output) -> Result<ExitStatus> {
         let Self { manifest: path, wids: out } = self;
-        check_replaceable("--wids", out, "an index", |file| file.contains("\"__kind__\""))?;
         if std::fs::canonicalize(path).ok().is_some_and(|path| std::fs::canonicalize(out).ok() == Some(path)) {
             return Err(Error::input(format!("--wids {}: is the manifest itself", out.display())));
         }
+        check_replaceable("--wids", out, "an index", |file| file.contains("\"__kind__\""))?;
         let manifest = Manifest::read(path)?;
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         let index = with_progress("reading", manifest.shards.len(), output, |progress| {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::Poll;
 
 use clap::Args;
 use serde_json::json;
@@ -9,12 +10,14 @@ use simclr_data::source::DamagePolicy;
 use simclr_ground::error::Context;
 use simclr_ground::error::{Error, Result};
 use simclr_service::{Service, server};
+use tokio::signal::unix::signal;
 
 use super::Run;
 use super::args::ConfigArgs;
 use crate::open;
 use crate::output::ExitStatus;
 use crate::output::Output;
+use crate::signals::{listened_to, listens_itself};
 use crate::telemetry::logging;
 use crate::web::{self, Pages};
 
@@ -107,16 +110,19 @@ impl Run for ServeArgs {
     }
 }
 
-/// Drains the service at the first SIGTERM or SIGINT, ends the program at the second.
+/// Drains the service at the first signal, ends the program at the second.
 async fn drain_on_signals(service: Arc<Service>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return;
-    };
+    let mut signals: Vec<_> = listened_to().into_iter().filter_map(|kind| signal(kind).ok()).collect();
+    listens_itself();
     let mut told = false;
     loop {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        std::future::poll_fn(|context| {
+            // Each is asked, so that each wakes this up.
+            let came =
+                signals.iter_mut().filter_map(|signal| signal.poll_recv(context).is_ready().then_some(())).count();
+            if came > 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         if told {
             std::process::exit(130);
         }

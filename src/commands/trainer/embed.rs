@@ -53,6 +53,9 @@ pub struct EmbedArgs {
 /// The file in a run's folder that embeddings are written to if no other is named.
 pub const EMBEDDING: &str = "embedding.parquet";
 
+/// What a Parquet file says at its end of the program that wrote it.
+const WRITTEN_BY: &str = "simclr-pipeline";
+
 /// Rows of a Parquet file that are written at a time.
 const ROWS: usize = 16_384;
 
@@ -77,9 +80,9 @@ impl Run for EmbedArgs {
         let loaded = &model.loaded;
         let out = self.out.clone().unwrap_or_else(|| model.folder.join(EMBEDDING));
         match format {
-            Format::Parquet => check_replaceable("--out", &out, "embeddings", |file| {
-                file.starts("PAR1") && file.contains("simclr.version")
-            })?,
+            // The run's own file is the run's.
+            Format::Parquet if self.out.is_none() => {}
+            Format::Parquet => check_replaceable("--out", &out, "embeddings", |file| file.contains(WRITTEN_BY))?,
             Format::Npy => {
                 for file in npy_files(&out) {
                     check_replaceable("--out", &file, "an array", |file| file.start.starts_with(NPY))?;
@@ -186,7 +189,10 @@ fn write_parquet(out: &Path, features: &Features, manifest: &Manifest, told: &[(
     let metadata: HashMap<String, String> =
         told.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
     let schema = Arc::new(Schema::new(fields).with_metadata(metadata));
-    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_created_by(format!("{WRITTEN_BY} {}", env!("CARGO_PKG_VERSION")))
+        .build();
     let mut file = create(out)?;
     let failed = |error| Error::from_foreign(error).context(format!("cannot write {}", out.display()));
     let mut writer = ArrowWriter::try_new(file.as_file_mut(), schema.clone(), Some(properties)).map_err(failed)?;
