@@ -1,5 +1,6 @@
 //! Arguments that several commands share.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -57,16 +58,18 @@ pub struct CommonArgs {
 impl CommonArgs {
     /// The flags as settings.
     fn settings(&self) -> Vec<String> {
-        let text = |value: &dyn std::fmt::Display| value.to_string();
+        fn flag(key: &str, value: Option<&impl Display>) -> Option<String> {
+            value.map(|value| format!("{key}={value}"))
+        }
         let flags = [
-            ("schedule.epochs", self.epochs.as_ref().map(|value| text(value))),
-            ("batch.size", self.batch_size.as_ref().map(|value| text(value))),
-            ("optimizer.learning_rate", self.lr.as_ref().map(|value| text(value))),
-            ("machine.device", self.device.as_ref().map(|value| text(value))),
-            ("machine.precision", self.precision.as_ref().map(|value| text(value))),
-            ("seed", self.seed.as_ref().map(|value| text(value))),
+            flag("schedule.epochs", self.epochs.as_ref()),
+            flag("batch.size", self.batch_size.as_ref()),
+            flag("optimizer.learning_rate", self.lr.as_ref()),
+            flag("machine.device", self.device.as_ref()),
+            flag("machine.precision", self.precision.as_ref()),
+            flag("seed", self.seed.as_ref()),
         ];
-        flags.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))).collect()
+        flags.into_iter().flatten().collect()
     }
 }
 

@@ -131,7 +131,6 @@ fn vectors() -> Finding {
     }
 }
 
-/// A value of a cgroup or system file, in bytes.
 fn memory(config: &Config) -> Finding {
     let there = simclr_ground::memory::available().unwrap_or(0);
     let is_limited = simclr_ground::memory::group_limit().is_some();

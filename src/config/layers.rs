@@ -141,10 +141,11 @@ pub fn full_key(short: &str) -> Option<&'static str> {
     SHORT.iter().find(|(known, _)| *known == plain).map(|(_, full)| *full)
 }
 
-/// A setting whose key is written in full.
-pub(super) fn in_full(setting: &str) -> String {
-    let full = setting.split_once('=').and_then(|(key, value)| Some(format!("{}={value}", full_key(key)?)));
-    full.unwrap_or_else(|| setting.to_owned())
+/// Settings with their keys written in full.
+pub(super) fn in_full(settings: &[String]) -> Vec<String> {
+    let full =
+        |setting: &String| setting.split_once('=').and_then(|(key, value)| Some(format!("{}={value}", full_key(key)?)));
+    settings.iter().map(|setting| full(setting).unwrap_or_else(|| setting.clone())).collect()
 }
 
 /// Applies one `table.key=value`; a number in the path counts into a list.
@@ -200,7 +201,7 @@ fn known_keys(value: &Value) -> Vec<String> {
 
 /// That there is no such key, and which may be meant.
 pub(super) fn unknown_key(key: &str, all: &Value) -> String {
-    format!("unknown key{}", nearest(&in_full(&format!("{key}=")).replace('=', ""), &known_keys(all)))
+    format!("unknown key{}", nearest(full_key(key).unwrap_or(key), &known_keys(all)))
 }
 
 fn nearest(word: &str, known: &[String]) -> String {

@@ -1,7 +1,8 @@
 //! The configuration of a run: a preset or a TOML file, changed by `--set`, checked once.
 //!
 //! A file need not say everything: what it leaves out comes from the preset that its `extends` key names, or from
-//! `imagenet-resnet50`. What is 0 where 0 makes no sense fits itself: lanes to the batch, the batch to the data. The structs that are read here are the ones that do the work.
+//! `imagenet-resnet50`. What is 0 where 0 makes no sense fits itself: lanes to the batch, the batch to the data,
+//! epochs to both. The structs that are read here are the ones that do the work.
 
 mod layers;
 
@@ -204,7 +205,7 @@ impl Config {
             Some(table) => (table, format!("preset {source}")),
             None => (read_file(Path::new(source))?, source.to_owned()),
         };
-        let settings = &settings.iter().map(|setting| in_full(setting)).collect::<Vec<_>>()[..];
+        let settings = &in_full(settings);
         set_all(&mut table, settings)?;
         shorten_warmup(&mut table, settings);
         let place =
@@ -218,7 +219,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn with(&self, settings: &[String], place: &str) -> Result<Self, ConfigError> {
         let mut table = Table::try_from(self).expect("a configuration is a table");
-        let settings = &settings.iter().map(|setting| in_full(setting)).collect::<Vec<_>>()[..];
+        let settings = &in_full(settings);
         set_all(&mut table, settings)?;
         Self::from_table(table, place)
     }

@@ -257,7 +257,7 @@ impl Quarantine {
         self.metrics.add_quarantined(&entry.reason);
         let is_listed = state.listed.remove(&entry.sample).is_some();
         if let Some(ledger) = state.ledger.as_mut().filter(|_| !is_listed) {
-            // A run that goes on without it would put the sample back into its batches after a restart.
+            // Without it a run would forget after a restart how many are damaged, and report none.
             ledger.append(&entry).map_err(|error| QuarantineError::Ledger {
                 path: ledger.path.clone(),
                 entry: entry.entry.clone(),

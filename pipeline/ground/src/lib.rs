@@ -5,8 +5,8 @@
 //! - [`batch`] is what a stream delivers, [`batch_stream`] how it is asked for.
 //! - [`stall`] says what somebody waited for, from what [`activity`] saw threads do.
 //! - [`patience`] says when a wait is worth a word.
-//! - [`error`] says whose an error is; [`files`] reads and writes files whole; [`memory`] says how much there is; [`mod@kinds`] reads tables whose `kind`
-//!   decides which keys they have.
+//! - [`error`] says whose an error is; [`files`] reads and writes files whole; [`memory`] says how much there is;
+//!   [`mod@kinds`] reads tables whose `kind` decides which keys they have.
 //!
 //! Randomness has no state: whoever knows what a number is for can have it, in any order.
 //!

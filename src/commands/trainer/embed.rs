@@ -224,8 +224,7 @@ fn write_parquet(out: &Path, features: &Features, manifest: &Manifest, told: &[(
     keep(file, out)
 }
 
-/// The representations, `[N, dim]` f32, at `out`; their ids, u64, and labels, i64, beside it.
-/// The arrays of values, ids and labels.
+/// The files of the arrays of values, ids and labels.
 fn npy_files(out: &Path) -> [PathBuf; 3] {
     [out.to_owned(), out.with_extension("ids.npy"), out.with_extension("labels.npy")]
 }
@@ -233,6 +232,7 @@ fn npy_files(out: &Path) -> [PathBuf; 3] {
 /// How an array begins, in NumPy's format 1.0.
 const NPY: &[u8] = b"\x93NUMPY\x01\x00";
 
+/// The representations, `[N, dim]` f32, at `out`; their ids, u64, and labels, i64, beside it.
 fn write_npy(out: &Path, features: &Features) -> Result<()> {
     let (rows, dim) = size(features);
     let rows_of = values::<f32>(&features.values)?;
