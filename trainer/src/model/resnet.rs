@@ -255,7 +255,8 @@ impl Conv {
     }
 
     fn forward(&self, x: &Tensor, precision: Precision) -> Tensor {
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        let (x, stride) = self.subsampled(x);
+        let (stride, padding) = ([stride; 2], [self.padding; 2]);
         match precision {
             Precision::Fp32 | Precision::Tf32 => x.conv2d(&self.weight, None::<Tensor>, stride, padding, [1, 1], 1),
             Precision::Bf16 => {
@@ -263,6 +264,18 @@ impl Conv {
                 x.conv2d(&weight, None::<Tensor>, stride, padding, [1, 1], 1)
             }
         }
+    }
+
+    /// The pixels that are looked at, and the stride over them. A strided convolution of single pixels sees one of each
+    /// `stride` alone; where channels do not fill vectors, they are picked here: libtorch 2.11 (oneDNN's
+    /// `jit_avx2_1x1_convolution_bwd_weights_t`) then writes beside its own memory on processors without AVX-512.
+    fn subsampled(&self, x: &Tensor) -> (Tensor, i64) {
+        const CHANNELS_IN_A_VECTOR: i64 = 8;
+        let [_, inputs, height, _] = self.weight.size4().map(<[i64; 4]>::from).expect("a convolution's weight");
+        if self.stride == 1 || height > 1 || inputs % CHANNELS_IN_A_VECTOR == 0 {
+            return (x.shallow_clone(), self.stride);
+        }
+        (x.slice(2, None, None, self.stride).slice(3, None, None, self.stride), 1)
     }
 }
 
@@ -367,6 +380,27 @@ pub(crate) mod tests {
         let (resnet, _) = build(Encoder::Resnet50, 0.25, Stem::Imagenet);
         let x = Tensor::rand([2, 3, 64, 64], (Kind::Float, Device::Cpu));
         assert_eq!(resnet.forward(&x, BatchNormMode::Running, Precision::Fp32).size(), [2, 512]);
+    }
+
+    #[test]
+    fn strided_single_pixels_are_convolved_at_any_width() {
+        for inputs in [3, 5, 8, 13].repeat(10) {
+            // Channels last, as images come.
+            let x = Tensor::randn([16, 8, 8, inputs], (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);
+            let weight = Tensor::randn([2 * inputs - 1, inputs, 1, 1], (Kind::Float, Device::Cpu));
+            let gradient_of = |forward: &dyn Fn(Tensor, Tensor) -> Tensor, kind: Kind| {
+                let [x, weight] = [&x, &weight].map(|of| of.detach().to_kind(kind).set_requires_grad(true));
+                let y = forward(x.shallow_clone(), weight.shallow_clone());
+                y.square().sum(kind).backward();
+                [y, x.grad(), weight.grad()].map(|found| found.detach().to_kind(Kind::Double))
+            };
+            let ours = |x: Tensor, weight: Tensor| Conv { weight, stride: 2, padding: 0 }.forward(&x, Precision::Fp32);
+            let plain = |x: Tensor, weight: Tensor| x.conv2d(&weight, None::<Tensor>, [2, 2], [0, 0], [1, 1], 1);
+            for (found, wanted) in gradient_of(&ours, Kind::Float).iter().zip(gradient_of(&plain, Kind::Double)) {
+                assert_eq!(found.size(), wanted.size());
+                assert!((found - &wanted).abs().max().double_value(&[]) < 1e-3, "{inputs} channels");
+            }
+        }
     }
 
     #[test]
