@@ -476,6 +476,17 @@ fn ranks_start_again_after_an_outage_from_the_step_they_were_at() {
     assert!(losses(&world, "run") == losses(&world, "whole"));
 }
 
+/// The program, started by another one.
+fn through(world: &World, starter: &[&str], args: &[&str]) -> std::process::Command {
+    let plain = world.command(args);
+    let mut command = std::process::Command::new(starter[0]);
+    command.args(&starter[1..]).arg(plain.get_program()).args(plain.get_args());
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(world.at(""));
+    command.stdin(std::process::Stdio::null());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+}
+
 fn signal(child: &Child, name: &str) {
     let id = child.id().to_string();
     assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
@@ -497,7 +508,9 @@ fn a_signal_while_no_data_comes_keeps_what_was_learnt() {
     for name in ["TERM", "HUP", "USR1", "USR2"] {
         gate.set(true);
         let args = arguments("s3://set/manifest.json", name, &more);
-        let mut child = world.command(&args).envs(environment.clone()).spawn().unwrap();
+        // Also where the tests themselves run under `nohup`.
+        let mut command = through(&world, &["env", "--default-signal=HUP"], &args);
+        let mut child = command.envs(environment.clone()).spawn().unwrap();
         wait_for(&world, name, 2, &mut child);
         gate.set(false);
         let mut steps = 0;
@@ -531,11 +544,7 @@ fn a_signal_that_is_ignored_stops_nothing() {
     let world = World::new();
     let manifest = world.packed("set", 60, &[]);
     let args = arguments(&manifest, "run", &["--set", "train.steps=60", "--set", "schedule.epochs=90", "--json"]);
-    let plain = world.command(&args);
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(plain.get_program()).args(plain.get_args());
-    command.current_dir(world.at("")).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = through(&world, &["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\""], &args).spawn().unwrap();
     wait_for(&world, "run", 2, &mut child);
     signal(&child, "-HUP");
     let output = child.wait_with_output().unwrap();
